@@ -1,0 +1,431 @@
+//! The inner loops over a tile of row pointers, written once for every instruction set and
+//! element type.
+
+use super::simd::{Elem, Simd};
+
+/// Tokens of a tile; a row of the score and weight buffers is this long.
+pub(crate) const TILE: usize = 64;
+
+/// Online softmax state and options of one tile.
+pub(crate) struct Softmax<'a> {
+    /// Scores `[rows][TILE]`, overwritten.
+    pub(crate) s: &'a mut [f32],
+    /// Valid tokens of the tile.
+    pub(crate) n: usize,
+    /// Multiplies the raw dot product (scale only; log2 e comes later).
+    pub(crate) scale: f32,
+    /// `cap * tanh(s / cap)`; 0 is off.
+    pub(crate) cap: f32,
+    /// Visible tokens of each row as bits, or none if all are visible to all.
+    pub(crate) masks: Option<&'a [u64]>,
+    /// Running maximum, sum and rescale factor, `[rows]`.
+    pub(crate) m: &'a mut [f32],
+    pub(crate) l: &'a mut [f32],
+    pub(crate) alpha: &'a mut [f32],
+}
+
+/// Rows that will be read one tile later. While the loops work on this tile they touch a few lines
+/// of the next at an even rate, so that memory and arithmetic overlap. (Measured on Zen 4: even
+/// touching into L2 one tile ahead reaches 97 % of the arithmetic's speed; bursts, or touching
+/// into L1, whose miss buffers are few, reach 70 to 80 %.)
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead<'a> {
+    /// The rows; touched, never read.
+    pub(crate) rows: &'a [*const u8],
+    /// Bytes of a row.
+    pub(crate) bytes: usize,
+}
+
+impl Ahead<'_> {
+    /// Nothing to touch.
+    pub(crate) const NONE: Ahead<'static> = Ahead { rows: &[], bytes: 0 };
+
+    /// Touches the lines of rows `first..first + count`, as far as there are such.
+    #[inline(always)]
+    pub(crate) fn touch(&self, first: usize, count: usize) {
+        let rows = &self.rows[first.min(self.rows.len())..(first + count).min(self.rows.len())];
+        for &row in rows {
+            // Straight runs of a few lengths: a counted loop costs more than the touching.
+            touch_lines::<2>(row, 0);
+            if self.bytes > 128 {
+                touch_lines::<2>(row, 128);
+            }
+            if self.bytes > 256 {
+                touch_lines::<4>(row, 256);
+            }
+            if self.bytes > 512 {
+                touch_lines::<10>(row, 512);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn touch_lines<const LINES: usize>(row: *const u8, from: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..LINES {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(from + 64 * line).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, from);
+}
+
+/// How the passes of a weighted sum share the rows to touch: the first two passes take half each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    first: usize,
+    /// Rows touched per two tokens.
+    per_pair: usize,
+}
+
+impl Share {
+    #[inline(always)]
+    pub(crate) fn of_pass(pass: usize, passes: usize) -> Share {
+        match (pass, passes) {
+            (0, 1) => Share { first: 0, per_pair: 2 },
+            (0 | 1, _) => Share { first: pass * TILE / 2, per_pair: 1 },
+            _ => Share { first: TILE, per_pair: 0 },
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn touch(&self, ahead: Ahead, pair: usize) {
+        ahead.touch(self.first + pair * self.per_pair, self.per_pair);
+    }
+}
+
+const LOG2E: f32 = std::f32::consts::LOG2_E;
+
+/// `out[r * stride + t] = q[r] . row(t)` for a block of R query rows and T tokens.
+///
+/// # Safety
+/// The instruction set of `S` is enabled; pointers are valid for `dim` elements; query rows are
+/// zero-padded to a multiple of 16.
+#[inline(always)]
+unsafe fn dot_block<S: Simd, E: Elem, const R: usize, const T: usize, const RT: usize>(
+    q: *const f32,
+    q_stride: usize,
+    dim: usize,
+    ptrs: *const *const u8,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: by the function's contract.
+    unsafe {
+        let mut acc = [S::splat(0.0); RT];
+        let rows = *ptrs.cast::<[*const u8; T]>();
+        let full = dim / S::N * S::N;
+        let mut c = 0;
+        while c < full {
+            let mut k = [S::splat(0.0); T];
+            for t in 0..T {
+                k[t] = E::load::<S>(rows[t], c);
+            }
+            for r in 0..R {
+                let x = S::load(q.add(r * q_stride + c));
+                for t in 0..T {
+                    acc[r * T + t] = S::fma(x, k[t], acc[r * T + t]);
+                }
+            }
+            c += S::N;
+        }
+        if c < dim {
+            let mut k = [S::splat(0.0); T];
+            for t in 0..T {
+                k[t] = E::load_part::<S>(rows[t], c, dim - c);
+            }
+            for r in 0..R {
+                let x = S::load(q.add(r * q_stride + c));
+                for t in 0..T {
+                    acc[r * T + t] = S::fma(x, k[t], acc[r * T + t]);
+                }
+            }
+        }
+        let mut sums = [0f32; RT];
+        S::sums(&acc, &mut sums);
+        for r in 0..R {
+            for t in 0..T {
+                *out.add(r * stride + t) = sums[r * T + t];
+            }
+        }
+    }
+}
+
+/// All tokens of a tile for R query rows.
+///
+/// # Safety
+/// As for [`dot_block`].
+#[inline(always)]
+unsafe fn dot_rows<S: Simd, E: Elem, const R: usize, const T: usize, const RT: usize>(
+    q: *const f32,
+    q_stride: usize,
+    dim: usize,
+    ptrs: &[*const u8],
+    ahead: Ahead,
+    out: *mut f32,
+    stride: usize,
+) {
+    let mut t = 0;
+    // SAFETY: by the function's contract; t stays inside `ptrs`.
+    unsafe {
+        while t + T <= ptrs.len() {
+            ahead.touch(t, T);
+            let at = ptrs.as_ptr().add(t);
+            dot_block::<S, E, R, T, RT>(q, q_stride, dim, at, out.add(t), stride);
+            t += T;
+        }
+        while t < ptrs.len() {
+            let at = ptrs.as_ptr().add(t);
+            dot_block::<S, E, R, 1, R>(q, q_stride, dim, at, out.add(t), stride);
+            t += 1;
+        }
+    }
+}
+
+/// `out[r * stride + t] = q[r] . row(t)`; `q` is f32 `[rows][q_stride]`.
+///
+/// # Safety
+/// As for [`dot_block`], for all `rows`.
+#[inline(always)]
+pub(crate) unsafe fn dots<S: Simd, E: Elem>(
+    q: *const u8,
+    q_stride: usize,
+    rows: usize,
+    dim: usize,
+    ptrs: &[*const u8],
+    ahead: Ahead,
+    out: *mut f32,
+    stride: usize,
+) {
+    let q = q.cast::<f32>();
+    let mut r = 0;
+    // SAFETY: by the function's contract; r stays below `rows`.
+    unsafe {
+        while r < rows {
+            let (x, o) = (q.add(r * q_stride), out.add(r * stride));
+            let ahead = if r == 0 { ahead } else { Ahead::NONE };
+            match (rows - r, S::WIDE) {
+                (1, true) => dot_rows::<S, E, 1, 16, 16>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (2, true) => dot_rows::<S, E, 2, 8, 16>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (3, true) => dot_rows::<S, E, 3, 4, 12>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (_, true) => dot_rows::<S, E, 4, 4, 16>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (1, false) => dot_rows::<S, E, 1, 8, 8>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (2, false) => dot_rows::<S, E, 2, 4, 8>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (3, false) => dot_rows::<S, E, 3, 2, 6>(x, q_stride, dim, ptrs, ahead, o, stride),
+                (_, false) => dot_rows::<S, E, 4, 2, 8>(x, q_stride, dim, ptrs, ahead, o, stride),
+            }
+            r += 4;
+        }
+    }
+}
+
+/// `o[r][c..] = o[r][c..] * alpha[r] + sum_t p[r][t] * row(t)[c..]` for R rows and C vectors.
+///
+/// # Safety
+/// As for [`dot_block`]; `part` is the number of elements in the last vector (0: all full).
+#[inline(always)]
+unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
+    p: *const f32,
+    ptrs: &[*const u8],
+    ahead: Ahead,
+    share: Share,
+    c: usize,
+    part: usize,
+    alpha: *const f32,
+    o: *mut f32,
+    o_stride: usize,
+) {
+    // SAFETY: by the function's contract.
+    unsafe {
+        let mut acc = [[S::splat(0.0); C]; R];
+        for (t, &row) in ptrs.iter().enumerate() {
+            if t % 2 == 0 {
+                share.touch(ahead, t / 2);
+            }
+            let mut v = [S::splat(0.0); C];
+            for j in 0..C {
+                v[j] = if part > 0 && j + 1 == C {
+                    E::load_part::<S>(row, c + j * S::N, part)
+                } else {
+                    E::load::<S>(row, c + j * S::N)
+                };
+            }
+            for r in 0..R {
+                let w = S::splat(*p.add(r * TILE + t));
+                for j in 0..C {
+                    acc[r][j] = S::fma(w, v[j], acc[r][j]);
+                }
+            }
+        }
+        for r in 0..R {
+            let a = S::splat(*alpha.add(r));
+            for j in 0..C {
+                let at = o.add(r * o_stride + c + j * S::N);
+                S::store(at, S::fma(a, S::load(at), acc[r][j]));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
+    p: *const f32,
+    ptrs: &[*const u8],
+    ahead: Ahead,
+    share: Share,
+    dim: usize,
+    alpha: *const f32,
+    o: *mut f32,
+    o_stride: usize,
+) {
+    let mut c = 0;
+    // SAFETY: by the contract of `accumulate`; c stays below the padded dim.
+    unsafe {
+        while S::WIDE && R <= 2 && c + 8 * S::N <= dim {
+            acc_block::<S, E, R, 8>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
+            c += 8 * S::N;
+        }
+        while S::WIDE && c + 4 * S::N <= dim {
+            acc_block::<S, E, R, 4>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
+            c += 4 * S::N;
+        }
+        while c + 2 * S::N <= dim {
+            acc_block::<S, E, R, 2>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
+            c += 2 * S::N;
+        }
+        while c < dim {
+            let part = if c + S::N <= dim { 0 } else { dim - c };
+            acc_block::<S, E, R, 1>(p, ptrs, ahead, share, c, part, alpha, o, o_stride);
+            c += S::N;
+        }
+    }
+}
+
+/// Weighted sum of value rows: `o[r] = o[r] * alpha[r] + sum_t p[r][t] * row(t)`; `p` is f32
+/// `[rows][TILE]`.
+///
+/// # Safety
+/// The instruction set of `S` is enabled; pointers are valid for `dim` elements; rows of `o` are
+/// padded to a multiple of 16.
+#[inline(always)]
+pub(crate) unsafe fn accumulate<S: Simd, E: Elem>(
+    p: *const u8,
+    rows: usize,
+    ptrs: &[*const u8],
+    ahead: Ahead,
+    dim: usize,
+    alpha: *const f32,
+    o: *mut f32,
+    o_stride: usize,
+) {
+    let p = p.cast::<f32>();
+    // Value rows are walked whole, so that the hardware sees one sequential stream: with rows too
+    // long for four accumulating queries, two at a time.
+    let at_once = if S::WIDE && dim > 4 * S::N { 2 } else { 4 };
+    let passes = rows.div_ceil(at_once);
+    let mut r = 0;
+    // SAFETY: by the function's contract; r stays below `rows`.
+    unsafe {
+        while r < rows {
+            let (p, a, o) = (p.add(r * TILE), alpha.add(r), o.add(r * o_stride));
+            let step = (rows - r).min(at_once);
+            let share = Share::of_pass(r / at_once, passes);
+            match step {
+                1 => acc_rows::<S, E, 1>(p, ptrs, ahead, share, dim, a, o, o_stride),
+                2 => acc_rows::<S, E, 2>(p, ptrs, ahead, share, dim, a, o, o_stride),
+                3 => acc_rows::<S, E, 3>(p, ptrs, ahead, share, dim, a, o, o_stride),
+                _ => acc_rows::<S, E, 4>(p, ptrs, ahead, share, dim, a, o, o_stride),
+            }
+            r += step;
+        }
+    }
+}
+
+/// `cap * tanh(x / cap)` by one exponential; NaN stays NaN.
+#[inline(always)]
+unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
+    // SAFETY: the caller enabled the instruction set.
+    unsafe {
+        let y = S::mul(x, S::splat(2.0 * LOG2E / cap));
+        let e = S::exp2(S::min(S::splat(60.0), y));
+        let one = S::splat(1.0);
+        S::mul(S::splat(cap), S::div(S::sub(e, one), S::add(e, one)))
+    }
+}
+
+/// One online-softmax step: turns scores into weights relative to the new maximum, updates the
+/// maximum, the sum and the rescale factor. Masked and padding tokens get weight 0.
+///
+/// # Safety
+/// The instruction set of `S` is enabled and every slice is as long as its comment says.
+#[inline(always)]
+pub(crate) unsafe fn softmax<S: Simd>(x: &mut Softmax) {
+    let padded = x.n.next_multiple_of(16);
+    for r in 0..x.m.len() {
+        let s = &mut x.s[r * TILE..(r + 1) * TILE];
+        s[x.n..padded].fill(f32::NEG_INFINITY);
+        if let Some(masks) = x.masks {
+            mask_row(&mut s[..x.n], masks[r]);
+        }
+        // SAFETY: by the function's contract; `padded` <= TILE is a multiple of every S::N.
+        unsafe {
+            let mut top = S::splat(f32::NEG_INFINITY);
+            for t in (0..padded).step_by(S::N) {
+                let at = s.as_mut_ptr().add(t);
+                let mut v = S::mul(S::load(at), S::splat(x.scale));
+                if x.cap > 0.0 {
+                    v = soft_cap_masked::<S>(v, x.cap);
+                }
+                v = S::mul(v, S::splat(LOG2E));
+                S::store(at, v);
+                top = S::max(v, top);
+            }
+            let old = x.m[r];
+            let new = old.max(S::hmax(top));
+            let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
+            let mut sum = S::splat(0.0);
+            for t in (0..padded).step_by(S::N) {
+                let at = s.as_mut_ptr().add(t);
+                let p = S::exp2(S::sub(S::load(at), S::splat(reference)));
+                S::store(at, p);
+                sum = S::add(sum, p);
+            }
+            let alpha = if new == old {
+                1.0
+            } else {
+                (old - reference).exp2()
+            };
+            x.alpha[r] = alpha;
+            x.l[r] = x.l[r] * alpha + S::sum(sum);
+            x.m[r] = new;
+        }
+    }
+}
+
+/// Soft-cap that leaves masked lanes at -inf.
+#[inline(always)]
+unsafe fn soft_cap_masked<S: Simd>(v: S::F, cap: f32) -> S::F {
+    // SAFETY: the caller enabled the instruction set. The cap alone would lift a masked lane to
+    // -cap; `min(v, lowest) - lowest` is -inf there and 0 in every finite lane.
+    unsafe {
+        let lowest = S::splat(f32::MIN);
+        S::add(soft_cap::<S>(v, cap), S::sub(S::min(v, lowest), lowest))
+    }
+}
+
+/// Hides the tokens whose bit is clear.
+#[inline(always)]
+fn mask_row(s: &mut [f32], mask: u64) {
+    if mask.trailing_ones() as usize >= s.len() {
+        return;
+    }
+    for (t, x) in s.iter_mut().enumerate() {
+        if mask >> t & 1 == 0 {
+            *x = f32::NEG_INFINITY;
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Inner loops per instruction set, and the table that picks them once per call.
+
+mod generic;
+mod loops;
+mod simd;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod boxed_avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod boxed_avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod boxed_filter;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod boxed_fold;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+
+use crate::{DType, Isa};
+use generic::Generic;
+pub(crate) use loops::{Ahead, Softmax, TILE};
+use simd::{ElemBf16, ElemF16, ElemF32};
+
+/// `(q, q_stride, rows, dim, row pointers, rows to fetch ahead, out, out_stride)`
+pub(crate) type DotsFn = unsafe fn(*const u8, usize, usize, usize, &[*const u8], Ahead, *mut f32, usize);
+/// `(weights, rows, row pointers, rows to fetch ahead, dim, alpha, o, o_stride)`
+pub(crate) type AccumulateFn =
+    unsafe fn(*const u8, usize, &[*const u8], Ahead, usize, *const f32, *mut f32, usize);
+/// `(state, bf16 weights)`; the weights are written only where `pairs` is set, else they are the
+/// scores of the state, overwritten.
+pub(crate) type SoftmaxFn = unsafe fn(&mut Softmax, *mut u8);
+
+/// The loops for one (instruction set, element type).
+#[derive(Clone, Copy)]
+pub(crate) struct Loops {
+    pub(crate) dots: DotsFn,
+    pub(crate) accumulate: AccumulateFn,
+    pub(crate) softmax: SoftmaxFn,
+    /// Queries and weights are bf16, output rows are interleaved.
+    pub(crate) pairs: bool,
+}
+
+macro_rules! table {
+    ($module:ident, $simd:ty $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn softmax(x: &mut Softmax, _: *mut u8) {
+                // SAFETY: passed on from the caller; the feature is enabled above.
+                unsafe { loops::softmax::<$simd>(x) }
+            }
+            table!(@elem $simd, with_f32, ElemF32 $(, $feature)?);
+            table!(@elem $simd, with_f16, ElemF16 $(, $feature)?);
+            table!(@elem $simd, with_bf16, ElemBf16 $(, $feature)?);
+
+            pub(super) fn table(dtype: DType) -> Loops {
+                let (dots, accumulate): (DotsFn, AccumulateFn) = match dtype {
+                    DType::F32 => (with_f32::dots, with_f32::accumulate),
+                    DType::F16 => (with_f16::dots, with_f16::accumulate),
+                    DType::Bf16 => (with_bf16::dots, with_bf16::accumulate),
+                };
+                Loops { dots, accumulate, softmax, pairs: false }
+            }
+        }
+    };
+    (@elem $simd:ty, $name:ident, $elem:ty $(, $feature:literal)?) => {
+        mod $name {
+            use super::*;
+
+            $(#[target_feature(enable = $feature)])?
+            pub(super) unsafe fn dots(
+                q: *const u8,
+                q_stride: usize,
+                rows: usize,
+                dim: usize,
+                ptrs: &[*const u8],
+                ahead: Ahead,
+                out: *mut f32,
+                stride: usize,
+            ) {
+                // SAFETY: passed on from the caller; the feature is enabled above.
+                unsafe { loops::dots::<$simd, $elem>(q, q_stride, rows, dim, ptrs, ahead, out, stride) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            pub(super) unsafe fn accumulate(
+                p: *const u8,
+                rows: usize,
+                ptrs: &[*const u8],
+                ahead: Ahead,
+                dim: usize,
+                alpha: *const f32,
+                o: *mut f32,
+                o_stride: usize,
+            ) {
+                // SAFETY: passed on from the caller; the feature is enabled above.
+                unsafe {
+                    loops::accumulate::<$simd, $elem>(p, rows, ptrs, ahead, dim, alpha, o, o_stride)
+                }
+            }
+        }
+    };
+}
+
+table!(on_generic, Generic);
+#[cfg(target_arch = "x86_64")]
+table!(on_avx2, avx2::Avx2, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+table!(
+    on_avx512,
+    avx512::Avx512,
+    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+);
+
+/// The loops of one level. `precise` keeps queries and weights in f32 where the level would round
+/// them to bf16.
+pub(crate) fn table(isa: Isa, dtype: DType, precise: bool) -> Loops {
+    // A level above what the CPU has would be undefined behaviour, whoever asks for it.
+    match isa.min(Isa::detected()) {
+        Isa::Generic => on_generic::table(dtype),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => on_avx2::table(dtype),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if dtype == DType::Bf16 && !precise => Loops {
+            dots: bf16::dots,
+            accumulate: bf16::accumulate,
+            softmax: bf16::softmax,
+            pairs: true,
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => on_avx512::table(dtype),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => on_generic::table(dtype),
+    }
+}
+
+/// Puts an output row kept by `accumulate` back into channel order.
+pub(crate) fn finish_row(pairs: bool, row: &[f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if pairs {
+        bf16::unpermute(row, out);
+        return;
+    }
+    debug_assert!(!pairs);
+    out.copy_from_slice(&row[..out.len()]);
+}

@@ -1,0 +1,67 @@
+//! Where kernels run their tasks: inline or on a rayon pool, the caller's own if wanted.
+//!
+//! Work is cut into tasks by shapes and list lengths, never by the number of threads, and each
+//! task writes its own part of the output: results are bit-equal for any pool.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Runs numbered tasks, in any order, possibly at once.
+#[derive(Clone, Debug, Default)]
+pub struct Executor {
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl Executor {
+    /// Runs everything on the calling thread.
+    #[must_use]
+    pub fn inline() -> Executor {
+        Executor { pool: None }
+    }
+
+    /// A new pool of `threads` threads; `0` and `1` mean inline.
+    ///
+    /// # Errors
+    /// If the operating system refuses to start threads; the message is rayon's.
+    pub fn with_threads(threads: usize) -> Result<Executor, rayon::ThreadPoolBuildError> {
+        if threads <= 1 {
+            return Ok(Executor::inline());
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("kvist-{i}"))
+            .build()?;
+        Ok(Executor { pool: Some(Arc::new(pool)) })
+    }
+
+    /// Uses a pool the caller already has.
+    #[must_use]
+    pub fn from_pool(pool: Arc<rayon::ThreadPool>) -> Executor {
+        Executor { pool: Some(pool) }
+    }
+
+    /// Threads that may run tasks at once (at least 1).
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or(1, |p| p.current_num_threads())
+    }
+
+    /// Runs `task(0..tasks)`, each once, and returns when all are done.
+    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+        match &self.pool {
+            Some(pool) if tasks > 1 => {
+                let next = AtomicUsize::new(0);
+                pool.broadcast(|_| {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= tasks {
+                            break;
+                        }
+                        task(i);
+                    }
+                });
+            }
+            _ => (0..tasks).for_each(task),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Attention in f64, token by token: the oracle of every kernel. Slow and plain on purpose.
+
+use crate::attend::{Params, Queries};
+use crate::{KvPool, PageLists, SlotLists};
+
+/// Frame, offset and position of each token of a list.
+type Tokens = Vec<(usize, usize, u32)>;
+
+/// Output `[rows, q_heads, dim_v]` and base-2 log-sum-exp `[rows, q_heads]`, in f64.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attended {
+    /// `[rows, q_heads, dim_v]`
+    pub o: Vec<f64>,
+    /// `[rows, q_heads]`
+    pub lse2: Vec<f64>,
+}
+
+/// Tokens of each page list.
+#[must_use]
+pub fn page_tokens(pool: &KvPool, lists: &PageLists) -> Vec<Tokens> {
+    let page = pool.layout().page_tokens;
+    (0..lists.lens.len())
+        .map(|i| {
+            let frames = &lists.frames[lists.indptr[i] as usize..];
+            let first = lists.first_pos.map_or(0, |f| f[i]);
+            (0..lists.lens[i] as usize)
+                .map(|t| (frames[t / page] as usize, t % page, first + t as u32))
+                .collect()
+        })
+        .collect()
+}
+
+/// Tokens of each slot list.
+#[must_use]
+pub fn slot_tokens(pool: &KvPool, lists: &SlotLists) -> Vec<Tokens> {
+    let page = pool.layout().page_tokens;
+    (0..lists.indptr.len() - 1)
+        .map(|i| {
+            (lists.indptr[i] as usize..lists.indptr[i + 1] as usize)
+                .map(|at| {
+                    let slot = lists.slots[at] as usize;
+                    (slot / page, slot % page, lists.positions.map_or(0, |p| p[at]))
+                })
+                .collect()
+        })
+        .collect()
+}
+
+/// Softmax attention over the tokens of each list, all arithmetic in f64.
+///
+/// # Panics
+/// If lists and queries do not fit (the kernels check; the oracle trusts).
+#[must_use]
+pub fn attend(
+    queries: &Queries,
+    pool: &KvPool,
+    tokens: &[Tokens],
+    per_head: bool,
+    params: &Params,
+) -> Attended {
+    let [rows, q_heads, dim_k] = queries.q.shape();
+    let sequences = queries.indptr.len() - 1;
+    let lists_per_sequence = if per_head { tokens.len() / sequences.max(1) } else { 1 };
+    let kv_heads = if per_head { lists_per_sequence } else { pool.layout().kv_heads };
+    let group = q_heads / kv_heads.max(1);
+    let mut out = Attended { o: Vec::new(), lse2: Vec::new() };
+    for row in 0..rows {
+        let sequence = queries.indptr[1..].iter().take_while(|&&n| n as usize <= row).count();
+        for head in 0..q_heads {
+            let kv_head = head / group;
+            let list = if per_head { sequence * kv_heads + kv_head } else { sequence };
+            let mut q = vec![0f32; dim_k];
+            queries.q.read_f32(row, head, &mut q);
+            let pool_head = if pool.layout().kv_heads == 1 { 0 } else { kv_head };
+            let seen = visible(&tokens[list], queries.positions.map(|p| p[row]), params);
+            let sink = params.sinks.map(|s| f64::from(s[head]));
+            one(&q, pool, pool_head, &seen, params, sink, &mut out);
+        }
+    }
+    out
+}
+
+fn visible(tokens: &Tokens, position: Option<u32>, params: &Params) -> Tokens {
+    let seen = |p: u32| {
+        let Some(at) = position else { return true };
+        let in_window =
+            params.window == 0 || u64::from(p) + u64::from(params.window) > u64::from(at);
+        in_window && (!params.causal || p <= at)
+    };
+    tokens.iter().copied().filter(|t| seen(t.2)).collect()
+}
+
+fn one(
+    q: &[f32],
+    pool: &KvPool,
+    head: usize,
+    tokens: &Tokens,
+    params: &Params,
+    sink: Option<f64>,
+    out: &mut Attended,
+) {
+    let layout = pool.layout();
+    let read = |ptr: *const u8, dim: usize| {
+        let mut row = vec![0f32; dim];
+        // SAFETY: the pool vouches for the rows of listed tokens.
+        unsafe { crate::convert::widen(pool.dtype(), ptr, &mut row) }
+        row
+    };
+    let logit = |&(frame, offset, _): &(usize, usize, u32)| {
+        let k = read(pool.k_row(frame, head, offset), layout.dim_k);
+        let dot: f64 = q.iter().zip(&k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        let s = dot * f64::from(params.scale);
+        let cap = f64::from(params.soft_cap);
+        if cap > 0.0 { cap * (s / cap).tanh() } else { s }
+    };
+    let scores: Vec<f64> = tokens.iter().map(logit).collect();
+    let top = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+    let reference = if top == f64::NEG_INFINITY { 0.0 } else { top };
+    let mut sum = sink.map_or(0.0, |s| (s - reference).exp());
+    let mut o = vec![0f64; layout.dim_v];
+    for (score, &(frame, offset, _)) in scores.iter().zip(tokens) {
+        let p = (score - reference).exp();
+        sum += p;
+        let v = read(pool.v_row(frame, head, offset), layout.dim_v);
+        o.iter_mut().zip(&v).for_each(|(o, &x)| *o += p * f64::from(x));
+    }
+    let empty = sum == 0.0;
+    out.o.extend(o.iter().map(|x| if empty { 0.0 } else { x / sum }));
+    let lse = (reference + sum.ln()) * std::f64::consts::LOG2_E;
+    out.lse2.push(if empty { f64::NEG_INFINITY } else { lse });
+}

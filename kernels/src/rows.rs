@@ -1,0 +1,124 @@
+//! Dot products of query rows with rows given by pointer: the one primitive behind scores of
+//! tokens (rows are keys) and of pages (rows are summaries).
+
+use half::bf16;
+
+use crate::arch::{self, Ahead, Loops};
+use crate::{DType, Isa};
+
+/// Query rows made ready for dot products with rows of one element type.
+#[derive(Clone)]
+pub struct QueryRows {
+    loops: Loops,
+    data: Vec<u32>,
+    rows: usize,
+    dim: usize,
+    stride: usize,
+}
+
+impl std::fmt::Debug for QueryRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueryRows").field("rows", &self.rows).field("dim", &self.dim).finish()
+    }
+}
+
+impl QueryRows {
+    /// Prepares `q`, `[rows, dim]` f32, for rows of `dtype`.
+    ///
+    /// At level [`Isa::Avx512Bf16`] with bf16 rows the queries are rounded to bf16 unless
+    /// `precise` is set; products are summed in f32 either way.
+    ///
+    /// # Panics
+    /// If `q` is not a whole number of rows of `dim >= 1` elements.
+    #[must_use]
+    pub fn new(isa: Isa, dtype: DType, q: &[f32], dim: usize, precise: bool) -> QueryRows {
+        assert!(dim > 0 && q.len().is_multiple_of(dim), "{} elements in rows of {dim}", q.len());
+        let loops = arch::table(isa, dtype, precise);
+        let mut rows = QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0 };
+        rows.refill(q.chunks(dim));
+        rows
+    }
+
+    pub(crate) fn empty(loops: Loops, dim: usize) -> QueryRows {
+        QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0 }
+    }
+
+    /// Whether these buffers were made for the same loops and dimension.
+    pub(crate) fn fits(&self, loops: &Loops, dim: usize) -> bool {
+        self.dim == dim && std::ptr::fn_addr_eq(self.loops.dots, loops.dots)
+    }
+
+    /// Replaces the rows, keeping the buffer.
+    pub(crate) fn refill<'a>(&mut self, rows: impl Iterator<Item = &'a [f32]>) {
+        self.stride = self.dim.next_multiple_of(32);
+        self.rows = 0;
+        self.data.clear();
+        let words = if self.loops.pairs { self.stride / 2 } else { self.stride };
+        for row in rows {
+            let at = self.data.len();
+            self.data.resize(at + words, 0);
+            if self.loops.pairs {
+                let out: &mut [u16] = bytemuck::cast_slice_mut(&mut self.data[at..]);
+                out.iter_mut().zip(row).for_each(|(o, &x)| *o = bf16::from_f32(x).to_bits());
+            } else {
+                let out: &mut [f32] = bytemuck::cast_slice_mut(&mut self.data[at..]);
+                out[..row.len()].copy_from_slice(row);
+            }
+            self.rows += 1;
+        }
+    }
+
+    /// Number of query rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// `out[r * stride + i] = q[r] . row(ptrs[i])`: raw dot products, summed in f32.
+    ///
+    /// # Panics
+    /// If `out` is too short.
+    ///
+    /// # Safety
+    /// Every pointer must be readable for `dim` elements of the dtype given to [`QueryRows::new`].
+    pub unsafe fn dots(&self, ptrs: &[*const u8], out: &mut [f32], stride: usize) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.dots_ahead(ptrs, Ahead::NONE, out, stride) }
+    }
+
+    /// [`QueryRows::dots`] that fetches other rows meanwhile.
+    ///
+    /// # Safety
+    /// As for [`QueryRows::dots`].
+    pub(crate) unsafe fn dots_ahead(
+        &self,
+        ptrs: &[*const u8],
+        ahead: Ahead,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        if self.rows == 0 || ptrs.is_empty() {
+            return;
+        }
+        assert!(
+            stride >= ptrs.len() && out.len() >= (self.rows - 1) * stride + ptrs.len(),
+            "{} scores for {} rows of {} at stride {stride}",
+            out.len(),
+            self.rows,
+            ptrs.len()
+        );
+        let q = self.data.as_ptr().cast();
+        // SAFETY: pointers by the caller's promise, output just checked, queries padded above; the
+        // table only offers levels this CPU has.
+        unsafe {
+            let out = out.as_mut_ptr();
+            (self.loops.dots)(q, self.stride, self.rows, self.dim, ptrs, ahead, out, stride);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Scores of tokens and units from summaries, one KV head at a time.
+//!
+//! [`boxed`] estimates q.k of every token from boxed codes, with rigorous bounds on request, and
+//! [`refine`] adds planes where it matters; [`units`] scores unit rows (Quest's bound, means, mean and
+//! variance). All work on a [`CellList`], the summaries of one KV head in tile order. The result for a
+//! tile depends on nothing but that tile and the query, so lists may be split anywhere.
+
+mod boxed;
+pub(crate) mod plain;
+mod units;
+
+use std::marker::PhantomData;
+
+use crate::Error;
+
+pub use boxed::{BoxedQuery, RawScores, boxed, boxed_raw, refine, refine_raw};
+pub(crate) use boxed::{CODE_SLACK, Job, STEP_CODES, Stage};
+pub use units::{UnitQuery, units, units_upper};
+
+/// The cells of one KV head's tiles, in tile order.
+#[derive(Clone, Copy, Debug)]
+pub struct CellList<'a> {
+    base: *const u8,
+    cell_bytes: usize,
+    ids: &'a [u32],
+    _life: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: a list is a shared borrow of plain numbers.
+unsafe impl Send for CellList<'_> {}
+// SAFETY: as above; nothing is written through it.
+unsafe impl Sync for CellList<'_> {}
+
+impl<'a> CellList<'a> {
+    /// Cells `base + id * cell_bytes`. Aligned to 64 bytes they are read fastest.
+    ///
+    /// # Safety
+    /// Every listed cell must be readable and unchanged for `'a`.
+    #[must_use]
+    pub unsafe fn new(base: *const u8, cell_bytes: usize, ids: &'a [u32]) -> CellList<'a> {
+        CellList { base, cell_bytes, ids, _life: PhantomData }
+    }
+
+    /// Cells of a slice.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if a listed cell does not lie inside `cells`.
+    pub fn from_slice(
+        cells: &'a [u8],
+        cell_bytes: usize,
+        ids: &'a [u32],
+    ) -> Result<CellList<'a>, Error> {
+        for &id in ids {
+            let end = (i128::from(id) + 1) * cell_bytes as i128;
+            if end > cells.len() as i128 {
+                return Err(Error::OutOfBounds { what: "cells", last: end - 1, len: cells.len() });
+            }
+        }
+        // SAFETY: every cell was just checked against the slice.
+        Ok(unsafe { CellList::new(cells.as_ptr(), cell_bytes, ids) })
+    }
+
+    /// Number of tiles.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no tile.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Tiles `from..to` of this list.
+    ///
+    /// # Panics
+    /// If the range is not inside the list.
+    #[must_use]
+    pub fn slice(&self, from: usize, to: usize) -> CellList<'a> {
+        CellList { ids: &self.ids[from..to], ..*self }
+    }
+
+    /// Bytes of a cell.
+    #[must_use]
+    pub fn cell_bytes(&self) -> usize {
+        self.cell_bytes
+    }
+
+    /// Address of a tile's cell.
+    pub(crate) fn cell(&self, tile: usize) -> *const u8 {
+        self.base.wrapping_add(self.ids[tile] as usize * self.cell_bytes)
+    }
+}

@@ -1,0 +1,250 @@
+//! kvist's selector: token scores from nested bit planes, refined where the cut is close.
+
+use std::ops::Range;
+
+use kvist_kernels::score::{self, BoxedQuery};
+use kvist_kernels::{Isa, select};
+use kvist_policies::Boxed;
+
+use super::certify;
+use super::head::{Choice, Scratch, Work, sized};
+use crate::Error;
+use crate::summaries::{Spec, TILE};
+
+/// Tokens within this many rms errors of the cut get a further plane.
+const STRADDLE: f32 = 2.0;
+/// Planes read for every token.
+const PLANES_FIRST: u32 = 2;
+
+/// Estimates of one head group and where its candidates lie.
+pub(super) struct Scored<'a> {
+    pub(super) query: BoxedQuery,
+    /// Raw q.k estimates, `[group, stride]`.
+    pub(super) estimates: &'a mut [f32],
+    pub(super) stride: usize,
+    pub(super) keep: [Range<usize>; 2],
+    /// Raw exact logits of the kept tokens, `[group, kept]`.
+    pub(super) kept: Vec<f32>,
+}
+
+impl Scored<'_> {
+    /// Tokens that may be picked or left.
+    pub(super) fn candidates(&self) -> Range<usize> {
+        self.keep[0].end..self.keep[1].start
+    }
+
+    pub(super) fn kept_tokens(&self) -> usize {
+        self.keep[0].len() + self.keep[1].len()
+    }
+
+    pub(super) fn kept_positions(&self) -> impl Iterator<Item = u32> {
+        self.keep.clone().into_iter().flatten().map(|p| p as u32)
+    }
+}
+
+pub(super) fn choose(work: &Work, boxed: &Boxed) -> Result<Choice, Error> {
+    Scratch::with(|scratch| {
+        if boxed.max_missed_mass.is_some() {
+            return certify::choose(work, boxed, scratch);
+        }
+        let mut choice = by_estimate(work, boxed, scratch)?;
+        if work.call.options.bound {
+            choice.bound = Some(certify::prove(work, boxed, &choice.positions, scratch)?);
+        }
+        Ok(choice)
+    })
+}
+
+/// The kept ranges of this head, given the tiles that are summarised.
+pub(super) fn keep(work: &Work, boxed: &Boxed) -> [Range<usize>; 2] {
+    boxed.keep().ranges(work.len, work.cells().len() * TILE)
+}
+
+fn spec(work: &Work) -> kvist_kernels::summary::BoxedSpec {
+    match work.store.spec {
+        Spec::Boxed(spec) => spec,
+        Spec::Units(_) => unreachable!("a sequence's store is made for its selector"),
+    }
+}
+
+/// Scores every tile with `planes` planes, and the kept tokens exactly.
+pub(super) fn score<'a>(
+    work: &Work,
+    boxed: &Boxed,
+    planes: u32,
+    estimates: &'a mut Vec<f32>,
+    bounds: Option<&mut [f32]>,
+    sigma: Option<&mut [f32]>,
+    precise: bool,
+) -> Result<Scored<'a>, Error> {
+    let cells = work.cells();
+    let query = BoxedQuery::new(Isa::level(), spec(work), work.q, work.group);
+    let stride = cells.len() * TILE;
+    let estimates = sized(estimates, work.group * stride);
+    score::boxed(&query, &cells, planes, estimates, bounds, sigma);
+    if work.call.params.soft_cap > 0.0 {
+        work.cap(estimates);
+    }
+    let keep = keep(work, boxed);
+    let positions = keep.clone().into_iter().flatten().map(|p| p as u32);
+    let kept = work.logits(&work.exact_query(precise), positions)?;
+    Ok(Scored { query, estimates, stride, keep, kept })
+}
+
+/// Picks by estimated softmax mass: a fixed number of tokens, or as many as cover `top_p`.
+fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
+    let tiles = work.cells().len();
+    let sigma = sized(&mut scratch.sigma, tiles);
+    let planes = PLANES_FIRST;
+    let mut scored =
+        score(work, boxed, planes, &mut scratch.estimates, None, Some(&mut *sigma), false)?;
+    let candidates = scored.candidates();
+    let weights = sized(&mut scratch.weights, candidates.len());
+    let lse = lse2(work, &scored);
+    fold(work, &scored, &lse, 0..candidates.len(), weights);
+    let spec = spec(work);
+    let mut bytes = tiles * spec.bytes_read(planes);
+    for plane in planes + 1..=boxed.planes {
+        let cut = cut(work, boxed, &scored, &lse, weights, &mut scratch.chosen);
+        straddlers(work, &scored, sigma, cut, weights, &mut scratch.tiles);
+        let cells = work.cells();
+        score::refine(
+            &scored.query,
+            &cells,
+            &scratch.tiles,
+            plane,
+            scored.estimates,
+            None,
+            Some(&mut *sigma),
+        );
+        for &tile in &scratch.tiles {
+            let from = (tile as usize * TILE).max(candidates.start) - candidates.start;
+            let to = ((tile as usize + 1) * TILE).min(candidates.end) - candidates.start;
+            recap(work, &mut scored, tile as usize);
+            fold(work, &scored, &lse, from..to, weights);
+        }
+        bytes += scratch.tiles.len() * (spec.plane_bytes() + spec.box_bytes());
+    }
+    pick(work, boxed, &scored, &lse, weights, &mut scratch.chosen);
+    let mut positions: Vec<u32> = scored.keep[0].clone().map(|p| p as u32).collect();
+    positions.extend(scratch.chosen.iter().map(|&i| i + candidates.start as u32));
+    positions.extend(scored.keep[1].clone().map(|p| p as u32));
+    let mut choice = Choice { positions, ..Choice::default() };
+    choice.bytes.summary = bytes as u64;
+    Ok(choice)
+}
+
+/// A refined tile's estimates are uncapped again.
+fn recap(work: &Work, scored: &mut Scored, tile: usize) {
+    if work.call.params.soft_cap > 0.0 {
+        for head in 0..work.group {
+            let at = head * scored.stride + tile * TILE;
+            work.cap(&mut scored.estimates[at..at + TILE]);
+        }
+    }
+}
+
+/// Base-2 log-sum-exp per head over kept tokens (exact) and candidates (estimated).
+fn lse2(work: &Work, scored: &Scored) -> Vec<f32> {
+    let scale = work.scale_log2();
+    let mut lse = vec![f32::NEG_INFINITY; work.group];
+    let kept = scored.kept_tokens();
+    if kept > 0 {
+        select::lse2_strided(&scored.kept, kept, kept, scale, &mut lse);
+    }
+    let candidates = scored.candidates();
+    if !candidates.is_empty() {
+        let from = &scored.estimates[candidates.start..];
+        select::lse2_strided(from, scored.stride, candidates.len(), scale, &mut lse);
+    }
+    lse
+}
+
+/// Softmax mass, summed over the group, of a range of the candidates.
+fn fold(work: &Work, scored: &Scored, lse: &[f32], range: Range<usize>, weights: &mut [f32]) {
+    if range.is_empty() {
+        return;
+    }
+    let from = &scored.estimates[scored.candidates().start + range.start..];
+    let out = &mut weights[range.clone()];
+    select::fold_mass_strided(from, scored.stride, range.len(), work.scale_log2(), lse, out);
+}
+
+/// Mass of the kept tokens, summed over the group.
+fn kept_mass(work: &Work, scored: &Scored, lse: &[f32]) -> f64 {
+    let kept = scored.kept_tokens();
+    let scale = work.scale_log2();
+    let of_head = |h: usize| -> f64 {
+        let row = &scored.kept[h * kept..(h + 1) * kept];
+        row.iter().map(|&x| f64::from(x * scale - lse[h]).exp2()).sum()
+    };
+    (0..work.group).map(of_head).sum()
+}
+
+/// Chooses among the candidates; indices count from the first candidate.
+fn pick(
+    work: &Work,
+    boxed: &Boxed,
+    scored: &Scored,
+    lse: &[f32],
+    weights: &[f32],
+    chosen: &mut Vec<u32>,
+) {
+    let kept = scored.kept_tokens();
+    let at_least = boxed.floor_tokens().saturating_sub(kept);
+    match boxed.top_p {
+        None => select::top_k(weights, at_least, chosen),
+        Some(p) => {
+            let target = f64::from(p) * work.group as f64 - kept_mass(work, scored, lse);
+            let at_most = boxed.cap_tokens().saturating_sub(kept);
+            select::top_p(weights, target, at_least, at_most, chosen);
+        }
+    }
+}
+
+/// The weight at the edge of the choice.
+fn cut(
+    work: &Work,
+    boxed: &Boxed,
+    scored: &Scored,
+    lse: &[f32],
+    weights: &[f32],
+    chosen: &mut Vec<u32>,
+) -> f32 {
+    let count = match boxed.top_p {
+        None => boxed.floor_tokens().saturating_sub(scored.kept_tokens()),
+        Some(_) => {
+            pick(work, boxed, scored, lse, weights, chosen);
+            chosen.len()
+        }
+    };
+    match count.min(weights.len()) {
+        0 => f32::INFINITY,
+        k => select::threshold(weights, k),
+    }
+}
+
+/// Tiles with a candidate whose weight is within the model error of the cut.
+fn straddlers(
+    work: &Work,
+    scored: &Scored,
+    sigma: &[f32],
+    cut: f32,
+    weights: &[f32],
+    tiles: &mut Vec<u32>,
+) {
+    tiles.clear();
+    let candidates = scored.candidates();
+    if candidates.is_empty() {
+        return;
+    }
+    for tile in candidates.start / TILE..=(candidates.end - 1) / TILE {
+        let factor = (STRADDLE * sigma[tile] * work.scale_log2()).exp2();
+        let (low, high) = (cut / factor, cut * factor);
+        let from = (tile * TILE).max(candidates.start) - candidates.start;
+        let to = ((tile + 1) * TILE).min(candidates.end) - candidates.start;
+        if weights[from..to].iter().any(|&w| w >= low && w <= high) {
+            tiles.push(tile as u32);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! One query and one KV head: what a selector works on.
+
+use std::cell::RefCell;
+
+use kvist_kernels::Isa;
+use kvist_kernels::rows::QueryRows;
+use kvist_kernels::score::CellList;
+
+use super::{BytesRead, Call};
+use crate::pages::Head;
+use crate::summaries::Store;
+use crate::{Error, Sequence};
+
+/// A query group over one KV head of one sequence.
+pub(super) struct Work<'a> {
+    pub(super) call: &'a Call<'a>,
+    pub(super) head: &'a Head,
+    pub(super) store: &'a Store,
+    pub(super) len: usize,
+    /// `[group, dim_k]`, unscaled.
+    pub(super) q: &'a [f32],
+    pub(super) group: usize,
+}
+
+/// What the query group reads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Choice {
+    /// Ascending positions.
+    pub(super) positions: Vec<u32>,
+    /// Proven missed mass per query head of the group.
+    pub(super) bound: Option<Vec<f32>>,
+    pub(super) bytes: BytesRead,
+}
+
+/// Buffers of a thread, reused between calls.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) estimates: Vec<f32>,
+    pub(super) weights: Vec<f32>,
+    pub(super) bounds: Vec<f32>,
+    pub(super) sigma: Vec<f32>,
+    pub(super) chosen: Vec<u32>,
+    pub(super) tiles: Vec<u32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+impl Scratch {
+    pub(super) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+        SCRATCH.with_borrow_mut(f)
+    }
+}
+
+/// A buffer of that length with whatever it held before.
+pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+impl Work<'_> {
+    /// Factor from raw q.k to base-2 logits.
+    pub(super) fn scale_log2(&self) -> f32 {
+        self.call.params.scale * std::f32::consts::LOG2_E
+    }
+
+    pub(super) fn sequence_of(sequence: &Sequence) -> Option<&Store> {
+        sequence.selector.store.as_ref()
+    }
+
+    /// The head's summary cells.
+    pub(super) fn cells(&self) -> CellList<'_> {
+        let arena = &self.store.arena;
+        // SAFETY: the ids are those of cells the sequence holds, written when they were made and
+        // changed only under a unique borrow of the sequence.
+        unsafe { CellList::new(arena.base(), arena.cell_bytes(), self.head.cell_ids()) }
+    }
+
+    /// Query rows for exact logits. `precise` keeps the query in f32.
+    pub(super) fn exact_query(&self, precise: bool) -> QueryRows {
+        let g = self.call.cache.geometry();
+        QueryRows::new(Isa::level(), g.dtype, self.q, g.dim_k, precise)
+    }
+
+    /// Exact raw q.k of tokens at ascending positions, `[group, positions]`.
+    pub(super) fn logits(
+        &self,
+        query: &QueryRows,
+        positions: impl Iterator<Item = u32>,
+    ) -> Result<Vec<f32>, Error> {
+        let g = self.call.cache.geometry();
+        let pool = self.call.cache.pool()?;
+        let row = |p: u32| {
+            let (page, offset) = (p as usize / g.page_tokens, p as usize % g.page_tokens);
+            pool.k_row(self.head.ids()[page] as usize, 0, offset)
+        };
+        let rows: Vec<*const u8> = positions.map(row).collect();
+        let mut out = vec![0f32; self.group * rows.len()];
+        // SAFETY: positions are below the layer's length; their pages are held by the sequence.
+        unsafe { query.dots(&rows, &mut out, rows.len()) }
+        if self.call.params.soft_cap > 0.0 {
+            self.cap(&mut out);
+        }
+        Ok(out)
+    }
+
+    /// Applies the soft-cap to raw logits, leaving them raw (before the scale). The cap's slope is
+    /// at most 1, so error bounds of the input hold for the output.
+    pub(super) fn cap(&self, raw: &mut [f32]) {
+        let (scale, cap) = (self.call.params.scale, self.call.params.soft_cap);
+        raw.iter_mut().for_each(|x| *x = cap * (*x * scale / cap).tanh() / scale);
+    }
+
+    /// Bytes of one key.
+    pub(super) fn key_bytes(&self) -> u64 {
+        let g = self.call.cache.geometry();
+        (g.dim_k * g.dtype.size()) as u64
+    }
+
+    /// Bytes of one token's key and value.
+    pub(super) fn token_bytes(&self) -> u64 {
+        self.call.cache.geometry().token_bytes() as u64
+    }
+}

@@ -1,0 +1,190 @@
+//! Attention of a batch: each sequence densely or over what its selector picks.
+
+mod boxed;
+mod certify;
+mod dense;
+mod head;
+mod quest;
+mod sparse;
+
+use kvist_kernels::attend::Params;
+use kvist_kernels::{Tensor3, Tensor3Mut};
+
+use crate::{Cache, Error, Sequence};
+
+/// How to attend; the default is plain softmax attention with scale 1/sqrt(dim_k).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttendOptions<'a> {
+    /// Multiplies q.k; `None` is 1/sqrt(dim_k).
+    pub scale: Option<f32>,
+    /// Scores become `cap * tanh(score / cap)`; 0 is off.
+    pub soft_cap: f32,
+    /// A query sees this many tokens up to its own; 0 is all. Such a layer attends densely.
+    pub window: usize,
+    /// One learned logit per query head that joins the softmax without a value.
+    pub sinks: Option<&'a [f32]>,
+    /// Report the positions that were read.
+    pub selected: bool,
+    /// Prove a bound of the missed mass even where the selector does not need one.
+    pub bound: bool,
+}
+
+/// Bytes read for one query.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BytesRead {
+    /// Summaries: boxes, planes, unit rows.
+    pub summary: u64,
+    /// Keys read to decide, and not attended.
+    pub keys: u64,
+    /// Keys and values attended. Pages that a batch shares count for its first sequence only.
+    pub kv: u64,
+}
+
+impl BytesRead {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.summary + self.keys + self.kv
+    }
+}
+
+/// What one sequence's queries read, and what came of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AttendInfo {
+    /// Base-2 log-sum-exp of the scaled logits of the tokens read (and of the learned sink logit,
+    /// if one was given), `[queries, q_heads]`.
+    pub lse2: Vec<f32>,
+    /// Tokens read per KV head; of several queries, those of the last.
+    pub tokens_read: Vec<u32>,
+    /// Proven upper bound of the softmax mass not read, `[q_heads]`: zeros for dense attention,
+    /// `None` where no bound was asked for or the selector has none.
+    pub missed_mass_bound: Option<Vec<f32>>,
+    /// Positions read per KV head, ascending, if asked for.
+    pub selected: Option<Vec<Vec<u32>>>,
+    /// Bytes read.
+    pub bytes: BytesRead,
+}
+
+/// One call's checked arguments.
+pub(crate) struct Call<'a> {
+    cache: &'a Cache,
+    layer: usize,
+    options: &'a AttendOptions<'a>,
+    params: Params<'a>,
+}
+
+/// Neighbouring sequences of a batch that are treated alike, and their rows of the query.
+struct Run<'a> {
+    sequences: &'a [&'a Sequence],
+    queries: &'a [usize],
+    rows: std::ops::Range<usize>,
+}
+
+impl Cache {
+    /// Attends for several sequences in one call. Sequence `i` owns the next `queries[i]` rows of
+    /// `q` `[rows, q_heads, dim_k]` and of `out` `[rows, q_heads, dim_v]`; see
+    /// [`Sequence::attend`] for what they read. Neighbouring sequences that share leading pages
+    /// and attend densely read those pages once (RelayAttention, arXiv 2402.14808).
+    ///
+    /// # Errors
+    /// As [`Sequence::attend`], [`Error::Count`] if `queries` and `sequences` differ in length, and
+    /// [`Error::ForeignSequence`] if a sequence belongs to another cache.
+    pub fn attend_batch(
+        &self,
+        layer: usize,
+        q: &Tensor3,
+        sequences: &[&Sequence],
+        queries: &[usize],
+        options: &AttendOptions,
+        out: &mut Tensor3Mut,
+    ) -> Result<Vec<AttendInfo>, Error> {
+        let call = self.check_call(layer, q, sequences, queries, options, out)?;
+        let mut infos = Vec::with_capacity(sequences.len());
+        let (mut i, mut row) = (0, 0);
+        while i < sequences.len() {
+            let sparse = call.selects(sequences[i], queries[i]);
+            let same = |j: &usize| call.selects(sequences[*j], queries[*j]) == sparse;
+            let end = i + (i..sequences.len()).take_while(same).count();
+            let rows = row..row + queries[i..end].iter().sum::<usize>();
+            let run = Run { sequences: &sequences[i..end], queries: &queries[i..end], rows };
+            (i, row) = (end, run.rows.end);
+            let q = q.rows(run.rows.start, run.rows.end);
+            let mut out = out.rows_mut(run.rows.start, run.rows.end);
+            infos.append(&mut match sparse {
+                true => sparse::attend(&call, &run, &q, &mut out)?,
+                false => dense::attend(&call, &run, &q, &mut out)?,
+            });
+        }
+        call.count(sequences, queries, &infos);
+        Ok(infos)
+    }
+
+    fn check_call<'a>(
+        &'a self,
+        layer: usize,
+        q: &Tensor3,
+        sequences: &[&Sequence],
+        queries: &[usize],
+        options: &'a AttendOptions,
+        out: &Tensor3Mut,
+    ) -> Result<Call<'a>, Error> {
+        self.check_layer(layer)?;
+        let g = self.geometry();
+        if queries.len() != sequences.len() {
+            let (expected, found) = (sequences.len(), queries.len());
+            return Err(Error::Count { what: "query counts of the batch", expected, found });
+        }
+        let rows: usize = queries.iter().sum();
+        for (what, found, dim) in [("queries", q.shape(), g.dim_k), ("out", out.shape(), g.dim_v)] {
+            if found != [rows, g.q_heads, dim] {
+                let expected = format!("[{rows} queries, {} query heads, {dim}]", g.q_heads);
+                return Err(Error::Shape { what, expected, found });
+            }
+        }
+        for (index, (s, &n)) in sequences.iter().zip(queries).enumerate() {
+            if !std::sync::Arc::ptr_eq(&s.cache.shared, &self.shared) {
+                return Err(Error::ForeignSequence { index });
+            }
+            let len = s.layers[layer].len;
+            if n > len {
+                return Err(Error::Length { what: "queries to attend", layer, len, found: n });
+            }
+        }
+        if let Some(sinks) = options.sinks
+            && sinks.len() != g.q_heads
+        {
+            let (expected, found) = (g.q_heads, sinks.len());
+            return Err(Error::Count { what: "sink logits", expected, found });
+        }
+        let scale = options.scale.unwrap_or(1.0 / (g.dim_k as f32).sqrt());
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(Error::setting("scale", "finite and above 0", scale));
+        }
+        if !(options.soft_cap.is_finite() && options.soft_cap >= 0.0) {
+            return Err(Error::setting("soft_cap", "finite and at least 0", options.soft_cap));
+        }
+        let params = Params { soft_cap: options.soft_cap, sinks: options.sinks, ..Params::new(scale) };
+        Ok(Call { cache: self, layer, options, params })
+    }
+}
+
+impl Call<'_> {
+    /// Whether a selector decides what this sequence reads.
+    fn selects(&self, sequence: &Sequence, queries: usize) -> bool {
+        let layer = &sequence.layers[self.layer];
+        queries == 1
+            && layer.summarised
+            && self.options.window == 0
+            && layer.len > sequence.selector.select.floor_tokens()
+    }
+
+    fn count(&self, sequences: &[&Sequence], queries: &[usize], infos: &[AttendInfo]) {
+        let (mut dense, mut read, mut bytes) = (0, 0, 0);
+        for ((s, &n), info) in sequences.iter().zip(queries).zip(infos) {
+            dense += (n * s.layers[self.layer].len * info.tokens_read.len()) as u64;
+            read += n as u64 * info.tokens_read.iter().map(|&t| u64::from(t)).sum::<u64>();
+            bytes += info.bytes.total();
+        }
+        self.cache.shared.counters.attended(queries.iter().sum(), dense, read, bytes);
+    }
+}

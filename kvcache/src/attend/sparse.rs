@@ -1,0 +1,102 @@
+//! Attention over what selectors pick: one choice per (sequence, KV head), then one kernel call.
+
+use std::sync::Mutex;
+
+use kvist_kernels::attend::{self, Out, Queries};
+use kvist_kernels::{SlotLists, Tensor3, Tensor3Mut};
+use kvist_policies::Select;
+
+use super::head::{Choice, Work};
+use super::{AttendInfo, Call, Run, boxed, quest};
+use crate::Error;
+
+pub(super) fn attend(
+    call: &Call,
+    run: &Run,
+    q: &Tensor3,
+    out: &mut Tensor3Mut,
+) -> Result<Vec<AttendInfo>, Error> {
+    let g = call.cache.geometry();
+    let choices = choose_all(call, run, q)?;
+    let (mut indptr, mut slots) = (vec![0u32], Vec::new());
+    for (i, choice) in choices.iter().enumerate() {
+        let ids = run.sequences[i / g.kv_heads].layers[call.layer].heads[i % g.kv_heads].ids();
+        let slot = |&p: &u32| {
+            let (page, offset) = (p as usize / g.page_tokens, p as usize % g.page_tokens);
+            ids[page] * g.page_tokens as u32 + offset as u32
+        };
+        slots.extend(choice.positions.iter().map(slot));
+        indptr.push(slots.len() as u32);
+    }
+    let rows = q.shape()[0];
+    let row_ptr: Vec<u32> = (0..=rows as u32).collect();
+    let queries = Queries { q: *q, indptr: &row_ptr, positions: None };
+    let lists = SlotLists { indptr: &indptr, slots: &slots, positions: None, per_head: true };
+    let mut lse = vec![0f32; rows * g.q_heads];
+    let mut to = Out { o: out.rows_mut(0, rows), lse2: Some(&mut lse) };
+    let exec = &call.cache.shared.exec;
+    attend::slots(&queries, &call.cache.pool()?, &lists, &call.params, exec, &mut to)?;
+    let each = |(row, choices): (usize, &[Choice])| {
+        info(call, choices, &lse[row * g.q_heads..(row + 1) * g.q_heads])
+    };
+    Ok(choices.chunks(g.kv_heads).enumerate().map(each).collect())
+}
+
+/// One choice per (sequence, KV head), in that order.
+fn choose_all(call: &Call, run: &Run, q: &Tensor3) -> Result<Vec<Choice>, Error> {
+    let g = call.cache.geometry();
+    let tasks = run.sequences.len() * g.kv_heads;
+    let slots: Vec<Mutex<Option<Result<Choice, Error>>>> =
+        (0..tasks).map(|_| Mutex::new(None)).collect();
+    call.cache.shared.exec.run(tasks, |i| {
+        let choice = choose(call, run, q, i / g.kv_heads, i % g.kv_heads);
+        if let Ok(mut slot) = slots[i].lock() {
+            *slot = Some(choice);
+        }
+    });
+    let taken = slots.into_iter().map(|s| s.into_inner().ok().flatten());
+    taken.map(|c| c.unwrap_or_else(|| Ok(Choice::default()))).collect()
+}
+
+fn choose(
+    call: &Call,
+    run: &Run,
+    q: &Tensor3,
+    row: usize,
+    head: usize,
+) -> Result<Choice, Error> {
+    let g = call.cache.geometry();
+    let sequence = run.sequences[row];
+    let layer = &sequence.layers[call.layer];
+    let Some(store) = Work::sequence_of(sequence) else { return Ok(Choice::default()) };
+    let group = g.group();
+    let mut rows = vec![0f32; group * g.dim_k];
+    for (i, row_of) in rows.chunks_mut(g.dim_k).enumerate() {
+        q.read_f32(row, head * group + i, row_of);
+    }
+    let work =
+        Work { call, head: &layer.heads[head], store, len: layer.len, q: &rows, group };
+    let mut choice = match &sequence.selector.select {
+        Select::Full => Choice { positions: (0..layer.len as u32).collect(), ..Choice::default() },
+        Select::Quest(quest) => quest::choose(&work, quest)?,
+        Select::Boxed(boxed) => boxed::choose(&work, boxed)?,
+    };
+    choice.bytes.kv = choice.positions.len() as u64 * work.token_bytes();
+    Ok(choice)
+}
+
+fn info(call: &Call, choices: &[Choice], lse: &[f32]) -> AttendInfo {
+    let mut info = AttendInfo { lse2: lse.to_vec(), ..AttendInfo::default() };
+    let bounds: Option<Vec<&Vec<f32>>> = choices.iter().map(|c| c.bound.as_ref()).collect();
+    info.missed_mass_bound = bounds.map(|b| b.into_iter().flatten().copied().collect());
+    info.tokens_read = choices.iter().map(|c| c.positions.len() as u32).collect();
+    if call.options.selected {
+        info.selected = Some(choices.iter().map(|c| c.positions.clone()).collect());
+    }
+    for choice in choices {
+        info.bytes.summary += choice.bytes.summary;
+        info.bytes.keys += choice.bytes.keys;
+        info.bytes.kv += choice.bytes.kv;
+    }
+    info
+}

@@ -1,0 +1,50 @@
+//! **kvist** (*KV In Several Tiers*): the key-value cache of long-context language models.
+//!
+//! A [`Cache`] owns pages of keys and values under a hard byte budget. A [`Sequence`] appends to
+//! them and attends: over every token, or over those a selector picks for the query, with a proven
+//! bound of what was missed if wanted. Forks share pages; batches read shared pages once.
+//!
+//! ```
+//! use kvist::{AttendOptions, Boxed, Cache, DType, Geometry, Select, Tensor3, Tensor3Mut};
+//!
+//! # fn main() -> Result<(), kvist::Error> {
+//! let cache = Cache::builder(Geometry::new(1, 4, 2, 64, DType::F32))
+//!     .host_bytes(16 << 20)
+//!     .select(Select::Boxed(Boxed::with_budget(256)))
+//!     .build()?;
+//! let mut sequence = cache.sequence();
+//! let (k, v) = (vec![0.1f32; 1000 * 2 * 64], vec![0.2f32; 1000 * 2 * 64]);
+//! let rows = [1000, 2, 64]; // tokens, KV heads, head dim
+//! sequence.append(0, &Tensor3::contiguous(&k, rows)?, &Tensor3::contiguous(&v, rows)?)?;
+//! let (q, mut out) = (vec![0.3f32; 4 * 64], vec![0f32; 4 * 64]);
+//! let info = sequence.attend(
+//!     0,
+//!     &Tensor3::contiguous(&q, [1, 4, 64])?,
+//!     &AttendOptions::default(),
+//!     &mut Tensor3Mut::contiguous(&mut out, [1, 4, 64])?,
+//! )?;
+//! assert!(info.tokens_read.iter().all(|&n| n == 256));
+//! # Ok(())
+//! # }
+//! ```
+
+mod arena;
+mod attend;
+mod cache;
+mod error;
+mod geometry;
+mod pages;
+mod sequence;
+mod stats;
+mod summaries;
+
+pub use attend::{AttendInfo, AttendOptions, BytesRead};
+pub use cache::{Builder, Cache};
+pub use error::Error;
+pub use geometry::{Geometry, parse_bytes};
+pub use kvist_kernels as kernels;
+pub use kvist_kernels::{DType, Executor, Tensor3, Tensor3Mut};
+pub use kvist_policies as policies;
+pub use kvist_policies::{Boxed, Quest, Select, selection_presets};
+pub use sequence::Sequence;
+pub use stats::{SequenceStats, Stats};

@@ -1,0 +1,143 @@
+//! The key summaries that a selector scores: which kind, where they live, how they are built.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvist_kernels::summary::{self, BoxedSpec, UnitKind, UnitSpec};
+use kvist_kernels::{DType, Isa};
+use kvist_policies::Select;
+
+use crate::arena::{Arena, Budget, Cell};
+use crate::{Error, Geometry};
+
+/// Tokens of a summary cell, whatever the page size.
+pub(crate) const TILE: usize = summary::TILE;
+
+/// What a cell holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spec {
+    /// One row per unit, kept up to date token by token.
+    Units(UnitSpec),
+    /// Box and bit planes of 64 finished tokens.
+    Boxed(BoxedSpec),
+}
+
+impl Spec {
+    fn of(select: &Select, geometry: &Geometry) -> Result<Option<Spec>, Error> {
+        let Geometry { dim_k, dtype, .. } = *geometry;
+        Ok(match select {
+            Select::Full => None,
+            Select::Quest(q) => {
+                Some(Spec::Units(UnitSpec::new(UnitKind::Box, dim_k, dtype, q.unit_tokens)?))
+            }
+            Select::Boxed(b) => Some(Spec::Boxed(BoxedSpec::new(dim_k, b.planes)?)),
+        })
+    }
+
+    fn cell_bytes(&self) -> usize {
+        match self {
+            Spec::Units(u) => u.cell_bytes(),
+            Spec::Boxed(b) => b.cell_bytes(),
+        }
+    }
+
+    /// Cells that `len` tokens need.
+    pub(crate) fn cells(&self, len: usize) -> usize {
+        match self {
+            Spec::Units(_) => len.div_ceil(TILE),
+            Spec::Boxed(_) => len / TILE,
+        }
+    }
+}
+
+/// A selector and the summaries it reads.
+#[derive(Clone, Debug)]
+pub(crate) struct Selector {
+    pub(crate) select: Select,
+    pub(crate) store: Option<Store>,
+}
+
+/// Summary cells of one kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) spec: Spec,
+    pub(crate) arena: Arc<Arena>,
+}
+
+/// One arena per kind of summary, made when first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Stores(Mutex<Vec<Store>>);
+
+impl Stores {
+    pub(crate) fn selector(
+        &self,
+        select: &Select,
+        geometry: &Geometry,
+        budget: &Arc<Budget>,
+    ) -> Result<Selector, Error> {
+        select.validate()?;
+        let Some(spec) = Spec::of(select, geometry)? else {
+            return Ok(Selector { select: select.clone(), store: None });
+        };
+        let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = match stores.iter().find(|s| s.spec == spec) {
+            Some(store) => store.clone(),
+            None => {
+                let arena = Arena::new(spec.cell_bytes(), budget.clone())?;
+                stores.push(Store { spec, arena });
+                stores[stores.len() - 1].clone()
+            }
+        };
+        Ok(Selector { select: select.clone(), store: Some(store) })
+    }
+
+    /// Bytes of summary cells in use.
+    pub(crate) fn bytes(&self) -> u64 {
+        let stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.iter().map(|s| (s.arena.used() * s.arena.cell_bytes()) as u64).sum()
+    }
+
+    /// Summary cells in use.
+    pub(crate) fn cells(&self) -> u64 {
+        let stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.iter().map(|s| s.arena.used() as u64).sum()
+    }
+}
+
+impl Store {
+    /// Writes what cell `tile` must say once the sequence has `len` tokens, given that it was right
+    /// for `had` tokens before. `row` gives the address of a key.
+    ///
+    /// # Safety
+    /// `row(t)` must be readable as a key of `dtype` for every token of the tile below `len`.
+    pub(crate) unsafe fn update(
+        &self,
+        cell: &mut Arc<Cell>,
+        dtype: DType,
+        tile: usize,
+        had: usize,
+        len: usize,
+        row: impl Fn(usize) -> *const u8,
+    ) {
+        let Some(bytes) = cell.bytes_mut() else {
+            unreachable!("a summary cell is copied before it is written, see `Head::grow`");
+        };
+        let (first, last) = (tile * TILE, ((tile + 1) * TILE).min(len));
+        match &self.spec {
+            Spec::Boxed(spec) => {
+                let rows: Vec<*const u8> = (first..last).map(row).collect();
+                // SAFETY: 64 readable rows, by the caller (boxed cells are made for whole tiles).
+                unsafe { summary::build_boxed_at(Isa::level(), spec, dtype, &rows, bytes) }
+            }
+            Spec::Units(spec) => {
+                let unit = spec.unit_tokens();
+                let mut at = first.max(had) / unit * unit;
+                while at < last {
+                    let rows: Vec<*const u8> = (at..(at + unit).min(last)).map(&row).collect();
+                    // SAFETY: readable rows, by the caller.
+                    unsafe { summary::update_unit(spec, bytes, (at - first) / unit, 0, &rows) }
+                    at += unit;
+                }
+            }
+        }
+    }
+}

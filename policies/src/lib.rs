@@ -1,0 +1,16 @@
+//! Pure decisions for a tiered KV cache. This crate says *what* to read, keep or move; it never
+//! touches K or V, storage, threads, clocks or randomness, so every decision can be tested and
+//! replayed alone.
+//!
+//! Here: the selectors of query-aware decoding ([`Select`]) with their defaults and the tokens
+//! they always keep ([`Keep`]), and the arithmetic of the missed-mass certificate ([`cover`]).
+#![forbid(unsafe_code)]
+
+pub mod cover;
+mod error;
+mod keep;
+mod select;
+
+pub use error::Error;
+pub use keep::Keep;
+pub use select::{Boxed, PRESETS, Preset, Quest, Select, nearest, selection_presets};
