@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use crate::arch::{self, Ahead, Loops};
+use crate::arch::{self, Ahead, Loops, TILE};
 use crate::{DType, Isa};
 
 /// Query rows made ready for dot products with rows of one element type.
@@ -14,6 +14,8 @@ pub struct QueryRows {
     rows: usize,
     dim: usize,
     stride: usize,
+    /// Bytes of an element of the rows to come.
+    row_size: usize,
 }
 
 impl std::fmt::Debug for QueryRows {
@@ -34,13 +36,13 @@ impl QueryRows {
     pub fn new(isa: Isa, dtype: DType, q: &[f32], dim: usize, precise: bool) -> QueryRows {
         assert!(dim > 0 && q.len().is_multiple_of(dim), "{} elements in rows of {dim}", q.len());
         let loops = arch::table(isa, dtype, precise);
-        let mut rows = QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0 };
+        let mut rows = QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0, row_size: dtype.size() };
         rows.refill(q.chunks(dim));
         rows
     }
 
-    pub(crate) fn empty(loops: Loops, dim: usize) -> QueryRows {
-        QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0 }
+    pub(crate) fn empty(loops: Loops, dtype: DType, dim: usize) -> QueryRows {
+        QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0, row_size: dtype.size() }
     }
 
     /// Whether these buffers were made for the same loops and dimension.
@@ -88,8 +90,26 @@ impl QueryRows {
     /// # Safety
     /// Every pointer must be readable for `dim` elements of the dtype given to [`QueryRows::new`].
     pub unsafe fn dots(&self, ptrs: &[*const u8], out: &mut [f32], stride: usize) {
-        // SAFETY: passed on from the caller.
-        unsafe { self.dots_ahead(ptrs, Ahead::NONE, out, stride) }
+        if self.rows == 0 || ptrs.is_empty() {
+            return;
+        }
+        self.check_out(ptrs.len(), out.len(), stride);
+        let bytes = self.dim * self.row_size;
+        for (i, chunk) in ptrs.chunks(TILE).enumerate() {
+            // Rows may lie anywhere: those of the next chunk are fetched meanwhile.
+            let next = &ptrs[ptrs.len().min((i + 1) * TILE)..ptrs.len().min((i + 2) * TILE)];
+            let ahead = Ahead { rows: next, bytes };
+            // SAFETY: passed on from the caller.
+            unsafe { self.dots_ahead(chunk, ahead, &mut out[i * TILE..], stride) }
+        }
+    }
+
+    fn check_out(&self, tokens: usize, len: usize, stride: usize) {
+        assert!(
+            stride >= tokens && len >= (self.rows - 1) * stride + tokens,
+            "{len} scores for {} rows of {tokens} at stride {stride}",
+            self.rows,
+        );
     }
 
     /// [`QueryRows::dots`] that fetches other rows meanwhile.
@@ -106,13 +126,7 @@ impl QueryRows {
         if self.rows == 0 || ptrs.is_empty() {
             return;
         }
-        assert!(
-            stride >= ptrs.len() && out.len() >= (self.rows - 1) * stride + ptrs.len(),
-            "{} scores for {} rows of {} at stride {stride}",
-            out.len(),
-            self.rows,
-            ptrs.len()
-        );
+        self.check_out(ptrs.len(), out.len(), stride);
         let q = self.data.as_ptr().cast();
         // SAFETY: pointers by the caller's promise, output just checked, queries padded above; the
         // table only offers levels this CPU has.

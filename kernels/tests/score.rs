@@ -148,7 +148,7 @@ fn check_decoded(keys: &Keys, spec: &BoxedSpec, cells: &[u8]) {
         let rows = || (0..TILE).map(|t| keys.row(tile * TILE + t));
         for c in 0..dim {
             let (min, max) = rows().fold((f32::MAX, f32::MIN), |(a, b), r| (a.min(r[c]), b.max(r[c])));
-            let need = (max - min).max(-min / 32.0).max(min / 31.875).max(6e-5);
+            let need = (max - min).max(-min / 32.5).max(min / 31.375).max(1e-4);
             for planes in 2..=4 {
                 let half = need * 1.5 / (2 << planes) as f32;
                 for (t, row) in rows().enumerate().step_by(7) {
@@ -362,7 +362,7 @@ fn keys_that_are_not_finite_leave_their_tile_open() {
 #[test]
 fn widest_and_narrowest_boxes_hold() {
     let dim = 16;
-    for size in [0.0, -0.0, 1e-38, 1e-6, 1.0, 65504.0, 95e3] {
+    for size in [0.0, -0.0, 1e-38, 1e-6, 1.0, 65504.0, 110e3] {
         let values = (0..TILE * dim).map(|i| if i % 3 == 0 { size } else { -size }).collect();
         let keys = Keys::new(DType::F32, dim, values);
         let q = vec![0.5f32; dim];

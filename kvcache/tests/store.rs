@@ -229,7 +229,7 @@ proptest! {
     fn certificates_hold_and_a_fork_selects_as_a_fresh_sequence(
         seed in any::<u64>(), tokens in 100usize..900, eps in 0.02f32..0.5, sharp in 0.2f32..4.0,
     ) {
-        let select = Select::Boxed(Boxed { min_tokens: 96, sinks: 4, recent: 16, ..Boxed::with_max_missed_mass(eps) });
+        let select = Select::Boxed(Boxed { sinks: 4, recent: 16, ..Boxed::with_max_missed_mass(eps) });
         let cache = cache(select.clone(), 64 << 20);
         let mut random = Random(seed);
         let (k, v) = (random.rows(tokens * ROW, sharp), random.rows(tokens * ROW, 1.0));

@@ -50,8 +50,9 @@ pub struct Boxed {
     pub top_p: Option<f32>,
     /// Read until the proven softmax mass not read is at most this, for every query head.
     pub max_missed_mass: Option<f32>,
-    /// Tokens read at least with `top_p` or `max_missed_mass`, keeps included.
-    pub min_tokens: usize,
+    /// Tokens read at least with `top_p` or `max_missed_mass`, keeps included. `None` is 256 with
+    /// `top_p` and only the keeps with `max_missed_mass` alone.
+    pub min_tokens: Option<usize>,
     /// Tokens read at most, keeps included; a certificate that would need more stays above its
     /// target, and the bound that was proven is reported.
     pub max_tokens: Option<usize>,
@@ -68,7 +69,7 @@ impl Default for Boxed {
             budget: None,
             top_p: None,
             max_missed_mass: None,
-            min_tokens: 256,
+            min_tokens: None,
             max_tokens: None,
             sinks: 16,
             recent: 64,
@@ -78,6 +79,8 @@ impl Default for Boxed {
 
 /// The budget of `boxed` where nothing else is set.
 const BUDGET_DEFAULT: usize = 1024;
+/// Tokens that `top_p` reads at least: estimates of very peaked heads are the least certain.
+const TOP_P_MIN: usize = 256;
 
 impl Boxed {
     /// A fixed number of tokens per KV head and query.
@@ -101,10 +104,12 @@ impl Boxed {
     /// Tokens read at least.
     #[must_use]
     pub fn floor_tokens(&self) -> usize {
-        match (self.budget, self.top_p.is_some() || self.max_missed_mass.is_some()) {
-            (Some(budget), _) => budget,
-            (None, true) => self.min_tokens,
-            (None, false) => BUDGET_DEFAULT,
+        let keeps = self.sinks.saturating_add(self.recent);
+        match (self.budget, self.top_p, self.max_missed_mass) {
+            (Some(budget), ..) => budget,
+            (None, Some(_), _) => self.min_tokens.unwrap_or(TOP_P_MIN),
+            (None, None, Some(_)) => self.min_tokens.unwrap_or(keeps),
+            (None, None, None) => BUDGET_DEFAULT,
         }
     }
 
@@ -133,9 +138,10 @@ impl Boxed {
             }
         }
         let keeps = self.sinks.saturating_add(self.recent);
-        if self.floor_tokens() <= keeps && (self.budget.is_some() || self.max_tokens.is_none()) {
-            let expected = format!("above sinks + recent = {keeps}");
-            return err("budget", &expected, self.floor_tokens().to_string());
+        if let Some(budget) = self.budget
+            && budget <= keeps
+        {
+            return err("budget", &format!("above sinks + recent = {keeps}"), budget.to_string());
         }
         if self.cap_tokens() < self.floor_tokens() {
             let expected = format!("at least the tokens read anyway, {}", self.floor_tokens());

@@ -8,8 +8,8 @@
 use std::arch::x86_64::*;
 
 use crate::DIM_MAX;
-use crate::score::{CODE_SLACK, Job, STEP_CODES, Stage};
-use crate::summary::{OPEN, WIDTH_BIAS};
+use crate::score::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, Stage};
+use crate::summary::{OPEN, WIDTH_SHIFT};
 
 /// Query heads of one pass.
 const HEADS: usize = 4;
@@ -32,20 +32,23 @@ const PAIRS: u8 = 2;
 const TRIPLES: u8 = 3;
 const BITS: u8 = 1;
 
-/// Widths and middles of the boxes of 16 channels.
+/// Queries come in times 2^60 and widths times 2^-113, as their codes give them without a bias: no product
+/// overflows or vanishes in between.
+const SHIFT: f32 = pow2(WIDTH_SHIFT - QUERY_SHIFT);
+
+const fn pow2(n: u32) -> f32 {
+    f32::from_bits((127 + n) << 23)
+}
+
+/// Widths (times 2^-113) and middles (in eighths of the width) of the boxes of 16 channels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn boxes(cell: *const u8, block: usize) -> (__m512, __m512) {
     // SAFETY: the caller's cell holds a box word for every channel of the block.
     let words = unsafe { _mm512_cvtepi16_epi32(_mm256_loadu_si256(cell.add(32 * block).cast())) };
-    let field = _mm512_set1_epi32(0x7f);
-    let wide = _mm512_test_epi32_mask(words, field);
-    let code = _mm512_add_epi32(_mm512_and_si512(words, field), _mm512_set1_epi32(WIDTH_BIAS as i32));
-    let width = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(wide, code, 21));
-    // lo + W / 2 in units of W / 8.
-    let middle = _mm512_add_epi32(_mm512_srai_epi32(words, 7), _mm512_set1_epi32(4));
-    let unit = _mm512_mul_ps(width, _mm512_set1_ps(0.125));
-    (width, _mm512_mul_ps(_mm512_cvtepi32_ps(middle), unit))
+    let width = _mm512_and_si512(_mm512_slli_epi32(words, 21), _mm512_set1_epi32(0x7f << 21));
+    let middle = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 7));
+    (_mm512_castsi512_ps(width), middle)
 }
 
 /// The four vectors reduced to one number each, by the same pairwise steps for all.
@@ -83,23 +86,23 @@ unsafe fn largest<const H: usize>(job: &Job, cell: *const u8, first: usize) -> _
     let mut top = [_mm_setzero_si128(); HEADS];
     let mut wide = [_mm512_setzero_si512(); H];
     let padded = job.spec.padded();
+    let sizes = job.codes.relative[first * job.q_stride..][..H * job.q_stride].as_ptr();
     for at in (0..padded).step_by(BLOCK) {
-        let mask = |from: usize| !0u32 >> 32usize.saturating_sub(padded.saturating_sub(from)).min(31);
-        // SAFETY: the masks end at the last box word; the codes are padded to whole blocks.
+        let left = (padded - at).min(BLOCK);
+        let words = cell.wrapping_add(2 * at).cast::<i16>();
+        // SAFETY: the masks end at the last box word.
         let (low, high) = unsafe {
-            let high = if padded > at + 32 { mask(at + 32) } else { 0 };
-            let words = cell.cast::<i16>();
+            let valid = !0u64 >> (BLOCK - left);
             (
-                _mm512_maskz_loadu_epi16(mask(at), words.add(at)),
-                _mm512_maskz_loadu_epi16(high, words.wrapping_add(at + 32)),
+                _mm512_maskz_loadu_epi16(valid as u32, words),
+                _mm512_maskz_loadu_epi16((valid >> 32) as u32, words.wrapping_add(32)),
             )
         };
         let both = _mm512_mask_mov_epi8(_mm512_slli_epi16(high, 8), 0x5555_5555_5555_5555, low);
         let width = _mm512_and_si512(both, _mm512_set1_epi8(0x7f));
         for (h, wide) in wide.iter_mut().enumerate() {
-            let sizes = &job.codes.relative[(first + h) * job.q_stride + at..][..BLOCK];
-            // SAFETY: a block of bytes.
-            let sizes = unsafe { _mm512_loadu_si512(sizes.as_ptr().cast()) };
+            // SAFETY: rows of codes are padded to whole blocks.
+            let sizes = unsafe { _mm512_loadu_si512(sizes.add(h * job.q_stride + at).cast()) };
             *wide = _mm512_max_epu8(*wide, _mm512_add_epi8(width, sizes));
         }
     }
@@ -159,18 +162,17 @@ unsafe fn stage<const H: usize, const STATS: bool>(
     job: &Job,
     cell: *const u8,
     first: usize,
+    (step, inverse): (__m128, __m128),
     rounded: &mut Rounded,
 ) -> Stages {
-    let q = job.q[first * job.q_stride..][..H * job.q_stride].as_ptr();
-    // SAFETY: passed on from the caller.
-    let (step, inverse) = unsafe { steps::<H>(job, cell, first) };
+    let q = job.scaled[first * job.q_stride..][..H * job.q_stride].as_ptr();
     // SAFETY: a cell starts with the word of channel 0.
     let open = unsafe { cell.cast::<u16>().read_unaligned() } == OPEN;
-    let spread = |v: __m128| -> [__m512; HEADS] {
-        let v = _mm512_castps128_ps512(v);
+    let spread = |v: __m128, by: f32| -> [__m512; HEADS] {
+        let v = _mm512_castps128_ps512(_mm_mul_ps(v, _mm_set1_ps(by)));
         [0, 1, 2, 3].map(|h| _mm512_permutexvar_ps(_mm512_set1_epi32(h), v))
     };
-    let (steps, inverse) = (spread(step), spread(inverse));
+    let (steps, inverse) = (spread(step, 1.0), spread(inverse, SHIFT));
     let zero = [_mm512_setzero_ps(); H];
     let (mut base, mut size, mut extent, mut rounding, mut square) = (zero, zero, zero, zero, zero);
     let mut ones = [_mm512_setzero_si512(); H];
@@ -190,13 +192,14 @@ unsafe fn stage<const H: usize, const STATS: bool>(
                 // SAFETY: rows of q are padded to whole blocks.
                 let q = unsafe { _mm512_loadu_ps(q.add(h * job.q_stride + BLOCK * b + 16 * i)) };
                 let t = _mm512_mul_ps(q, w);
-                base[h] = _mm512_fmadd_ps(q, m, base[h]);
+                base[h] = _mm512_fmadd_ps(t, m, base[h]);
                 *n = _mm512_cvtps_epi32(_mm512_mul_ps(t, inverse[h]));
                 if STATS {
+                    let t = _mm512_mul_ps(t, _mm512_set1_ps(SHIFT));
                     let error = _mm512_fnmadd_ps(steps[h], _mm512_cvtepi32_ps(*n), t);
                     rounding[h] = _mm512_add_ps(rounding[h], _mm512_abs_ps(error));
                     extent[h] = _mm512_add_ps(extent[h], _mm512_abs_ps(t));
-                    size[h] = _mm512_add_ps(size[h], _mm512_abs_ps(_mm512_mul_ps(q, m)));
+                    size[h] = _mm512_add_ps(size[h], _mm512_abs_ps(_mm512_mul_ps(t, m)));
                     square[h] = _mm512_fmadd_ps(t, t, square[h]);
                 }
             }
@@ -207,11 +210,13 @@ unsafe fn stage<const H: usize, const STATS: bool>(
         }
     }
     let stats = if STATS {
-        [sum(extent), sum(rounding), sum(size), sum(square)]
+        let size = _mm_mul_ps(sum(size), _mm_set1_ps(0.125));
+        [sum(extent), sum(rounding), size, sum(square)]
     } else {
         [_mm_setzero_ps(); 4]
     };
-    let base = closed(sum(base), step, open);
+    let base = _mm_mul_ps(sum(base), _mm_set1_ps(0.125 * SHIFT));
+    let base = closed(base, step, open);
     // Sums of int8 are exact in f32.
     Stages { base, step, sum: sum(ones.map(|v| _mm512_cvtepi32_ps(v))), stats }
 }
@@ -392,23 +397,21 @@ impl Sweep<'_> {
         let passes = (self.to - self.from) / H;
         let units = self.tiles() * passes;
         let unit = |i: usize| Unit { tile: self.tile(i / passes), first: self.from + i % passes * H };
-        let empty: Rounded = [[_mm512_setzero_si512(); CHANNELS / BLOCK]; HEADS];
-        let mut rounded = [empty; 2];
         if units == 0 {
             return;
         }
+        let mut rounded: Rounded = [[_mm512_setzero_si512(); CHANNELS / BLOCK]; HEADS];
+        let cell = |u: Unit| self.job.cells.cell(u.tile);
         // SAFETY: passed on from the caller.
         unsafe {
-            let cell = |u: Unit| self.job.cells.cell(u.tile);
-            let mut stages = stage::<H, STATS>(self.job, cell(unit(0)), unit(0).first, &mut rounded[0]);
+            let mut ready = steps::<H>(self.job, cell(unit(0)), self.from);
             for i in 0..units {
                 let (u, next) = (unit(i), unit((i + 1).min(units - 1)));
-                // One tile ahead, so that rounding its queries overlaps with this tile's products.
-                let coming = stage::<H, STATS>(self.job, cell(next), next.first, &mut rounded[(i + 1) % 2]);
-                let far = self.job.cells.cell(self.tile(i / passes + 2)) as isize;
-                let ahead = far - cell(u) as isize;
-                self.heads::<H, KIND, STATS>(u, level, ahead, &stages, &rounded[i % 2]);
-                stages = coming;
+                let stages = stage::<H, STATS>(self.job, cell(u), u.first, ready, &mut rounded);
+                // One tile ahead: a long chain of dependent steps that overlaps with the products.
+                ready = steps::<H>(self.job, cell(next), next.first);
+                let ahead = self.job.cells.cell(self.tile(i / passes + 2)) as isize - cell(u) as isize;
+                self.heads::<H, KIND, STATS>(u, level, ahead, &stages, &rounded);
             }
         }
     }

@@ -22,8 +22,13 @@ pub struct BoxedQuery {
     heads: usize,
     /// `[heads][stride]`, zero-padded.
     q: Vec<f32>,
+    /// The same times 2^[`QUERY_SHIFT`].
+    scaled: Vec<f32>,
     codes: SizeCodes,
 }
+
+/// Scale of the queries that meet widths without their bias.
+pub(crate) const QUERY_SHIFT: u32 = 60;
 
 /// Sizes of the query's channels on a coarse logarithmic scale.
 #[derive(Clone, Debug)]
@@ -85,7 +90,8 @@ impl BoxedQuery {
             row[..q.len()].copy_from_slice(q);
         }
         let codes = SizeCodes::new(&rows, stride);
-        BoxedQuery { isa: isa.min(Isa::detected()), spec, heads, q: rows, codes }
+        let scaled = rows.iter().map(|x| x * 2f32.powi(QUERY_SHIFT as i32)).collect();
+        BoxedQuery { isa: isa.min(Isa::detected()), spec, heads, q: rows, scaled, codes }
     }
 
     fn stride(spec: &BoxedSpec) -> usize {
@@ -125,6 +131,7 @@ pub struct RawScores {
 pub(crate) struct Job<'a> {
     pub(crate) spec: BoxedSpec,
     pub(crate) q: &'a [f32],
+    pub(crate) scaled: &'a [f32],
     pub(crate) codes: &'a SizeCodes,
     pub(crate) q_stride: usize,
     pub(crate) heads: usize,
@@ -295,6 +302,7 @@ impl BoxedQuery {
         Job {
             spec: self.spec,
             q: &self.q,
+            scaled: &self.scaled,
             codes: &self.codes,
             q_stride: BoxedQuery::stride(&self.spec),
             heads: self.heads,

@@ -1,9 +1,10 @@
 //! Boxed cells: a box per channel around 64 keys, and the position of each key inside it as nested
 //! bit planes.
 //!
-//! **Box**: one u16 per channel, `lo << 7 | width`. `width` is a 7-bit float (5 exponent bits, 2
-//! mantissa bits, 0 means zero width, else 2^-14 ..= 1.5 * 2^17, rounded up); `lo` is a signed 9-bit
-//! count of `W / 8`. Every key of the channel lies in `[lo, lo + W]`; both ends are exact in f32.
+//! **Box**: one u16 per channel, `middle << 7 | width`. `width` is a 7-bit float W (5 exponent bits, 2
+//! mantissa bits; 0 means zero width, else 2^-13 ..= 1.75 * 2^17, rounded up); `middle` counts the box's
+//! middle in `W / 8`, signed, 9 bits. Every key of the channel lies in `[lo, lo + W]`, `lo = middle - W / 2`;
+//! both ends are exact in f32.
 //!
 //! **Codes**: plane j halves the cell of plane j - 1. With b planes the estimate is the middle of
 //! the cell, `lo + (code + 1/2) W / 2^b`, off by at most `W / 2^(b+1)` (plus f32 rounding).
@@ -20,10 +21,15 @@ use crate::{DIM_MAX, DType, Error, Isa};
 
 use super::TILE;
 
-/// Box word of channel 0 that marks an open tile: zero width with a non-zero `lo` exists nowhere else.
+/// Box word of channel 0 that marks an open tile: zero width around a middle other than zero does not
+/// exist otherwise.
 pub(crate) const OPEN: u16 = 0x8000;
-/// `(code + WIDTH_BIAS) << 21` are the f32 bits of a non-zero width code.
-pub(crate) const WIDTH_BIAS: u32 = 451;
+/// `(code + WIDTH_BIAS) << 21` are the f32 bits of a width. Without the bias, `code << 21` are those of the
+/// width times 2^-[`WIDTH_SHIFT`].
+pub(crate) const WIDTH_BIAS: u32 = 4 * WIDTH_SHIFT;
+pub(crate) const WIDTH_SHIFT: u32 = 113;
+/// Smaller codes but 0 stay unused: without the bias they would be subnormal.
+const WIDTH_MIN: u32 = 4;
 const WIDTH_MAX: u32 = 127;
 /// Channels that are coded together: one cache line of f32.
 const LANES: usize = 16;
@@ -102,25 +108,25 @@ fn box_word(min: f32, max: f32) -> Option<u16> {
     if min == 0.0 && max == 0.0 {
         return Some(0);
     }
-    // Wide enough for the range, and for `lo` to fit its 9 bits.
-    let need = (max - min).max(-min / 32.0).max(min / 31.875);
+    // Wide enough for the range, and for the middle to fit its 9 bits: lo in -260 ..= 251 eighths.
+    let need = (max - min).max(-min / 32.5).max(min / 31.375);
     let code = (need.to_bits().saturating_add((1 << 21) - 1) >> 21).saturating_sub(WIDTH_BIAS);
     // Rounding `lo` down loses less than W / 8, at most two steps of the width.
-    (code.max(1)..=WIDTH_MAX).take(4).find_map(|code| {
+    (code.max(WIDTH_MIN)..=WIDTH_MAX).take(4).find_map(|code| {
         let w = width(code);
-        let lo = (min * (8.0 / w)).floor().clamp(-256.0, 255.0);
+        let lo = (min * (8.0 / w)).floor().clamp(-260.0, 251.0);
         let low = lo * (w * 0.125);
         // The quotient is rounded, so `low` may lie above `min`: step down once.
         let (lo, low) = if low > min { (lo - 1.0, (lo - 1.0) * (w * 0.125)) } else { (lo, low) };
-        let fits = lo >= -256.0 && low <= min && low + w >= max;
-        fits.then(|| ((lo as i16) << 7) as u16 | code as u16)
+        let fits = lo >= -260.0 && low <= min && low + w >= max;
+        fits.then(|| ((lo as i16 + 4) << 7) as u16 | code as u16)
     })
 }
 
 /// Lower end and width of a box word.
 pub(crate) fn unpack(word: u16) -> (f32, f32) {
     let w = width(u32::from(word & 0x7f));
-    (f32::from((word as i16) >> 7) * (w * 0.125), w)
+    (f32::from(((word as i16) >> 7) - 4) * (w * 0.125), w)
 }
 
 /// Smallest and largest key of each channel, and whether all of them are finite.
@@ -309,7 +315,7 @@ mod wide {
     }
 }
 
-/// Writes the cell of a tile of 64 keys. Keys that are not finite, or channels wider than 1.5 * 2^17,
+/// Writes the cell of a tile of 64 keys. Keys that are not finite, or channels wider than 1.75 * 2^17,
 /// leave the tile *open*: its estimates are NaN (always selected) and its bounds infinite.
 ///
 /// # Panics

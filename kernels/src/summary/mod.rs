@@ -9,7 +9,7 @@ mod boxed;
 mod units;
 
 pub use boxed::{BoxedSpec, build_boxed, build_boxed_at, decode_boxed, is_open};
-pub(crate) use boxed::{FIELD_BITS, OPEN, WIDTH_BIAS, unpack};
+pub(crate) use boxed::{FIELD_BITS, OPEN, WIDTH_BIAS, WIDTH_SHIFT, unpack};
 pub use units::{UnitKind, UnitSpec, build_units, update_unit};
 
 /// Tokens of a tile.

@@ -11,8 +11,9 @@ use super::head::{Choice, Scratch, Work, sized};
 use crate::Error;
 use crate::summaries::{Spec, TILE};
 
-/// Tokens within this many rms errors of the cut get a further plane.
-const STRADDLE: f32 = 2.0;
+/// Tokens within this many rms errors of the cut are looked at more closely: by a further plane
+/// where a tile has many of them, by their true keys where it has few.
+const STRADDLE: f32 = 0.75;
 /// Planes read for every token.
 const PLANES_FIRST: u32 = 2;
 
@@ -31,6 +32,13 @@ impl Scored<'_> {
     /// Tokens that may be picked or left.
     pub(super) fn candidates(&self) -> Range<usize> {
         self.keep[0].end..self.keep[1].start
+    }
+
+    /// The candidates of a tile, counted from the first candidate.
+    fn of_tile(&self, tile: usize) -> Range<usize> {
+        let all = self.candidates();
+        let from = (tile * TILE).clamp(all.start, all.end) - all.start;
+        from..((tile + 1) * TILE).clamp(all.start, all.end) - all.start
     }
 
     pub(super) fn kept_tokens(&self) -> usize {
@@ -103,10 +111,17 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     let lse = lse2(work, &scored);
     fold(work, &scored, &lse, 0..candidates.len(), weights);
     let spec = spec(work);
-    let mut bytes = tiles * spec.bytes_read(planes);
+    let mut choice = Choice::default();
+    choice.bytes.summary = (tiles * spec.bytes_read(planes)) as u64;
+    let plane_bytes = spec.plane_bytes() + spec.box_bytes();
     for plane in planes + 1..=boxed.planes {
         let cut = cut(work, boxed, &scored, &lse, weights, &mut scratch.chosen);
-        straddlers(work, &scored, sigma, cut, weights, &mut scratch.tiles);
+        let worth = plane_bytes.div_ceil(work.key_bytes() as usize);
+        straddlers(work, &scored, sigma, cut, weights, |tile, tokens| {
+            if tokens.len() > worth {
+                scratch.tiles.push(tile as u32);
+            }
+        });
         let cells = work.cells();
         score::refine(
             &scored.query,
@@ -118,20 +133,46 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
             Some(&mut *sigma),
         );
         for &tile in &scratch.tiles {
-            let from = (tile as usize * TILE).max(candidates.start) - candidates.start;
-            let to = ((tile as usize + 1) * TILE).min(candidates.end) - candidates.start;
+            let range = scored.of_tile(tile as usize);
             recap(work, &mut scored, tile as usize);
-            fold(work, &scored, &lse, from..to, weights);
+            fold(work, &scored, &lse, range, weights);
         }
-        bytes += scratch.tiles.len() * (spec.plane_bytes() + spec.box_bytes());
+        choice.bytes.summary += (scratch.tiles.len() * plane_bytes) as u64;
+        scratch.tiles.clear();
     }
+    let chosen = &mut scratch.chosen;
+    let looked_at = read_keys(work, boxed, &scored, &lse, sigma, weights, chosen)?;
     pick(work, boxed, &scored, &lse, weights, &mut scratch.chosen);
-    let mut positions: Vec<u32> = scored.keep[0].clone().map(|p| p as u32).collect();
-    positions.extend(scratch.chosen.iter().map(|&i| i + candidates.start as u32));
-    positions.extend(scored.keep[1].clone().map(|p| p as u32));
-    let mut choice = Choice { positions, ..Choice::default() };
-    choice.bytes.summary = bytes as u64;
+    let spared = looked_at.iter().filter(|t| scratch.chosen.binary_search(t).is_err()).count();
+    choice.bytes.keys = spared as u64 * work.key_bytes();
+    choice.positions.extend(scored.keep[0].clone().map(|p| p as u32));
+    choice.positions.extend(scratch.chosen.iter().map(|&i| i + candidates.start as u32));
+    choice.positions.extend(scored.keep[1].clone().map(|p| p as u32));
     Ok(choice)
+}
+
+/// Replaces the weights of straddling tokens by those of their true keys; returns which.
+fn read_keys(
+    work: &Work,
+    boxed: &Boxed,
+    scored: &Scored,
+    lse: &[f32],
+    sigma: &[f32],
+    weights: &mut [f32],
+    chosen: &mut Vec<u32>,
+) -> Result<Vec<u32>, Error> {
+    let cut = cut(work, boxed, scored, lse, weights, chosen);
+    let mut near = Vec::new();
+    straddlers(work, scored, sigma, cut, weights, |_, tokens| near.extend(tokens));
+    if near.is_empty() {
+        return Ok(near);
+    }
+    let first = scored.candidates().start as u32;
+    let exact = work.logits(&work.exact_query(false), near.iter().map(|&t| t + first))?;
+    let mut mass = vec![0f32; near.len()];
+    select::fold_mass_strided(&exact, near.len(), near.len(), work.scale_log2(), lse, &mut mass);
+    near.iter().zip(&mass).for_each(|(&t, &m)| weights[t as usize] = m);
+    Ok(near)
 }
 
 /// A refined tile's estimates are uncapped again.
@@ -224,27 +265,32 @@ fn cut(
     }
 }
 
-/// Tiles with a candidate whose weight is within the model error of the cut.
+/// Calls `found` with each tile that has candidates whose weight is within the model error of the
+/// cut, and with those candidates.
 fn straddlers(
     work: &Work,
     scored: &Scored,
     sigma: &[f32],
     cut: f32,
     weights: &[f32],
-    tiles: &mut Vec<u32>,
+    mut found: impl FnMut(usize, &[u32]),
 ) {
-    tiles.clear();
     let candidates = scored.candidates();
-    if candidates.is_empty() {
+    if candidates.is_empty() || !cut.is_finite() {
         return;
     }
+    let mut near = [0u32; TILE];
     for tile in candidates.start / TILE..=(candidates.end - 1) / TILE {
         let factor = (STRADDLE * sigma[tile] * work.scale_log2()).exp2();
         let (low, high) = (cut / factor, cut * factor);
-        let from = (tile * TILE).max(candidates.start) - candidates.start;
-        let to = ((tile + 1) * TILE).min(candidates.end) - candidates.start;
-        if weights[from..to].iter().any(|&w| w >= low && w <= high) {
-            tiles.push(tile as u32);
+        let range = scored.of_tile(tile);
+        let mut n = 0;
+        for (i, &w) in weights[range.clone()].iter().enumerate() {
+            near[n.min(TILE - 1)] = (range.start + i) as u32;
+            n += usize::from(w >= low && w <= high);
+        }
+        if n > 0 {
+            found(tile, &near[..n]);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::summaries::{Spec, TILE};
 
 /// Share of the allowed miss that tokens may hold whose keys were never read. The rest is for
 /// tokens whose keys were read and found light. Measured on SmolLM2-135M: see `docs/papers.md`.
-const UNREAD_SHARE: f64 = 0.35;
+const UNREAD_SHARE: f64 = 0.2;
 /// Above this share of all keys, reading the rest as well costs less than it saves.
 const SCAN_SHARE: f64 = 0.9;
 
@@ -189,6 +189,17 @@ fn to_read(masses: &[Masses], totals: &[f64], eps: f64) -> (Vec<u32>, usize) {
     (order, count)
 }
 
+/// What the certificate works on.
+struct Proof<'a> {
+    work: &'a Work<'a>,
+    boxed: &'a Boxed,
+    scored: Scored<'a>,
+    slack: Vec<f64>,
+    masses: Vec<Masses>,
+    /// Candidates, those whose keys to read first in front.
+    order: Vec<u32>,
+}
+
 /// Reads keys until the certificate can be given, then attends to the fewest tokens that give it.
 pub(super) fn choose(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
     let eps = boxed.max_missed_mass.map_or(0.0, f64::from);
@@ -197,58 +208,79 @@ pub(super) fn choose(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Resul
     let masses = masses(work, &scored, &uppers, &slack);
     let totals: Vec<f64> =
         masses.iter().enumerate().map(|(h, m)| total(work, &scored, m, h)).collect();
-    let (order, count) = to_read(&masses, &totals, eps);
-    let n = order.len();
-    let count = if count as f64 > SCAN_SHARE * n as f64 { n } else { count };
-    let first = scored.candidates().start as u32;
-    let mut read: Vec<u32> = order[..count].to_vec();
-    read.sort_unstable();
-    let logits = work.logits(&work.exact_query(true), read.iter().map(|&t| t + first))?;
-    let scale = f64::from(work.call.params.scale) * std::f64::consts::LOG2_E;
-    // Masses of the tokens whose keys were read: from below for what may be attended.
-    let mass = |h: usize, i: usize, sign: f64| {
-        let x = f64::from(logits[h * read.len() + i]) + sign * slack[h];
-        let mass = (x * scale - masses[h].top).exp2();
-        // A NaN key could hold anything: nothing from below, everything from above.
-        if mass.is_nan() { if sign < 0.0 { 0.0 } else { f64::INFINITY } } else { mass }
-    };
-    let rows = |sign: f64| -> Vec<Vec<f64>> {
-        (0..work.group).map(|h| (0..read.len()).map(|i| mass(h, i, sign)).collect()).collect()
-    };
-    let (low, high) = (rows(-1.0), rows(1.0));
-    let unread: Vec<f64> = masses
-        .iter()
-        .map(|m| order[count..].iter().map(|&t| m.upper[t as usize]).sum())
-        .collect();
-    // What is missed must stay below eps of everything: read >= (1 - eps) * all.
-    let need: Vec<f64> = (0..work.group)
-        .map(|h| {
+    let (order, mut count) = to_read(&masses, &totals, eps);
+    let proof = Proof { work, boxed, scored, slack, masses, order };
+    let n = proof.order.len();
+    loop {
+        if count as f64 > SCAN_SHARE * n as f64 {
+            count = n;
+        }
+        let choice = proof.with_keys(count, eps)?;
+        let proven = choice.bound.iter().flatten().all(|&b| f64::from(b) <= eps);
+        // Estimated totals were too high: more keys. Or the cap on tokens binds: more will not help.
+        if proven || count == n || choice.positions.len() >= boxed.cap_tokens() {
+            return Ok(choice);
+        }
+        count = (2 * count).max(TILE).min(n);
+    }
+}
+
+impl Proof<'_> {
+    /// The choice after reading the keys of the first `count` candidates in order.
+    fn with_keys(&self, count: usize, eps: f64) -> Result<Choice, Error> {
+        let (work, scored, masses) = (self.work, &self.scored, &self.masses);
+        let first = scored.candidates().start as u32;
+        let mut read: Vec<u32> = self.order[..count].to_vec();
+        read.sort_unstable();
+        let logits = work.logits(&work.exact_query(true), read.iter().map(|&t| t + first))?;
+        let low = self.key_masses(&logits, -1.0);
+        let high = self.key_masses(&logits, 1.0);
+        let unread: Vec<f64> = masses
+            .iter()
+            .map(|m| self.order[count..].iter().map(|&t| m.upper[t as usize]).sum())
+            .collect();
+        // What is missed must stay below eps of everything: read >= (1 - eps) * all.
+        let need = |h: usize| {
             let all = masses[h].kept + unread[h] + high[h].iter().sum::<f64>();
             (1.0 - eps) * all * (1.0 + 1e-9) - masses[h].kept
-        })
-        .collect();
-    let kept = scored.kept_tokens();
-    let room = boxed.cap_tokens().saturating_sub(kept);
-    let mut chosen = cover::fewest(&low, &need, room);
-    fill(&mut chosen, &low, boxed.floor_tokens().saturating_sub(kept));
-    let bound = (0..work.group).map(|h| {
-        let mut missed = unread[h] + high[h].iter().sum::<f64>();
-        let mut held = masses[h].kept;
-        for &i in &chosen {
-            missed -= high[h][i as usize];
-            held += low[h][i as usize];
-        }
-        // The subtraction may leave rounding dust of either sign.
-        let dust = (unread[h] + held) * 1e-12;
-        round_up(cover::missed_share(missed.max(0.0) + dust, held))
-    });
-    let mut choice = Choice { bound: Some(bound.collect()), ..Choice::default() };
-    choice.positions = scored.kept_positions().collect();
-    choice.positions.extend(chosen.iter().map(|&i| read[i as usize] + first));
-    choice.positions.sort_unstable();
-    choice.bytes.summary = plane_bytes(work, boxed);
-    choice.bytes.keys = (read.len() - chosen.len()) as u64 * work.key_bytes();
-    Ok(choice)
+        };
+        let need: Vec<f64> = (0..work.group).map(need).collect();
+        let kept = scored.kept_tokens();
+        let mut chosen = cover::fewest(&low, &need, self.boxed.cap_tokens().saturating_sub(kept));
+        fill(&mut chosen, &low, self.boxed.floor_tokens().saturating_sub(kept));
+        let bound = (0..work.group).map(|h| {
+            let all = unread[h] + high[h].iter().sum::<f64>();
+            let missed = chosen.iter().fold(all, |m, &i| m - high[h][i as usize]);
+            let held = chosen.iter().fold(masses[h].kept, |m, &i| m + low[h][i as usize]);
+            // The subtraction may leave rounding dust of either sign.
+            round_up(cover::missed_share(missed.max(0.0) + (all + held) * 1e-12, held))
+        });
+        let mut choice = Choice { bound: Some(bound.collect()), ..Choice::default() };
+        choice.positions = scored.kept_positions().collect();
+        choice.positions.extend(chosen.iter().map(|&i| read[i as usize] + first));
+        choice.positions.sort_unstable();
+        choice.bytes.summary = plane_bytes(work, self.boxed);
+        choice.bytes.keys = (read.len() - chosen.len()) as u64 * work.key_bytes();
+        Ok(choice)
+    }
+
+    /// Masses `[group][tokens]` of tokens whose raw logits are known: from below for `side` -1,
+    /// from above for 1.
+    fn key_masses(&self, logits: &[f32], side: f64) -> Vec<Vec<f64>> {
+        let scale = f64::from(self.work.call.params.scale) * std::f64::consts::LOG2_E;
+        let tokens = logits.len() / self.work.group;
+        let mass = |h: usize, i: usize| {
+            let x = f64::from(logits[h * tokens + i]) + side * self.slack[h];
+            let mass = (x * scale - self.masses[h].top).exp2();
+            // A NaN key could hold anything: nothing from below, everything from above.
+            match (mass.is_nan(), side < 0.0) {
+                (false, _) => mass,
+                (true, true) => 0.0,
+                (true, false) => f64::INFINITY,
+            }
+        };
+        (0..self.work.group).map(|h| (0..tokens).map(|i| mass(h, i)).collect()).collect()
+    }
 }
 
 /// Adds the heaviest tokens left until there are `least`.
