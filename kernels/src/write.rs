@@ -110,10 +110,7 @@ mod tests {
         let error = |head, rows, dtype, dst: &mut [u8]| {
             append(&src, head, rows, dtype, dst).unwrap_err().to_string()
         };
-        assert_eq!(
-            error(0, 0..2, DType::Bf16, &mut dst),
-            "append: expected dtype bf16, found f32"
-        );
+        assert_eq!(error(0, 0..2, DType::Bf16, &mut dst), "append: expected dtype bf16, found f32");
         assert_eq!(error(3, 0..2, DType::F32, &mut dst), "append head: expected below 3, found 3");
         assert_eq!(
             error(0, 1..3, DType::F32, &mut dst),

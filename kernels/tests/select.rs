@@ -48,7 +48,8 @@ fn check_top_p(weights: &[f32], target: f64, min: usize, max: usize) {
     let (got, mass) = top_p(weights, target, min, max);
     let order = ranking(weights);
     assert_eq!(got, sorted(order[..got.len()].to_vec()), "a prefix of the ranking");
-    let part = |id: &u32| Some(f64::from(weights[*id as usize])).filter(|x| x.is_finite()).unwrap_or(0.0);
+    let part =
+        |id: &u32| Some(f64::from(weights[*id as usize])).filter(|x| x.is_finite()).unwrap_or(0.0);
     let sum: f64 = got.iter().map(part).sum();
     let slack = 1e-9 * (1.0 + sum.abs());
     assert!((sum - mass).abs() <= slack, "{sum} {mass}");
@@ -59,7 +60,11 @@ fn check_top_p(weights: &[f32], target: f64, min: usize, max: usize) {
     // I-11: without its last unit the target is missed.
     if got.len() > min {
         let last = order[got.len() - 1];
-        assert!(sum - part(&last) < target + slack, "fewest: {} units, {sum} for {target}", got.len());
+        assert!(
+            sum - part(&last) < target + slack,
+            "fewest: {} units, {sum} for {target}",
+            got.len()
+        );
     }
 }
 
@@ -124,7 +129,8 @@ struct Rng(u64);
 
 impl Rng {
     fn uniform(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 40) as f32 / (1 << 24) as f32
     }
 }
@@ -192,7 +198,8 @@ fn exact_lse2(row: &[f32], scale: f32) -> f64 {
 #[test]
 fn masses_match_f64() {
     let mut rng = Rng(2);
-    for (heads, n) in [(1, 1), (1, 15), (2, 16), (3, 17), (4, 1024), (7, 1025), (5, 5000), (16, 33)] {
+    for (heads, n) in [(1, 1), (1, 15), (2, 16), (3, 17), (4, 1024), (7, 1025), (5, 5000), (16, 33)]
+    {
         let est: Vec<f32> = (0..heads * n).map(|_| (rng.uniform() - 0.5) * 300.0).collect();
         let scale = 0.18;
         let mut lse = vec![f32::NEG_INFINITY; heads];
@@ -204,7 +211,9 @@ fn masses_match_f64() {
         let mut out = vec![7.0; n];
         select::fold_mass(&est, n, scale, &lse, &mut out);
         for (i, &o) in out.iter().enumerate() {
-            let mass = |h: usize| (f64::from(est[h * n + i]) * f64::from(scale) - f64::from(lse[h])).exp2();
+            let mass = |h: usize| {
+                (f64::from(est[h * n + i]) * f64::from(scale) - f64::from(lse[h])).exp2()
+            };
             let want: f64 = (0..heads).map(mass).sum();
             assert!((f64::from(o) - want).abs() <= 1e-5 * want + 1e-36, "{o} {want}");
         }

@@ -59,7 +59,8 @@ impl Geometry {
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let counts = [("layers", self.layers), ("q_heads", self.q_heads), ("kv_heads", self.kv_heads)];
+        let counts =
+            [("layers", self.layers), ("q_heads", self.q_heads), ("kv_heads", self.kv_heads)];
         for (setting, n) in counts {
             if n == 0 || n > COUNT_MAX {
                 return Err(Error::setting(setting, format!("1..={COUNT_MAX}"), n));
@@ -74,8 +75,13 @@ impl Geometry {
                 return Err(Error::setting(setting, format!("1..={DIM_MAX}"), dim));
             }
         }
-        if self.page_tokens == 0 || !self.page_tokens.is_multiple_of(16) || self.page_tokens > 4096 {
-            return Err(Error::setting("page_tokens", "a multiple of 16 up to 4096", self.page_tokens));
+        if self.page_tokens == 0 || !self.page_tokens.is_multiple_of(16) || self.page_tokens > 4096
+        {
+            return Err(Error::setting(
+                "page_tokens",
+                "a multiple of 16 up to 4096",
+                self.page_tokens,
+            ));
         }
         Ok(())
     }
@@ -132,7 +138,10 @@ mod tests {
             text(Geometry { q_heads: 7, ..good.clone() }),
             "q_heads must be a multiple of kv_heads = 4, found 7"
         );
-        assert_eq!(text(Geometry { dim_k: 577, ..good.clone() }), "dim_k must be 1..=576, found 577");
+        assert_eq!(
+            text(Geometry { dim_k: 577, ..good.clone() }),
+            "dim_k must be 1..=576, found 577"
+        );
         assert!(text(Geometry { layers: 0, ..good.clone() }).contains("layers"));
         assert!(text(Geometry { page_tokens: 24, ..good }).contains("multiple of 16"));
     }

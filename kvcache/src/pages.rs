@@ -190,7 +190,9 @@ impl Head {
     pub(crate) fn cut_is_shared(&self, len: usize, selector: &Selector) -> bool {
         let Some(store) = &selector.store else { return false };
         let cells = store.spec.cells(len);
-        cells * TILE > len && cells <= self.cells.len() && Arc::strong_count(&self.cells[cells - 1]) > 1
+        cells * TILE > len
+            && cells <= self.cells.len()
+            && Arc::strong_count(&self.cells[cells - 1]) > 1
     }
 
     /// The same pages with summaries of another selector.

@@ -263,13 +263,23 @@ impl Sequence {
     /// # Errors
     /// [`Error::Layer`], [`Error::Length`] if the tokens are not there, [`Error::Count`] if the
     /// slices have the wrong length.
-    pub fn read(&self, layer: usize, from: usize, k: &mut [f32], v: &mut [f32]) -> Result<(), Error> {
+    pub fn read(
+        &self,
+        layer: usize,
+        from: usize,
+        k: &mut [f32],
+        v: &mut [f32],
+    ) -> Result<(), Error> {
         let len = self.layer_len(layer)?;
         let g = &self.cache.shared.geometry;
         let (k_row, v_row) = (g.kv_heads * g.dim_k, g.kv_heads * g.dim_v);
         let n = k.len() / k_row;
         if v.len() != n * v_row || k.len() != n * k_row {
-            return Err(Error::Count { what: "values to read", expected: n * v_row, found: v.len() });
+            return Err(Error::Count {
+                what: "values to read",
+                expected: n * v_row,
+                found: v.len(),
+            });
         }
         if from + n > len {
             return Err(Error::Length { what: "read", layer, len, found: from + n });

@@ -1,9 +1,10 @@
 //! The store against a plain model: a vector of keys and values per sequence, attended in f64.
 
-use kvist::{
-    AttendOptions, Boxed, Cache, DType, Error, Geometry, Quest, Select, Sequence, Tensor3, Tensor3Mut,
-};
 use half::bf16;
+use kvist::{
+    AttendOptions, Boxed, Cache, DType, Error, Geometry, Quest, Select, Sequence, Tensor3,
+    Tensor3Mut,
+};
 use proptest::prelude::*;
 
 const HEADS: usize = 2;
@@ -48,12 +49,18 @@ fn rows(data: &[bf16]) -> Tensor3<'_> {
 }
 
 /// Attends with one query and returns (out, info).
-fn attend(s: &Sequence, layer: usize, q: &[f32], options: &AttendOptions) -> (Vec<f32>, kvist::AttendInfo) {
+fn attend(
+    s: &Sequence,
+    layer: usize,
+    q: &[f32],
+    options: &AttendOptions,
+) -> (Vec<f32>, kvist::AttendInfo) {
     let n = q.len() / (HEADS * GROUP * DIM);
     let mut out = vec![f32::NAN; q.len()];
     let shape = [n, HEADS * GROUP, DIM];
     let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
-    let info = s.attend(layer, &Tensor3::contiguous(q, shape).unwrap(), options, &mut view).unwrap();
+    let info =
+        s.attend(layer, &Tensor3::contiguous(q, shape).unwrap(), options, &mut view).unwrap();
     (out, info)
 }
 
@@ -62,7 +69,11 @@ fn masses(k: &[bf16], len: usize, head: usize, q: &[f32]) -> Vec<f64> {
     let scale = 1.0 / (DIM as f32).sqrt();
     let logit = |t: usize| -> f64 {
         let row = &k[t * ROW + head / GROUP * DIM..][..DIM];
-        let dot: f64 = row.iter().zip(&q[head * DIM..]).map(|(a, &b)| f64::from(a.to_f32()) * f64::from(b)).sum();
+        let dot: f64 = row
+            .iter()
+            .zip(&q[head * DIM..])
+            .map(|(a, &b)| f64::from(a.to_f32()) * f64::from(b))
+            .sum();
         dot * f64::from(scale)
     };
     let logits: Vec<f64> = (0..len).map(logit).collect();
@@ -144,7 +155,10 @@ fn check_attend(s: &Sequence, m: &Model, queries: usize, random: &mut Random) {
         let len = m.len() - n + 1 + i;
         if n > 1 || read_all {
             let want = dense(&m.k, &m.v, len, &q[i * width..(i + 1) * width]);
-            assert!(close(&out[i * width..(i + 1) * width], &want), "query {i} of {n}, {len} tokens");
+            assert!(
+                close(&out[i * width..(i + 1) * width], &want),
+                "query {i} of {n}, {len} tokens"
+            );
         }
     }
     let selected = info.selected.unwrap();
@@ -153,12 +167,20 @@ fn check_attend(s: &Sequence, m: &Model, queries: usize, random: &mut Random) {
         assert!(positions.windows(2).all(|w| w[0] < w[1]), "ascending and unique");
         assert!(positions.iter().all(|&p| (p as usize) < m.len()), "in range");
         assert_eq!(positions.len(), info.tokens_read[head] as usize);
-        assert_eq!(positions.last(), Some(&(m.len() as u32 - 1)), "the newest token is always read");
+        assert_eq!(
+            positions.last(),
+            Some(&(m.len() as u32 - 1)),
+            "the newest token is always read"
+        );
         if n == 1 {
             for h in head * GROUP..(head + 1) * GROUP {
                 let p = masses(&m.k, m.len(), h, &q);
                 let missed = 1.0 - positions.iter().map(|&t| p[t as usize]).sum::<f64>();
-                assert!(missed <= f64::from(bound[h]) + 1e-12, "missed {missed}, bound {}", bound[h]);
+                assert!(
+                    missed <= f64::from(bound[h]) + 1e-12,
+                    "missed {missed}, bound {}",
+                    bound[h]
+                );
             }
         }
     }
@@ -277,10 +299,12 @@ fn batches_read_shared_pages_once_and_equal_separate_calls() {
     let shape = [8, HEADS * GROUP, DIM];
     let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
     let all = Tensor3::contiguous(&q, shape).unwrap();
-    let infos = cache.attend_batch(0, &all, &batch, &counts, &AttendOptions::default(), &mut view).unwrap();
+    let infos =
+        cache.attend_batch(0, &all, &batch, &counts, &AttendOptions::default(), &mut view).unwrap();
     let mut row = 0;
     for ((s, n), info) in batch.iter().zip(counts).zip(&infos) {
-        let (want, alone) = attend(s, 0, &q[row * width..(row + n) * width], &AttendOptions::default());
+        let (want, alone) =
+            attend(s, 0, &q[row * width..(row + n) * width], &AttendOptions::default());
         let got = &out[row * width..(row + n) * width];
         assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 5e-3));
         assert!(info.lse2.iter().zip(&alone.lse2).all(|(a, b)| (a - b).abs() < 1e-3));
@@ -327,7 +351,10 @@ fn misuse_is_named() {
     let floats = vec![0f32; 10 * ROW];
     let f32s = Tensor3::contiguous(&floats, [10, HEADS, DIM]).unwrap();
     assert_eq!(text(s.append(0, &f32s, &f32s)), "keys must be bf16 as the cache is, found f32");
-    assert!(text(s.append(0, &rows(&good), &rows(&good[..5 * ROW]))).contains("as many tokens as the keys, 10"));
+    assert!(
+        text(s.append(0, &rows(&good), &rows(&good[..5 * ROW])))
+            .contains("as many tokens as the keys, 10")
+    );
     assert_eq!(
         text(s.append_at(0, 7, &rows(&good), &rows(&good))),
         "layer 0: the next token has position 0, found 7"
@@ -340,7 +367,10 @@ fn misuse_is_named() {
     let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
     let query = Tensor3::contiguous(&q, shape).unwrap();
     let options = AttendOptions::default();
-    assert!(text(s.attend(0, &query, &options, &mut view).map(|_| ())).contains("10 tokens in layer 0, found 11"));
+    assert!(
+        text(s.attend(0, &query, &options, &mut view).map(|_| ()))
+            .contains("10 tokens in layer 0, found 11")
+    );
     let foreign = other.attend_batch(0, &query, &[&s], &[11], &options, &mut view).unwrap_err();
     assert_eq!(foreign, Error::ForeignSequence { index: 0 });
     for scale in [f32::NAN, 0.0, -1.0] {
@@ -388,7 +418,8 @@ fn results_do_not_depend_on_threads() {
             .unwrap();
         let mut random = Random(5);
         let mut s = cache.sequence();
-        s.append(0, &rows(&random.rows(3000 * ROW, 1.0)), &rows(&random.rows(3000 * ROW, 1.0))).unwrap();
+        s.append(0, &rows(&random.rows(3000 * ROW, 1.0)), &rows(&random.rows(3000 * ROW, 1.0)))
+            .unwrap();
         let q: Vec<f32> = (0..HEADS * GROUP * DIM).map(|_| random.normal()).collect();
         attend(&s, 0, &q, &AttendOptions { selected: true, ..AttendOptions::default() })
     };

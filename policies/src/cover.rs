@@ -28,7 +28,8 @@ pub fn fewest(mass: &[Vec<f64>], need: &[f64], max: usize) -> Vec<u32> {
     let mut open: Vec<u32> = (0..tokens as u32).collect();
     while left.iter().any(|&n| n > 0.0) && chosen.len() < max && !open.is_empty() {
         let worth = |t: u32| -> f64 {
-            let of_head = |(m, &n): (&Vec<f64>, &f64)| if n > 0.0 { m[t as usize] / n } else { 0.0 };
+            let of_head =
+                |(m, &n): (&Vec<f64>, &f64)| if n > 0.0 { m[t as usize] / n } else { 0.0 };
             let w: f64 = mass.iter().zip(&left).map(of_head).sum();
             if w.is_nan() { f64::INFINITY } else { w }
         };

@@ -137,11 +137,16 @@ impl Boxed {
                 return err(setting, "above 0 and below 1", x.to_string());
             }
         }
-        let keeps = self.sinks.saturating_add(self.recent);
+        // The tokens of the unfinished box are kept too: up to 63 of them.
+        let keeps = self.sinks.saturating_add(self.recent.max(63));
         if let Some(budget) = self.budget
             && budget <= keeps
         {
-            return err("budget", &format!("above sinks + recent = {keeps}"), budget.to_string());
+            return err(
+                "budget",
+                &format!("above sinks + recent (at least 63) = {keeps}"),
+                budget.to_string(),
+            );
         }
         if self.cap_tokens() < self.floor_tokens() {
             let expected = format!("at least the tokens read anyway, {}", self.floor_tokens());
@@ -154,7 +159,12 @@ impl Boxed {
 impl Quest {
     fn validate(&self) -> Result<(), Error> {
         if self.unit_tokens == 0 || 64 % self.unit_tokens != 0 {
-            return Err(Error::setting("quest", "unit_tokens", "a divisor of 64", self.unit_tokens));
+            return Err(Error::setting(
+                "quest",
+                "unit_tokens",
+                "a divisor of 64",
+                self.unit_tokens,
+            ));
         }
         if self.budget < 2 * self.unit_tokens {
             let expected = format!("at least two units of {}", self.unit_tokens);
@@ -297,7 +307,7 @@ mod tests {
         );
         assert_eq!(
             bad(Boxed::with_budget(80)),
-            "boxed: budget must be above sinks + recent = 80, found 80"
+            "boxed: budget must be above sinks + recent (at least 63) = 80, found 80"
         );
         for share in [0.0, 1.0, -0.5, f32::NAN, f32::INFINITY] {
             assert!(bad(Boxed::with_max_missed_mass(share)).contains("max_missed_mass"));

@@ -22,7 +22,9 @@ unsafe fn dot_avx2(codes: &[u8], q: &[i8], out: &mut [i32; TILE]) {
     for (codes, q) in codes.chunks(4 * TILE * FLUSH).zip(q.chunks(4 * FLUSH)) {
         let mut sum = [_mm256_setzero_si256(); VECTORS];
         for (group, q) in codes.chunks_exact(4 * TILE).zip(q.chunks_exact(4)) {
-            let q = _mm256_set1_epi32(i32::from_le_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8]));
+            let q = _mm256_set1_epi32(i32::from_le_bytes([
+                q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8,
+            ]));
             for (v, sum) in sum.iter_mut().enumerate() {
                 // SAFETY: a group holds 8 vectors of 32 bytes.
                 let c = unsafe { _mm256_loadu_si256(group.as_ptr().add(32 * v).cast()) };
@@ -46,7 +48,9 @@ unsafe fn dot_avx2(codes: &[u8], q: &[i8], out: &mut [i32; TILE]) {
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn score(job: &Job, planes: u32) {
     // SAFETY: passed on from the caller; `plain` hands over codes of the shape that the dot needs.
-    unsafe { plain::score(job, planes, |c: &[u8], q: &[i8], o: &mut [i32; TILE]| dot_avx2(c, q, o)) }
+    unsafe {
+        plain::score(job, planes, |c: &[u8], q: &[i8], o: &mut [i32; TILE]| dot_avx2(c, q, o))
+    }
 }
 
 /// Adds one plane to the listed tiles.
@@ -56,5 +60,9 @@ pub(crate) unsafe fn score(job: &Job, planes: u32) {
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn refine(job: &Job, tiles: &[u32], plane: u32) {
     // SAFETY: as above.
-    unsafe { plain::refine(job, tiles, plane, |c: &[u8], q: &[i8], o: &mut [i32; TILE]| dot_avx2(c, q, o)) }
+    unsafe {
+        plain::refine(job, tiles, plane, |c: &[u8], q: &[i8], o: &mut [i32; TILE]| {
+            dot_avx2(c, q, o)
+        })
+    }
 }

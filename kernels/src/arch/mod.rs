@@ -15,6 +15,8 @@ pub(crate) mod boxed_filter;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod boxed_fold;
 #[cfg(target_arch = "x86_64")]
+mod boxed_round;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod bf16;

@@ -11,8 +11,8 @@
 //! bound on request. The next plane adds `s / 2^(b+1) * sum q~_i (bit_i - 1/2)`: refinement is in place.
 
 use super::{CellList, plain};
-use crate::summary::{BoxedSpec, TILE, WIDTH_BIAS};
 use crate::Isa;
+use crate::summary::{BoxedSpec, TILE, WIDTH_BIAS};
 
 /// The queries of one KV head's group, ready for scoring boxed cells.
 #[derive(Clone, Debug)]
@@ -83,7 +83,12 @@ impl BoxedQuery {
     /// If `q` does not hold `heads >= 1` rows.
     #[must_use]
     pub fn new(isa: Isa, spec: BoxedSpec, q: &[f32], heads: usize) -> BoxedQuery {
-        assert!(heads > 0 && q.len() == heads * spec.dim(), "{} of {heads} x {}", q.len(), spec.dim());
+        assert!(
+            heads > 0 && q.len() == heads * spec.dim(),
+            "{} of {heads} x {}",
+            q.len(),
+            spec.dim()
+        );
         let stride = BoxedQuery::stride(&spec);
         let mut rows = vec![0f32; heads * stride];
         for (row, q) in rows.chunks_exact_mut(stride).zip(q.chunks_exact(spec.dim())) {
@@ -184,21 +189,33 @@ impl Stage {
 
     /// Largest possible error with `planes` planes.
     pub(crate) fn bound(&self, spec: &BoxedSpec, planes: u32) -> f32 {
-        // f32 rounding: sums run in 16 lanes, so each term passes padded / 16 + 4 additions, plus a few
-        // roundings of its own (t, the box's middle, the cell a key fell into). Twice that.
-        let slack = (spec.padded() / 16 + 16) as f32 * f32::EPSILON;
-        let half = 0.5 / (1u32 << planes) as f32;
+        let half = half_cell(planes);
         let model = self.spread * half + self.rounding * (0.5 - half);
-        let e = model + slack * (self.spread + self.size + self.rounding) + 1e-36;
+        let e = model + slack(spec) * (self.spread + self.size + self.rounding) + TINY;
         if self.base.is_nan() || e.is_nan() { f32::INFINITY } else { e }
     }
 
     /// Typical error with `planes` planes: keys uniform inside their cells.
     pub(crate) fn sigma(&self, planes: u32) -> f32 {
-        let s = (self.square * (1.0 / 12.0)).sqrt() / (1u32 << planes) as f32;
+        let s = (self.square * (1.0 / 12.0)).sqrt() * 2.0 * half_cell(planes);
         if self.base.is_nan() || s.is_nan() { f32::INFINITY } else { s }
     }
 }
+
+/// Half a cell as a part of the box.
+pub(crate) fn half_cell(planes: u32) -> f32 {
+    0.5 / (1u32 << planes) as f32
+}
+
+/// Bound of f32 rounding, relative to the sum of the terms' sizes. Sums run in 16 lanes, so each term
+/// passes padded / 16 + 4 additions, plus a few roundings of its own (t, the box's middle, the cell that
+/// a key fell into). Twice that.
+pub(crate) fn slack(spec: &BoxedSpec) -> f32 {
+    (spec.padded() / 16 + 16) as f32 * f32::EPSILON
+}
+
+/// Bound of what gets lost below the smallest normal numbers.
+pub(crate) const TINY: f32 = 1e-36;
 
 impl Job<'_> {
     /// Whether bounds or sigmas are wanted.
@@ -211,24 +228,29 @@ impl Job<'_> {
         self.out.est.wrapping_add(head * self.out.est_stride + TILE * tile)
     }
 
-    /// Writes bounds and sigma of heads `first..` of a tile.
+    /// Writes bounds and sigmas of heads `first..` of a tile.
     ///
     /// # Safety
-    /// The outputs of the job must be valid for this tile and these heads.
-    pub(crate) unsafe fn write_stats(&self, tile: usize, first: usize, stages: &[Stage], planes: u32) {
-        for (i, stage) in stages.iter().enumerate() {
-            if let Some(bounds) = self.out.bounds {
-                let at = (first + i) * self.out.bounds_stride + tile;
+    /// The outputs of the job must be valid for this tile and these heads; head 0 comes first.
+    pub(crate) unsafe fn write_stats(
+        &self,
+        tile: usize,
+        first: usize,
+        bounds: &[f32],
+        sigmas: &[f32],
+    ) {
+        if let Some(out) = self.out.bounds {
+            for (i, &bound) in bounds.iter().enumerate() {
                 // SAFETY: passed on from the caller.
-                unsafe { bounds.add(at).write(stage.bound(&self.spec, planes)) }
+                unsafe { out.add((first + i) * self.out.bounds_stride + tile).write(bound) }
             }
-            if let Some(sigma) = self.out.sigma {
-                let new = stage.sigma(planes);
-                // SAFETY: passed on from the caller; head 0 has written before the others read.
-                unsafe {
-                    let old = if first + i == 0 { new } else { sigma.add(tile).read() };
-                    sigma.add(tile).write(new.max(old));
-                }
+        }
+        if let Some(out) = self.out.sigma {
+            let new = sigmas.iter().copied().fold(0.0, f32::max);
+            // SAFETY: passed on from the caller; head 0 has written before the others read.
+            unsafe {
+                let old = if first == 0 { 0.0 } else { out.add(tile).read() };
+                out.add(tile).write(new.max(old));
             }
         }
     }
@@ -298,7 +320,11 @@ fn checked(
 impl BoxedQuery {
     fn job<'a>(&'a self, cells: &CellList<'a>, out: RawScores) -> Job<'a> {
         let found = cells.cell_bytes();
-        assert!(cells.is_empty() || found == self.spec.cell_bytes(), "cell of {found} bytes for {:?}", self.spec);
+        assert!(
+            cells.is_empty() || found == self.spec.cell_bytes(),
+            "cell of {found} bytes for {:?}",
+            self.spec
+        );
         Job {
             spec: self.spec,
             q: &self.q,

@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use crate::Error;
 
 pub use boxed::{BoxedQuery, RawScores, boxed, boxed_raw, refine, refine_raw};
-pub(crate) use boxed::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, Stage};
+pub(crate) use boxed::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, TINY, half_cell, slack};
 pub use units::{UnitQuery, units, units_upper};
 
 /// The cells of one KV head's tiles, in tile order.

@@ -3,7 +3,7 @@
 
 use super::boxed::{Job, Stage, slot, step};
 use crate::DIM_MAX;
-use crate::summary::{BoxedSpec, OPEN, TILE, FIELD_BITS, unpack};
+use crate::summary::{BoxedSpec, FIELD_BITS, OPEN, TILE, unpack};
 
 /// Lanes of f32 sums; fixes their order.
 const LANES: usize = 16;
@@ -151,7 +151,15 @@ fn stage(
 /// # Safety
 /// The job's outputs must be valid for the tile.
 #[inline(always)]
-unsafe fn tile(job: &Job, index: usize, cell: &Cell, codes: &Codes, planes: u32, first: bool, dot: impl Dot) {
+unsafe fn tile(
+    job: &Job,
+    index: usize,
+    cell: &Cell,
+    codes: &Codes,
+    planes: u32,
+    first: bool,
+    dot: impl Dot,
+) {
     let n = job.spec.padded();
     let (mut width, mut middle) = ([0f32; DIM_MAX], [0f32; DIM_MAX]);
     boxes(&job.spec, cell, &mut width, &mut middle);
@@ -172,7 +180,7 @@ unsafe fn tile(job: &Job, index: usize, cell: &Cell, codes: &Codes, planes: u32,
             *e = old + (offset + factor * d as f32);
         }
         // SAFETY: passed on from the caller.
-        unsafe { job.write_stats(index, head, &[s], planes) }
+        unsafe { job.write_stats(index, head, &[s.bound(&job.spec, planes)], &[s.sigma(planes)]) }
     }
 }
 

@@ -38,7 +38,12 @@ impl UnitQuery {
         scale: f32,
         precise: bool,
     ) -> UnitQuery {
-        assert!(heads > 0 && q.len() == heads * spec.dim(), "{} of {heads} x {}", q.len(), spec.dim());
+        assert!(
+            heads > 0 && q.len() == heads * spec.dim(),
+            "{} of {heads} x {}",
+            q.len(),
+            spec.dim()
+        );
         let mut wide = Vec::with_capacity(heads * spec.row_len());
         for q in q.chunks_exact(spec.dim()) {
             match spec.kind() {
@@ -72,7 +77,11 @@ impl UnitQuery {
 
     fn check(&self, cells: &CellList, out: &[f32]) {
         let (n, found) = (cells.len() * self.spec.units(), cells.cell_bytes());
-        assert!(cells.is_empty() || found == self.spec.cell_bytes(), "cell of {found} bytes for {:?}", self.spec);
+        assert!(
+            cells.is_empty() || found == self.spec.cell_bytes(),
+            "cell of {found} bytes for {:?}",
+            self.spec
+        );
         assert_eq!(out.len(), self.heads * n, "scores of {} heads, {n} units", self.heads);
     }
 

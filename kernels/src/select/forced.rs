@@ -8,7 +8,10 @@ use super::top::{top_k, top_p};
 fn count(forced: &[Range<u32>], n: usize) -> usize {
     let mut end = 0;
     for r in forced {
-        assert!(r.start >= end && r.start <= r.end && r.end as usize <= n, "range {r:?} of {n} after {end}");
+        assert!(
+            r.start >= end && r.start <= r.end && r.end as usize <= n,
+            "range {r:?} of {n} after {end}"
+        );
         end = r.end;
     }
     forced.iter().map(|r| (r.end - r.start) as usize).sum()

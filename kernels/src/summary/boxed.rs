@@ -164,7 +164,12 @@ fn encode(
             code[i] = unsafe { x.to_int_unchecked::<i32>() } as u8;
         }
         for (g, group) in out.iter_mut().enumerate() {
-            group[t] = u32::from_le_bytes([code[4 * g], code[4 * g + 1], code[4 * g + 2], code[4 * g + 3]]);
+            group[t] = u32::from_le_bytes([
+                code[4 * g],
+                code[4 * g + 1],
+                code[4 * g + 2],
+                code[4 * g + 3],
+            ]);
         }
     }
 }
@@ -309,7 +314,12 @@ mod wide {
     /// # Safety
     /// As for [`super::build_boxed`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn avx512(spec: &BoxedSpec, dtype: DType, rows: &[*const u8], cell: &mut [u8]) {
+    pub(super) unsafe fn avx512(
+        spec: &BoxedSpec,
+        dtype: DType,
+        rows: &[*const u8],
+        cell: &mut [u8],
+    ) {
         // SAFETY: passed on from the caller.
         unsafe { build_typed(spec, dtype, rows, cell) }
     }

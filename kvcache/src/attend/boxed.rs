@@ -14,6 +14,9 @@ use crate::summaries::{Spec, TILE};
 /// Tokens within this many rms errors of the cut are looked at more closely: by a further plane
 /// where a tile has many of them, by their true keys where it has few.
 const STRADDLE: f32 = 0.75;
+/// Where all tokens below the cut hold less than this share of the mass, their order is not worth
+/// a closer look.
+const NEGLIGIBLE: f32 = 1e-4;
 /// Planes read for every token.
 const PLANES_FIRST: u32 = 2;
 
@@ -101,88 +104,86 @@ pub(super) fn score<'a>(
 
 /// Picks by estimated softmax mass: a fixed number of tokens, or as many as cover `top_p`.
 fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
+    let spec = spec(work);
     let tiles = work.cells().len();
     let sigma = sized(&mut scratch.sigma, tiles);
-    let planes = PLANES_FIRST;
-    let mut scored =
-        score(work, boxed, planes, &mut scratch.estimates, None, Some(&mut *sigma), false)?;
+    // A plane is added to raw estimates; capped ones would no longer be that.
+    let first = if work.call.params.soft_cap > 0.0 { boxed.planes } else { PLANES_FIRST };
+    let estimates = &mut scratch.estimates;
+    let scored = score(work, boxed, first, estimates, None, Some(&mut *sigma), false)?;
     let candidates = scored.candidates();
     let weights = sized(&mut scratch.weights, candidates.len());
     let lse = lse2(work, &scored);
     fold(work, &scored, &lse, 0..candidates.len(), weights);
-    let spec = spec(work);
-    let mut choice = Choice::default();
-    choice.bytes.summary = (tiles * spec.bytes_read(planes)) as u64;
     let plane_bytes = spec.plane_bytes() + spec.box_bytes();
-    for plane in planes + 1..=boxed.planes {
+    let mut summary_bytes = tiles * spec.bytes_read(first);
+    let negligible = NEGLIGIBLE * work.group as f32 / candidates.len().max(1) as f32;
+    let mut plane = first;
+    let near = loop {
         let cut = cut(work, boxed, &scored, &lse, weights, &mut scratch.chosen);
-        let worth = plane_bytes.div_ceil(work.key_bytes() as usize);
-        straddlers(work, &scored, sigma, cut, weights, |tile, tokens| {
-            if tokens.len() > worth {
-                scratch.tiles.push(tile as u32);
-            }
-        });
-        let cells = work.cells();
-        score::refine(
-            &scored.query,
-            &cells,
-            &scratch.tiles,
-            plane,
-            scored.estimates,
-            None,
-            Some(&mut *sigma),
-        );
-        for &tile in &scratch.tiles {
-            let range = scored.of_tile(tile as usize);
-            recap(work, &mut scored, tile as usize);
-            fold(work, &scored, &lse, range, weights);
+        // Reading a few keys is cheaper than another plane of the whole tile.
+        let keys =
+            if plane < boxed.planes { plane_bytes / work.key_bytes() as usize } else { TILE };
+        let near = match cut < negligible {
+            true => Near::default(),
+            false => straddlers(work, &scored, sigma, cut, weights, keys),
+        };
+        if near.tiles.is_empty() {
+            break near;
         }
-        choice.bytes.summary += (scratch.tiles.len() * plane_bytes) as u64;
-        scratch.tiles.clear();
-    }
+        plane += 1;
+        let (cells, sigma) = (work.cells(), Some(&mut *sigma));
+        score::refine(&scored.query, &cells, &near.tiles, plane, scored.estimates, None, sigma);
+        for &tile in &near.tiles {
+            fold(work, &scored, &lse, scored.of_tile(tile as usize), weights);
+        }
+        summary_bytes += near.tiles.len() * plane_bytes;
+    };
     let chosen = &mut scratch.chosen;
-    let looked_at = read_keys(work, boxed, &scored, &lse, sigma, weights, chosen)?;
-    pick(work, boxed, &scored, &lse, weights, &mut scratch.chosen);
-    let spared = looked_at.iter().filter(|t| scratch.chosen.binary_search(t).is_err()).count();
+    read_keys(work, &scored, &lse, &near.tokens, weights)?;
+    match boxed.top_p.is_none() && !(near.above.is_empty() && near.tokens.is_empty()) {
+        true => {
+            let count = boxed.floor_tokens().saturating_sub(scored.kept_tokens());
+            fill_up(count, &near, weights, chosen);
+        }
+        false => pick(work, boxed, &scored, &lse, weights, chosen),
+    }
+    let mut choice = Choice::default();
+    let spared = near.tokens.iter().filter(|t| chosen.binary_search(t).is_err()).count();
+    choice.bytes.summary = summary_bytes as u64;
     choice.bytes.keys = spared as u64 * work.key_bytes();
     choice.positions.extend(scored.keep[0].clone().map(|p| p as u32));
-    choice.positions.extend(scratch.chosen.iter().map(|&i| i + candidates.start as u32));
+    choice.positions.extend(chosen.iter().map(|&i| i + candidates.start as u32));
     choice.positions.extend(scored.keep[1].clone().map(|p| p as u32));
     Ok(choice)
 }
 
-/// Replaces the weights of straddling tokens by those of their true keys; returns which.
+/// Replaces the weights of these candidates by those of their true keys.
 fn read_keys(
     work: &Work,
-    boxed: &Boxed,
     scored: &Scored,
     lse: &[f32],
-    sigma: &[f32],
+    near: &[u32],
     weights: &mut [f32],
-    chosen: &mut Vec<u32>,
-) -> Result<Vec<u32>, Error> {
-    let cut = cut(work, boxed, scored, lse, weights, chosen);
-    let mut near = Vec::new();
-    straddlers(work, scored, sigma, cut, weights, |_, tokens| near.extend(tokens));
+) -> Result<(), Error> {
     if near.is_empty() {
-        return Ok(near);
+        return Ok(());
     }
     let first = scored.candidates().start as u32;
     let exact = work.logits(&work.exact_query(false), near.iter().map(|&t| t + first))?;
     let mut mass = vec![0f32; near.len()];
     select::fold_mass_strided(&exact, near.len(), near.len(), work.scale_log2(), lse, &mut mass);
     near.iter().zip(&mass).for_each(|(&t, &m)| weights[t as usize] = m);
-    Ok(near)
+    Ok(())
 }
 
-/// A refined tile's estimates are uncapped again.
-fn recap(work: &Work, scored: &mut Scored, tile: usize) {
-    if work.call.params.soft_cap > 0.0 {
-        for head in 0..work.group {
-            let at = head * scored.stride + tile * TILE;
-            work.cap(&mut scored.estimates[at..at + TILE]);
-        }
-    }
+/// The tokens above every doubt, and the heaviest of the doubtful ones up to `count` in all.
+fn fill_up(count: usize, near: &Near, weights: &[f32], chosen: &mut Vec<u32>) {
+    let doubtful: Vec<f32> = near.tokens.iter().map(|&t| weights[t as usize]).collect();
+    select::top_k(&doubtful, count.saturating_sub(near.above.len()), chosen);
+    chosen.iter_mut().for_each(|i| *i = near.tokens[*i as usize]);
+    chosen.extend(&near.above);
+    chosen.sort();
 }
 
 /// Base-2 log-sum-exp per head over kept tokens (exact) and candidates (estimated).
@@ -265,32 +266,51 @@ fn cut(
     }
 }
 
-/// Calls `found` with each tile that has candidates whose weight is within the model error of the
-/// cut, and with those candidates.
+/// Candidates by where they lie to the cut, counted from the first candidate.
+#[derive(Default)]
+struct Near {
+    /// Above it by more than the model error.
+    above: Vec<u32>,
+    /// Within the model error, in tiles with few of them.
+    tokens: Vec<u32>,
+    /// Tiles with more.
+    tiles: Vec<u32>,
+}
+
+/// Parts the candidates at `cut`. A NaN weight counts as above.
 fn straddlers(
     work: &Work,
     scored: &Scored,
     sigma: &[f32],
     cut: f32,
     weights: &[f32],
-    mut found: impl FnMut(usize, &[u32]),
-) {
+    keys: usize,
+) -> Near {
     let candidates = scored.candidates();
-    if candidates.is_empty() || !cut.is_finite() {
-        return;
+    let mut near = Near::default();
+    if candidates.is_empty() {
+        return near;
     }
-    let mut near = [0u32; TILE];
+    let (mut within, mut above) = ([0u32; TILE], [0u32; TILE]);
     for tile in candidates.start / TILE..=(candidates.end - 1) / TILE {
         let factor = (STRADDLE * sigma[tile] * work.scale_log2()).exp2();
         let (low, high) = (cut / factor, cut * factor);
         let range = scored.of_tile(tile);
-        let mut n = 0;
+        let (mut n, mut m) = (0, 0);
         for (i, &w) in weights[range.clone()].iter().enumerate() {
-            near[n.min(TILE - 1)] = (range.start + i) as u32;
+            // Written always, counted where it holds: no branch to mispredict. Both counts stay
+            // at most i.
+            let t = (range.start + i) as u32;
+            (within[n], above[m]) = (t, t);
             n += usize::from(w >= low && w <= high);
+            m += usize::from(!(w <= high));
         }
-        if n > 0 {
-            found(tile, &near[..n]);
+        near.above.extend(&above[..m]);
+        match n {
+            0 => {}
+            n if n > keys => near.tiles.push(tile as u32),
+            n => near.tokens.extend(&within[..n]),
         }
     }
+    near
 }

@@ -169,7 +169,8 @@ fn total(work: &Work, scored: &Scored, masses: &Masses, head: usize) -> f64 {
 fn to_read(masses: &[Masses], totals: &[f64], eps: f64) -> (Vec<u32>, usize) {
     let n = masses[0].upper.len();
     let worst = |t: u32| {
-        let share = |(m, &total): (&Masses, &f64)| m.upper[t as usize] / total.max(f64::MIN_POSITIVE);
+        let share =
+            |(m, &total): (&Masses, &f64)| m.upper[t as usize] / total.max(f64::MIN_POSITIVE);
         masses.iter().zip(totals).map(share).fold(0.0, f64::max)
     };
     let mut order: Vec<(f64, u32)> = (0..n as u32).map(|t| (worst(t), t)).collect();

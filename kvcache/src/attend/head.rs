@@ -40,7 +40,6 @@ pub(super) struct Scratch {
     pub(super) bounds: Vec<f32>,
     pub(super) sigma: Vec<f32>,
     pub(super) chosen: Vec<u32>,
-    pub(super) tiles: Vec<u32>,
 }
 
 thread_local! {

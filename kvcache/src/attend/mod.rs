@@ -163,7 +163,8 @@ impl Cache {
         if !(options.soft_cap.is_finite() && options.soft_cap >= 0.0) {
             return Err(Error::setting("soft_cap", "finite and at least 0", options.soft_cap));
         }
-        let params = Params { soft_cap: options.soft_cap, sinks: options.sinks, ..Params::new(scale) };
+        let params =
+            Params { soft_cap: options.soft_cap, sinks: options.sinks, ..Params::new(scale) };
         Ok(Call { cache: self, layer, options, params })
     }
 }

@@ -15,7 +15,8 @@ pub(super) fn choose(work: &Work, quest: &Quest) -> Result<Choice, Error> {
     };
     let (unit, units) = (quest.unit_tokens, work.len.div_ceil(quest.unit_tokens));
     let last = units - 1;
-    let query = UnitQuery::new(Isa::level(), spec, work.q, work.group, work.call.params.scale, false);
+    let query =
+        UnitQuery::new(Isa::level(), spec, work.q, work.group, work.call.params.scale, false);
     let cells = work.cells();
     let stored = cells.len() * spec.units();
     let mut choice = Choice::default();

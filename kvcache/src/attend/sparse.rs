@@ -58,13 +58,7 @@ fn choose_all(call: &Call, run: &Run, q: &Tensor3) -> Result<Vec<Choice>, Error>
     taken.map(|c| c.unwrap_or_else(|| Ok(Choice::default()))).collect()
 }
 
-fn choose(
-    call: &Call,
-    run: &Run,
-    q: &Tensor3,
-    row: usize,
-    head: usize,
-) -> Result<Choice, Error> {
+fn choose(call: &Call, run: &Run, q: &Tensor3, row: usize, head: usize) -> Result<Choice, Error> {
     let g = call.cache.geometry();
     let sequence = run.sequences[row];
     let layer = &sequence.layers[call.layer];
@@ -74,8 +68,7 @@ fn choose(
     for (i, row_of) in rows.chunks_mut(g.dim_k).enumerate() {
         q.read_f32(row, head * group + i, row_of);
     }
-    let work =
-        Work { call, head: &layer.heads[head], store, len: layer.len, q: &rows, group };
+    let work = Work { call, head: &layer.heads[head], store, len: layer.len, q: &rows, group };
     let mut choice = match &sequence.selector.select {
         Select::Full => Choice { positions: (0..layer.len as u32).collect(), ..Choice::default() },
         Select::Quest(quest) => quest::choose(&work, quest)?,

@@ -1,99 +1,10 @@
-//! Summaries and scores against plain arithmetic: every instruction-set level, odd shapes, hostile
-//! keys.
+//! Boxed codes: building, decoding, scoring, refining.
 
-use kvist_kernels::score::{self, BoxedQuery, CellList, UnitQuery};
-use kvist_kernels::summary::{self, BoxedSpec, TILE, UnitKind, UnitSpec};
-use kvist_kernels::{DType, Element, Isa};
+use kvist_kernels::score::{self, BoxedQuery, CellList};
+use kvist_kernels::summary::{self, BoxedSpec, TILE};
+use kvist_kernels::{DType, Isa};
 
-/// Deterministic numbers, roughly normal.
-struct Rng(u64);
-
-impl Rng {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn uniform(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1 << 24) as f32
-    }
-
-    fn normal(&mut self) -> f32 {
-        (0..4).map(|_| self.uniform() - 0.5).sum::<f32>() * 1.7
-    }
-}
-
-/// Keys of `tiles` tiles, rounded to a dtype; channels of very different widths and offsets, some
-/// constant, some zero.
-struct Keys {
-    dtype: DType,
-    dim: usize,
-    values: Vec<f32>,
-    bytes: Vec<u8>,
-}
-
-fn bytes_of<T: Element>(values: &mut [f32]) -> Vec<u8> {
-    let rounded: Vec<T> = values.iter().map(|&x| T::from_f32(x)).collect();
-    values.iter_mut().zip(&rounded).for_each(|(v, r)| *v = r.to_f32());
-    bytemuck::cast_slice(&rounded).to_vec()
-}
-
-impl Keys {
-    fn new(dtype: DType, dim: usize, mut values: Vec<f32>) -> Keys {
-        let bytes = match dtype {
-            DType::F32 => bytes_of::<f32>(&mut values),
-            DType::F16 => bytes_of::<half::f16>(&mut values),
-            DType::Bf16 => bytes_of::<half::bf16>(&mut values),
-        };
-        Keys { dtype, dim, values, bytes }
-    }
-
-    fn random(rng: &mut Rng, dtype: DType, dim: usize, tiles: usize) -> Keys {
-        let scale: Vec<f32> = (0..dim).map(|_| [1.0, 0.1, 3.0, 0.0, 0.001][rng.bits() as usize % 5]).collect();
-        let shift: Vec<f32> = (0..dim).map(|_| [0.0, 0.0, 20.0, -3.0][rng.bits() as usize % 4]).collect();
-        let n = tiles * TILE;
-        let values = (0..n * dim).map(|i| rng.normal() * scale[i % dim] + shift[i % dim]).collect();
-        Keys::new(dtype, dim, values)
-    }
-
-    fn tiles(&self) -> usize {
-        self.values.len() / self.dim / TILE
-    }
-
-    fn row(&self, token: usize) -> &[f32] {
-        &self.values[token * self.dim..][..self.dim]
-    }
-
-    fn ptrs(&self, tile: usize) -> Vec<*const u8> {
-        let row = self.dim * self.dtype.size();
-        (0..TILE).map(|t| self.bytes[(tile * TILE + t) * row..].as_ptr()).collect()
-    }
-
-    fn boxed(&self, isa: Isa, spec: &BoxedSpec) -> Vec<u8> {
-        let mut cells = vec![0xa5u8; self.tiles() * spec.cell_bytes()];
-        for (tile, cell) in cells.chunks_exact_mut(spec.cell_bytes()).enumerate() {
-            // SAFETY: the pointers are rows of `bytes`.
-            unsafe { summary::build_boxed_at(isa, spec, self.dtype, &self.ptrs(tile), cell) }
-        }
-        cells
-    }
-
-    fn units(&self, spec: &UnitSpec) -> Vec<u8> {
-        let mut cells = vec![0xa5u8; self.tiles() * spec.cell_bytes()];
-        for (tile, cell) in cells.chunks_exact_mut(spec.cell_bytes()).enumerate() {
-            // SAFETY: the pointers are rows of `bytes`.
-            unsafe { summary::build_units(spec, &self.ptrs(tile), cell) }
-        }
-        cells
-    }
-
-    fn dot(&self, q: &[f32], token: usize) -> f64 {
-        q.iter().zip(self.row(token)).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
-    }
-}
+use crate::common::{Keys, Rng, queries, shapes};
 
 struct Scores {
     est: Vec<f32>,
@@ -101,29 +12,25 @@ struct Scores {
     sigma: Vec<f32>,
 }
 
-fn score(isa: Isa, spec: BoxedSpec, q: &[f32], cells: &[u8], ids: &[u32], planes: u32, stats: bool) -> Scores {
+fn score(
+    isa: Isa,
+    spec: BoxedSpec,
+    q: &[f32],
+    cells: &[u8],
+    ids: &[u32],
+    planes: u32,
+    stats: bool,
+) -> Scores {
     let heads = q.len() / spec.dim();
     let query = BoxedQuery::new(isa, spec, q, heads);
     let list = CellList::from_slice(cells, spec.cell_bytes(), ids).unwrap();
     let n = ids.len();
-    let (mut est, mut bounds, mut sigma) = (vec![7.0; heads * n * TILE], vec![7.0; heads * n], vec![7.0; n]);
+    let (mut est, mut bounds, mut sigma) =
+        (vec![7.0; heads * n * TILE], vec![7.0; heads * n], vec![7.0; n]);
     let stats = stats.then_some((&mut bounds[..], &mut sigma[..]));
     let (b, s) = stats.map_or((None, None), |(b, s)| (Some(b), Some(s)));
     score::boxed(&query, &list, planes, &mut est, b, s);
     Scores { est, bounds, sigma }
-}
-
-fn queries(rng: &mut Rng, heads: usize, dim: usize) -> Vec<f32> {
-    (0..heads * dim).map(|i| rng.normal() * (1.0 + (i % 7) as f32)).collect()
-}
-
-fn shapes(rng: &mut Rng) -> Vec<(usize, usize, usize)> {
-    let mut shapes = vec![(1, 1, 1), (15, 2, 1), (16, 3, 2), (17, 4, 0), (63, 5, 3), (64, 8, 5), (65, 1, 1)];
-    shapes.extend([(80, 4, 2), (96, 7, 1), (128, 4, 7), (192, 16, 1), (256, 4, 2), (575, 3, 1), (576, 4, 1)]);
-    shapes.extend((0..6).map(|_| {
-        (1 + rng.bits() as usize % 300, 1 + rng.bits() as usize % 9, rng.bits() as usize % 4)
-    }));
-    shapes
 }
 
 #[test]
@@ -147,7 +54,8 @@ fn check_decoded(keys: &Keys, spec: &BoxedSpec, cells: &[u8]) {
         assert!(!summary::is_open(cell));
         let rows = || (0..TILE).map(|t| keys.row(tile * TILE + t));
         for c in 0..dim {
-            let (min, max) = rows().fold((f32::MAX, f32::MIN), |(a, b), r| (a.min(r[c]), b.max(r[c])));
+            let (min, max) =
+                rows().fold((f32::MAX, f32::MIN), |(a, b), r| (a.min(r[c]), b.max(r[c])));
             let need = (max - min).max(-min / 32.5).max(min / 31.375).max(1e-4);
             for planes in 2..=4 {
                 let half = need * 1.5 / (2 << planes) as f32;
@@ -227,7 +135,11 @@ fn check_scores(keys: &Keys, q: &[f32], ids: &[u32], s: &Scores, planes: u32) {
             }
             // Typical errors are far below the bound and near sigma, which assumes uniform keys.
             if keys.dim >= 64 && planes == 4 {
-                assert!(square.sqrt() <= 4.0 * f64::from(s.sigma[i]) + 0.02 * bound, "rms {}", square.sqrt());
+                assert!(
+                    square.sqrt() <= 4.0 * f64::from(s.sigma[i]) + 0.02 * bound,
+                    "rms {}",
+                    square.sqrt()
+                );
             }
         }
     }
@@ -247,8 +159,13 @@ fn levels_agree() {
             let size = plain.est.iter().fold(1f32, |m, x| m.max(x.abs()));
             for isa in Isa::available() {
                 let s = score(isa, spec, &q, &cells, &ids, planes, true);
-                let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * size);
-                assert!(near(&s.est, &plain.est), "{isa:?} dim {dim} heads {heads} planes {planes}");
+                let near = |a: &[f32], b: &[f32]| {
+                    a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * size)
+                };
+                assert!(
+                    near(&s.est, &plain.est),
+                    "{isa:?} dim {dim} heads {heads} planes {planes}"
+                );
                 assert!(near(&s.bounds, &plain.bounds) && near(&s.sigma, &plain.sigma));
             }
         }
@@ -293,7 +210,15 @@ fn refining_equals_scoring_with_more_planes() {
             let before = score(isa, spec, &q, &cells, &ids, 2, true);
             let tiles: Vec<u32> = ids.iter().copied().filter(|t| t % 2 == 0).collect();
             for plane in 3..=4 {
-                score::refine(&query, &list, &tiles, plane, &mut s.est, Some(&mut s.bounds), Some(&mut s.sigma));
+                score::refine(
+                    &query,
+                    &list,
+                    &tiles,
+                    plane,
+                    &mut s.est,
+                    Some(&mut s.bounds),
+                    Some(&mut s.sigma),
+                );
                 let full = score(isa, spec, &q, &cells, &ids, plane, true);
                 check_scores(&keys, &q, &ids, &s, 2);
                 for (at, (&a, &b)) in s.est.iter().zip(&full.est).enumerate() {
@@ -407,127 +332,9 @@ fn shifting_all_keys_shifts_all_estimates() {
     let by: f32 = q.iter().zip(&shift).map(|(q, s)| q * s).sum();
     let spec = BoxedSpec::new(dim, 4).unwrap();
     let ids: Vec<u32> = (0..tiles as u32).collect();
-    let [a, b] = [a, b].map(|k| score(Isa::level(), spec, &q, &k.boxed(Isa::level(), &spec), &ids, 4, true));
+    let [a, b] =
+        [a, b].map(|k| score(Isa::level(), spec, &q, &k.boxed(Isa::level(), &spec), &ids, 4, true));
     for (i, (x, y)) in a.est.iter().zip(&b.est).enumerate() {
         assert!((x + by - y).abs() <= a.bounds[i / TILE] + b.bounds[i / TILE]);
     }
-}
-
-/// Scores of all units of a spec, `[heads][tiles * units]`.
-fn unit_scores(isa: Isa, spec: UnitSpec, q: &[f32], cells: &[u8], scale: f32, upper: bool) -> Vec<f32> {
-    let heads = q.len() / spec.dim();
-    let tiles = cells.len() / spec.cell_bytes();
-    let ids: Vec<u32> = (0..tiles as u32).collect();
-    let list = CellList::from_slice(cells, spec.cell_bytes(), &ids).unwrap();
-    let query = UnitQuery::new(isa, spec, q, heads, scale, true);
-    let mut out = vec![0f32; heads * tiles * spec.units()];
-    if upper {
-        score::units_upper(&query, &list, &mut out);
-    } else {
-        score::units(&query, &list, &mut out);
-    }
-    out
-}
-
-#[test]
-fn box_scores_bound_every_key() {
-    let mut rng = Rng(11);
-    for (dim, heads, tiles) in shapes(&mut rng) {
-        for dtype in DType::ALL {
-            let keys = Keys::random(&mut rng, dtype, dim, tiles);
-            let q = queries(&mut rng, heads, dim);
-            let tokens = [1, 4, 16, 64][rng.bits() as usize % 4];
-            let spec = UnitSpec::new(UnitKind::Box, dim, dtype, tokens).unwrap();
-            let cells = keys.units(&spec);
-            let upper = unit_scores(Isa::level(), spec, &q, &cells, 1.0, true);
-            let n = tiles * spec.units();
-            for isa in Isa::available() {
-                let fast = unit_scores(isa, spec, &q, &cells, 1.0, false);
-                for (at, (&u, f)) in upper.iter().zip(fast).enumerate() {
-                    let (h, unit) = (at / n, at % n);
-                    let q = &q[h * dim..][..dim];
-                    let top = (0..tokens).map(|t| keys.dot(q, unit * tokens + t)).fold(f64::MIN, f64::max);
-                    assert!(f64::from(u) >= top);
-                    let size: f64 = q.iter().map(|x| f64::from(x.abs())).sum::<f64>() * 30.0;
-                    assert!((f64::from(u) - f64::from(f)).abs() <= 2f64.powi(-20) * size, "{u} {f}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn incremental_boxes_are_bit_equal() {
-    let mut rng = Rng(12);
-    for dtype in DType::ALL {
-        let keys = Keys::random(&mut rng, dtype, 33, 1);
-        for kind in [UnitKind::Box, UnitKind::Mean, UnitKind::Moment2] {
-            let spec = UnitSpec::new(kind, 33, dtype, 16).unwrap();
-            let fresh = keys.units(&spec);
-            let mut cell = fresh.clone();
-            let ptrs = keys.ptrs(0);
-            let (a, b) = (1 + rng.bits() as usize % 15, 16);
-            // SAFETY: the pointers are rows of `bytes`.
-            unsafe {
-                summary::update_unit(&spec, &mut cell, 2, 0, &ptrs[32..32 + a]);
-                summary::update_unit(&spec, &mut cell, 2, a, &ptrs[32 + a..32 + b]);
-            }
-            if kind == UnitKind::Box {
-                assert_eq!(cell, fresh);
-            } else if dtype == DType::F32 {
-                let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()));
-                let used = 4 * spec.row_bytes();
-                assert!(near(bytemuck::cast_slice(&cell[..used]), bytemuck::cast_slice(&fresh[..used])));
-            }
-        }
-    }
-}
-
-#[test]
-fn log_mass_estimates_keep_their_order() {
-    // I-5: ln n + s q.mean <= ln sum exp(s q.k) <= ln n + s UB, and the second moment adds to the mean.
-    let mut rng = Rng(13);
-    let (dim, scale) = (64, 0.125f32);
-    let keys = Keys::random(&mut rng, DType::F32, dim, 3);
-    let q = queries(&mut rng, 3, dim);
-    let [mean, moment, upper] = [(UnitKind::Mean, false), (UnitKind::Moment2, false), (UnitKind::Box, true)]
-        .map(|(kind, up)| {
-            let spec = UnitSpec::new(kind, dim, DType::F32, 16).unwrap();
-            unit_scores(Isa::level(), spec, &q, &keys.units(&spec), scale, up)
-        });
-    let n = 12;
-    for at in 0..mean.len() {
-        let (h, unit) = (at / n, at % n);
-        let logits = (0..16).map(|t| f64::from(scale) * keys.dot(&q[h * dim..][..dim], unit * 16 + t));
-        let mass = logits.clone().map(f64::exp).sum::<f64>().ln() - 16f64.ln();
-        let slack = 1e-4 * (1.0 + mass.abs());
-        let [lower, upper] = [mean[at], upper[at]].map(|s| f64::from(scale * s));
-        assert!(lower <= mass + slack && mass <= upper + slack, "{lower} {mass} {upper}");
-        assert!(moment[at] >= mean[at] - 1e-4);
-        let logits: Vec<f64> = logits.collect();
-        let center = logits.iter().sum::<f64>() / 16.0;
-        assert!((f64::from(scale * mean[at]) - center).abs() < slack);
-    }
-}
-
-#[test]
-fn order_of_tokens_in_a_unit_does_not_matter() {
-    // I-13, and NaN keys make their unit unknown instead of vanishing.
-    let mut rng = Rng(14);
-    let dim = 32;
-    let mut keys = Keys::random(&mut rng, DType::Bf16, dim, 1);
-    let q = queries(&mut rng, 1, dim);
-    let spec = UnitSpec::new(UnitKind::Box, dim, DType::Bf16, 16).unwrap();
-    let before = unit_scores(Isa::level(), spec, &q, &keys.units(&spec), 1.0, false);
-    let row = dim * 2;
-    let (first, last) = keys.bytes.split_at_mut(15 * row);
-    first[..row].swap_with_slice(&mut last[..row]);
-    let after = unit_scores(Isa::level(), spec, &q, &keys.units(&spec), 1.0, false);
-    assert_eq!(before, after);
-    keys.values[3 * dim] = f32::NAN;
-    let keys = Keys::new(DType::Bf16, dim, keys.values);
-    let cells = keys.units(&spec);
-    let scores = unit_scores(Isa::level(), spec, &q, &cells, 1.0, false);
-    assert!(scores[0].is_nan() && scores[1..].iter().all(|s| s.is_finite()));
-    assert_eq!(unit_scores(Isa::level(), spec, &q, &cells, 1.0, true)[0], f32::INFINITY);
 }
