@@ -12,7 +12,7 @@ fn ranking(weights: &[f32]) -> Vec<u32> {
         if x.is_nan() { f32::INFINITY } else { x }
     };
     let mut ids: Vec<u32> = (0..weights.len() as u32).collect();
-    ids.sort_by(|&a, &b| value(b).partial_cmp(&value(a)).unwrap().then(a.cmp(&b)));
+    ids.sort_by(|&a, &b| value(b).partial_cmp(&value(a)).expect("no NaN").then(a.cmp(&b)));
     ids
 }
 

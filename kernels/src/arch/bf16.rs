@@ -224,27 +224,32 @@ unsafe fn acc_rows<const R: usize>(
     p: *const u8,
     ptrs: &[*const u8],
     ahead: Ahead,
-    share: Share,
+    first: bool,
     dim: usize,
     alpha: *const f32,
     o: *mut f32,
     o_stride: usize,
 ) {
-    let mut c = 0;
+    // Fewer rows leave registers for longer runs of channels.
+    let wide = if R <= 2 { 4 * N } else { 2 * N };
+    let passes = dim.div_ceil(wide);
+    let (mut c, mut pass) = (0, 0);
     // SAFETY: by the contract of `accumulate`; c stays below the padded dim.
     unsafe {
-        while R <= 2 && c + 4 * N <= dim {
-            acc_block::<R, 4>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
-            c += 4 * N;
-        }
-        while c + 2 * N <= dim {
-            acc_block::<R, 2>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
-            c += 2 * N;
-        }
         while c < dim {
-            let part = if c + N <= dim { 0 } else { dim - c };
-            acc_block::<R, 1>(p, ptrs, ahead, share, c, part, alpha, o, o_stride);
-            c += N;
+            let share = if first { Share::of_pass(pass, passes) } else { Share::NONE };
+            if R <= 2 && c + 4 * N <= dim {
+                acc_block::<R, 4>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
+                c += 4 * N;
+            } else if c + 2 * N <= dim {
+                acc_block::<R, 2>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
+                c += 2 * N;
+            } else {
+                let part = if c + N <= dim { 0 } else { dim - c };
+                acc_block::<R, 1>(p, ptrs, ahead, share, c, part, alpha, o, o_stride);
+                c += N;
+            }
+            pass += 1;
         }
     }
 }
@@ -265,24 +270,18 @@ pub(crate) unsafe fn accumulate(
     o: *mut f32,
     o_stride: usize,
 ) {
-    // Value rows are walked whole, so that the hardware sees one sequential stream: with rows too
-    // long for four accumulating queries, two at a time.
-    let at_once = if dim > 2 * N { 2 } else { 4 };
-    let passes = rows.div_ceil(at_once);
     let mut r = 0;
     // SAFETY: by the function's contract; r stays below `rows`.
     unsafe {
         while r < rows {
             let (p, a, o) = (p.add(2 * r * TILE), alpha.add(r), o.add(r * o_stride));
-            let step = (rows - r).min(at_once);
-            let share = Share::of_pass(r / at_once, passes);
-            match step {
-                1 => acc_rows::<1>(p, ptrs, ahead, share, dim, a, o, o_stride),
-                2 => acc_rows::<2>(p, ptrs, ahead, share, dim, a, o, o_stride),
-                3 => acc_rows::<3>(p, ptrs, ahead, share, dim, a, o, o_stride),
-                _ => acc_rows::<4>(p, ptrs, ahead, share, dim, a, o, o_stride),
+            match rows - r {
+                1 => acc_rows::<1>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
+                2 => acc_rows::<2>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
+                3 => acc_rows::<3>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
+                _ => acc_rows::<4>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
             }
-            r += step;
+            r += 4;
         }
     }
 }

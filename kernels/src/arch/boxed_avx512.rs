@@ -46,7 +46,7 @@ unsafe fn fields<const KIND: u8>(planes: *const u8, bits: *const u8, group: usiz
     }
     // SAFETY: the caller's plane holds 64 bytes per two groups.
     let bit = unsafe { _mm512_loadu_si512(bits.add(64 * (group / 2)).cast()) };
-    let bit = if group % 2 == 0 { bit } else { _mm512_srli_epi16(bit, 2) };
+    let bit = if group.is_multiple_of(2) { bit } else { _mm512_srli_epi16(bit, 2) };
     if KIND == BITS {
         return [and(bit, 0x01), and(bit, 0x02), and(bit, 0x10), and(bit, 0x20)];
     }
@@ -132,14 +132,14 @@ fn affine<const KIND: u8>(s: &Stages, level: u32) -> Affine {
 #[target_feature(enable = "avx512f")]
 unsafe fn finish<const KIND: u8>(acc: &[__m512i; 4], affine: &Affine, head: usize, est: *mut f32) {
     let offset = _mm512_set1_ps(affine.offset[head]);
-    for f in 0..4 {
+    for (f, &acc) in acc.iter().enumerate() {
         let at = est.wrapping_add(16 * f);
         let factor = _mm512_set1_ps(affine.factor[f][head]);
         // SAFETY: the caller's estimates hold 64 f32.
         unsafe {
             let base =
                 if KIND == BITS { _mm512_add_ps(_mm512_loadu_ps(at), offset) } else { offset };
-            _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[f]), factor, base));
+            _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), factor, base));
         }
     }
 }

@@ -149,6 +149,7 @@ fn closed(base: __m128, step: __m128, open: bool) -> __m128 {
 /// group g are the dword `4 (g % 4) + g / 4`: the order in which the packs leave them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[expect(clippy::needless_range_loop, reason = "b counts blocks of the cell and the queries, too")]
 pub(super) unsafe fn stage<const H: usize, const STATS: bool>(
     job: &Job,
     cell: *const u8,
@@ -169,6 +170,7 @@ pub(super) unsafe fn stage<const H: usize, const STATS: bool>(
     let mut ones = [_mm512_setzero_si512(); H];
     let blocks = job.spec.padded() / 16;
     for b in 0..job.q_stride / BLOCK {
+        // A block of 64 channels at a time, for all heads.
         let mut sides = [(_mm512_setzero_ps(), _mm512_setzero_ps()); 4];
         for (i, side) in sides.iter_mut().enumerate() {
             if 4 * b + i < blocks {

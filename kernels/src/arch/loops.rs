@@ -83,6 +83,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// Touches nothing.
+    pub(crate) const NONE: Share = Share { first: TILE, per_pair: 0 };
+
     #[inline(always)]
     pub(crate) fn of_pass(pass: usize, passes: usize) -> Share {
         match (pass, passes) {

@@ -64,8 +64,8 @@ impl SizeCodes {
 
 /// Code of 1.0.
 const ONE: i32 = 127 * 4;
-/// Codes of the smallest step (2^-100, far below any score that matters) and of infinity.
-pub(crate) const STEP_CODES: (i32, i32) = (27 * 4, 255 * 4);
+/// Codes of the smallest bound of |t_i| (2^-60, far below any score that matters) and of infinity.
+pub(crate) const STEP_CODES: (i32, i32) = (67 * 4, 255 * 4);
 /// `(1 + a/4)(1 + b/4)` exceeds the number whose code is the sum of their codes by at most this factor.
 pub(crate) const CODE_SLACK: f32 = 1.125;
 

@@ -129,18 +129,18 @@ fn stage(
             sums[3][i] += t * t;
         }
     }
-    let (mut sum, mut rounding) = (0, [0f32; LANES]);
+    let (mut sum, mut rounding) = ([0i32; LANES], [0f32; LANES]);
     for ((q, w), r) in blocks().zip(rounded.chunks_exact_mut(LANES)) {
         for i in 0..LANES {
             let t = q[i] * w[i];
             let n = round(t * inverse);
             r[i] = n as i8;
-            sum += i32::from(r[i]);
+            sum[i] += i32::from(r[i]);
             rounding[i] += (t - step * n as f32).abs();
         }
     }
     let [base, spread, size, square] = sums.map(lanes_sum);
-    let rounding = lanes_sum(rounding);
+    let (sum, rounding) = (sum.into_iter().sum(), lanes_sum(rounding));
     let mut stage = Stage { base, step, sum, spread, rounding, size, square };
     stage.close(open);
     stage
@@ -164,11 +164,13 @@ unsafe fn tile(
     let (mut width, mut middle) = ([0f32; DIM_MAX], [0f32; DIM_MAX]);
     boxes(&job.spec, cell, &mut width, &mut middle);
     let open = cell.word(0) == OPEN;
+    let mut codes_of_width = [0u8; DIM_MAX];
+    (0..n).for_each(|i| codes_of_width[slot(i)] = (cell.word(i) & 0x7f) as u8);
     let mut rounded = [0i8; DIM_MAX];
     for (head, q) in job.q.chunks_exact(job.q_stride).enumerate() {
-        let sizes = &job.codes.relative[head * job.q_stride..];
-        let largest = (0..n).map(|i| (cell.word(i) & 0x7f) as u8 + sizes[slot(i)]).max();
-        let steps = step(largest.unwrap_or(0), job.codes.offset[head]);
+        let sizes = &job.codes.relative[head * job.q_stride..][..job.q_stride];
+        let largest = sizes.iter().zip(&codes_of_width).fold(0, |top, (a, b)| top.max(a + b));
+        let steps = step(largest, job.codes.offset[head]);
         let s = stage(&q[..n], steps, &width[..n], &middle[..n], open, &mut rounded[..n]);
         let mut dots = [0i32; TILE];
         dot(&codes[..n * TILE], &rounded[..n], &mut dots);

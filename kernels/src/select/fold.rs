@@ -60,8 +60,8 @@ fn chunk_plain<const FUSED: bool>(x: &[f32], scale: f32) -> (f32, f32) {
         sum[i] += exp2::<FUSED>(if t > -150.0 { t } else { -150.0 });
     };
     for x in body {
-        for i in 0..LANES {
-            add(i, x[i] * scale);
+        for (i, x) in x.iter().enumerate() {
+            add(i, x * scale);
         }
     }
     for (i, &t) in last.iter().enumerate() {

@@ -64,7 +64,7 @@ fn guess(weights: &[f32], k: usize, keys: &mut Vec<u32>) -> Option<(f32, f32)> {
     }
     // Spread without a period: scores often have the period of a tile.
     let place = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let sample = |i: u64| key(weights[(place(i) * weights.len() as u64 >> 32) as usize]);
+    let sample = |i: u64| key(weights[((place(i) * weights.len() as u64) >> 32) as usize]);
     keys.clear();
     keys.extend((0..SAMPLE as u64).map(sample));
     let expected = (k * SAMPLE) as f64 / weights.len() as f64;

@@ -381,7 +381,7 @@ fn code(spec: &BoxedSpec, cell: &[u8], planes: u32, token: usize, channel: usize
     for plane in 0..planes as usize - 2 {
         let byte = codes[spec.plane_bytes() * (2 + plane) + 64 * (group / 2) + p];
         let at = FIELD_BITS[field] + 2 * (group as u32 % 2);
-        code = 2 * code | u32::from(byte) >> at & 1;
+        code = 2 * code + ((u32::from(byte) >> at) & 1);
     }
     code
 }

@@ -23,7 +23,7 @@ fn score(
 ) -> Scores {
     let heads = q.len() / spec.dim();
     let query = BoxedQuery::new(isa, spec, q, heads);
-    let list = CellList::from_slice(cells, spec.cell_bytes(), ids).unwrap();
+    let list = CellList::from_slice(cells, spec.cell_bytes(), ids).expect("cells that exist");
     let n = ids.len();
     let (mut est, mut bounds, mut sigma) =
         (vec![7.0; heads * n * TILE], vec![7.0; heads * n], vec![7.0; n]);
@@ -223,11 +223,11 @@ fn refining_equals_scoring_with_more_planes() {
                 check_scores(&keys, &q, &ids, &s, 2);
                 for (at, (&a, &b)) in s.est.iter().zip(&full.est).enumerate() {
                     let tile = at / TILE % ids.len();
-                    let want = if tile % 2 == 0 { b } else { before.est[at] };
+                    let want = if tile.is_multiple_of(2) { b } else { before.est[at] };
                     assert!((a - want).abs() <= 1e-4 * (1.0 + want.abs()), "{isa:?} {a} {want}");
                 }
                 for (at, &b) in full.bounds.iter().enumerate() {
-                    let refined = at % ids.len() % 2 == 0;
+                    let refined = (at % ids.len()).is_multiple_of(2);
                     assert_eq!(s.bounds[at], if refined { b } else { before.bounds[at] });
                 }
             }

@@ -18,7 +18,7 @@ fn unit_scores(
     let heads = q.len() / spec.dim();
     let tiles = cells.len() / spec.cell_bytes();
     let ids: Vec<u32> = (0..tiles as u32).collect();
-    let list = CellList::from_slice(cells, spec.cell_bytes(), &ids).unwrap();
+    let list = CellList::from_slice(cells, spec.cell_bytes(), &ids).expect("cells that exist");
     let query = UnitQuery::new(isa, spec, q, heads, scale, true);
     let mut out = vec![0f32; heads * tiles * spec.units()];
     if upper {

@@ -17,8 +17,8 @@ const STRADDLE: f32 = 0.75;
 /// Where all tokens below the cut hold less than this share of the mass, their order is not worth
 /// a closer look.
 const NEGLIGIBLE: f32 = 1e-4;
-/// Planes read for every token.
-const PLANES_FIRST: u32 = 2;
+/// Planes read for every token: three cost no more time than two, and spare a second look.
+const PLANES_FIRST: u32 = 3;
 
 /// Estimates of one head group and where its candidates lie.
 pub(super) struct Scored<'a> {
@@ -108,7 +108,8 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     let tiles = work.cells().len();
     let sigma = sized(&mut scratch.sigma, tiles);
     // A plane is added to raw estimates; capped ones would no longer be that.
-    let first = if work.call.params.soft_cap > 0.0 { boxed.planes } else { PLANES_FIRST };
+    let first =
+        if work.call.params.soft_cap > 0.0 { boxed.planes } else { boxed.planes.min(PLANES_FIRST) };
     let estimates = &mut scratch.estimates;
     let scored = score(work, boxed, first, estimates, None, Some(&mut *sigma), false)?;
     let candidates = scored.candidates();

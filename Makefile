@@ -1,0 +1,114 @@
+# What people and CI run. `make` alone lists the targets.
+#
+# Needs on the machine: cargo and rustc (version in Cargo.toml), a C compiler to link with, and
+# python3 >= 3.10. Everything else is installed into .venv.
+#
+#   ARGS="..."          goes to `kvist demo` or `kvist bench`, or to pytest in `make test-python`
+#   KVIST_VENV=DIR      the Python environment (default: .venv)
+#   KVIST_MODELS_DIR=DIR  the converted models (default: .cache/models)
+#   KVIST_GEMMA=0       do without the Gemma 3 weights, which have terms of their own
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+ARGS ?=
+export KVIST_VENV ?= .venv
+VENV := $(abspath $(KVIST_VENV))
+PY := $(VENV)/bin/python
+
+# Cargo, maturin and the benchmarks' Python peers see the same interpreter, so nothing is rebuilt
+# because it changed. It exists only after `make setup`; commands that need it depend on that.
+export PYO3_PYTHON := $(PY)
+export KVIST_PYTHON := $(PY)
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+.PHONY: tools
+tools:
+	@for tool in cargo rustc cc; do \
+	    command -v $$tool >/dev/null || { \
+	        echo "error: '$$tool' not found. kvist is built with Rust (https://rustup.rs)" \
+	             "and linked by a C compiler (gcc or clang)." >&2; exit 1; }; \
+	done
+
+# --- Environment --------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: ## make .venv with torch, transformers and the tools (several GB, once)
+	@scripts/setup.sh
+
+.PHONY: models
+models: setup ## convert the small real models into .cache/models (once)
+	@$(PY) scripts/prepare_models.py
+
+.PHONY: develop
+develop: tools setup ## build the Python package (release) into .venv
+	VIRTUAL_ENV=$(VENV) $(PY) -m maturin develop --release --manifest-path bindings/python/Cargo.toml
+
+# --- Use ----------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: develop models ## long context on a real model: dense against kvist
+	$(PY) -m kvist demo $(ARGS)
+
+.PHONY: bench
+bench: tools setup ## measure kernels and selectors against peers (ARGS="--help")
+	cargo run --release --package kvist-cli --bin kvist -- bench $(ARGS)
+
+.PHONY: wheel
+wheel: tools setup ## build the wheel into dist/
+	VIRTUAL_ENV=$(VENV) $(PY) -m maturin build --release --manifest-path bindings/python/Cargo.toml --out dist
+
+# --- Checks -------------------------------------------------------------------------------------
+
+.PHONY: test
+test: test-rust test-python ## all tests, Rust and Python
+
+.PHONY: test-rust
+test-rust: tools setup ## Rust tests and doc tests
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    echo "cargo nextest run --workspace"; cargo nextest run --workspace; \
+	else \
+	    echo "cargo test --workspace (cargo-nextest is not installed)"; \
+	    cargo test --workspace --lib --bins --tests; \
+	fi
+	cargo test --workspace --doc
+
+.PHONY: test-python
+test-python: develop models ## Python tests, with the real models
+	cd bindings/python && $(PY) -m pytest tests $(ARGS)
+
+.PHONY: lint
+lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
+	@echo "ruff check"
+	@$(PY) -m ruff check --config bindings/python/pyproject.toml bindings/python scripts benches/python examples/python
+	@echo "ruff format --check"
+	@$(PY) -m ruff format --check --config bindings/python/pyproject.toml bindings/python scripts benches/python examples/python
+
+.PHONY: format
+format: tools setup ## format the Rust and Python sources
+	cargo fmt --all
+	$(PY) -m ruff format --config bindings/python/pyproject.toml bindings/python scripts benches/python examples/python
+
+.PHONY: ci
+ci: ## what CI runs
+	.ci/run
+
+.PHONY: clean
+clean: ## remove what was built (keeps .venv and the models)
+	cargo clean
+	rm -rf dist out bindings/python/python/kvist/*.so
+	find bindings examples benches scripts -type d -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## remove .venv and the models too
+	rm -rf $(VENV) .cache

@@ -1,0 +1,110 @@
+"""What PyTorch does with one decode step of one layer: a small server for `kvist bench`.
+
+Reads one JSON request per line, answers with one JSON object per line, ends with its input.
+The first line it writes says which torch it found, or why it has none.
+
+A request `{"op": "dense", "q_heads", "kv_heads", "head_dim", "context", "dtype", "threads",
+"seconds", "repeats"}` is answered with `{form: {"median", "best", "spread", "repeats"}}` in seconds
+for three forms of the same attention (one query token over the whole context):
+
+- `sdpa-gqa`: `scaled_dot_product_attention(..., enable_gqa=True)`, what users run today;
+- `sdpa-folded`: the query heads of a group as rows of one query, so that K and V are read once;
+- `matmul`: `softmax(q @ k.T) @ v` with the group folded into rows.
+"""
+
+import json
+import sys
+import time
+
+CACHE_BYTES = 256 << 20  # walk over at least this much before reading the same bytes again
+
+
+def say(value):
+    print(json.dumps(value), flush=True)
+
+
+def summary(times):
+    times = sorted(times)
+
+    def at(share):
+        return times[round((len(times) - 1) * share)]
+
+    median = at(0.5)
+    spread = (at(0.75) - at(0.25)) / median if median else 0.0
+    return {"median": median, "best": times[0], "spread": spread, "repeats": len(times)}
+
+
+def measure(step, layers, seconds, repeats):
+    """Times `step(layer)` over rotating layers after one unmeasured call."""
+    step(0)
+    times, began = [], time.perf_counter()
+    while not times or not done(len(times), repeats, time.perf_counter() - began, seconds):
+        start = time.perf_counter()
+        step(len(times) % layers)
+        times.append(time.perf_counter() - start)
+    return summary(times)
+
+
+def done(count, repeats, elapsed, seconds):
+    if repeats is not None:
+        return count >= repeats
+    # A form that takes seconds a step is as certain after two steps as it needs to be.
+    return elapsed >= seconds and (count >= 5 or elapsed >= 4 * seconds and count >= 2)
+
+
+def forms(torch, request, layers):
+    """The three forms as functions of the layer, over the same K and V."""
+    functional = torch.nn.functional
+    heads, kv_heads = request["q_heads"], request["kv_heads"]
+    dim, context = request["head_dim"], request["context"]
+    group, scale = heads // kv_heads, dim**-0.5
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[request["dtype"]]
+    torch.manual_seed(0)
+    q = torch.randn(1, heads, 1, dim).to(dtype)
+    folded = q.view(1, kv_heads, group, dim)
+    one = torch.randn(1, kv_heads, context, dim).to(dtype)
+    k = [one.clone() for _ in range(layers)]
+    v = [one.flip(2).clone() for _ in range(layers)]
+
+    def sdpa_gqa(i):
+        functional.scaled_dot_product_attention(q, k[i], v[i], scale=scale, enable_gqa=True)
+
+    def sdpa_folded(i):
+        functional.scaled_dot_product_attention(folded, k[i], v[i], scale=scale)
+
+    def matmul(i):
+        weights = torch.softmax((folded @ k[i].transpose(2, 3)).float() * scale, dim=-1)
+        weights.to(dtype) @ v[i]
+
+    return {"sdpa-gqa": sdpa_gqa, "sdpa-folded": sdpa_folded, "matmul": matmul}
+
+
+def dense(torch, request):
+    size = 4 if request["dtype"] == "f32" else 2
+    layer = 2 * request["kv_heads"] * request["context"] * request["head_dim"] * size
+    layers = -(-CACHE_BYTES // layer)
+    torch.set_num_threads(request["threads"])
+    with torch.inference_mode():
+        steps = forms(torch, request, layers)
+        return {
+            name: measure(step, layers, request["seconds"], request.get("repeats"))
+            for name, step in steps.items()
+        }
+
+
+def main():
+    try:
+        import torch
+    except Exception as problem:  # a broken installation raises more than ImportError
+        say({"error": f"torch cannot be imported: {problem}"})
+        return
+    say({"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()})
+    for line in sys.stdin:
+        try:
+            say(dense(torch, json.loads(line)))
+        except Exception as problem:
+            say({"error": f"{type(problem).__name__}: {problem}"})
+
+
+if __name__ == "__main__":
+    main()

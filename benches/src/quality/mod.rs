@@ -1,0 +1,295 @@
+//! How much of the softmax mass each selector covers on real queries, keys and values, and what
+//! the certificate costs.
+
+mod dump;
+mod pages;
+mod truth;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use kvist::{AttendInfo, AttendOptions, Boxed, Cache, Geometry, Quest, Select, Sequence};
+use kvist_kernels::summary::UnitKind;
+use kvist_kernels::{DType, Tensor3, Tensor3Mut};
+
+use crate::python::interpreter;
+use crate::{Error, Line, Options, Params, Sink};
+use dump::Dump;
+use pages::{RECENT, SINKS, Units};
+use truth::Truth;
+
+/// Steps of the dump that are measured: every eighth.
+const EVERY: usize = 8;
+/// Missed mass the certificate rows ask for.
+const MISSED: f32 = 0.1;
+
+/// One row of the table.
+enum Row {
+    OracleTokens,
+    OracleUnits,
+    Units(UnitKind),
+    Store(Select),
+}
+
+fn rows(budget: usize) -> Vec<(&'static str, Row)> {
+    let boxed = |planes| {
+        let boxed = Boxed { sinks: SINKS, recent: RECENT, ..Boxed::with_budget(budget) };
+        Row::Store(Select::Boxed(Boxed { planes, ..boxed }))
+    };
+    vec![
+        ("oracle token", Row::OracleTokens),
+        ("oracle page", Row::OracleUnits),
+        ("boxed, 2 planes", boxed(2)),
+        ("boxed, 3 planes", boxed(3)),
+        ("boxed, 4 planes", boxed(4)),
+        ("moment2 page", Row::Units(UnitKind::Moment2)),
+        ("mean page", Row::Units(UnitKind::Mean)),
+        ("quest box page", Row::Store(Select::Quest(Quest { budget, ..Quest::default() }))),
+    ]
+}
+
+/// What one row gathers over steps, layers and heads.
+#[derive(Default)]
+struct Tally {
+    mass: Vec<f64>,
+    relative: f64,
+    error: f64,
+    tokens: f64,
+    summary: f64,
+    keys: f64,
+    count: f64,
+    /// Certificate rows: largest true miss, tokens of the oracle, bytes over dense.
+    worst: f64,
+    oracle: f64,
+    bytes: f64,
+    violations: usize,
+}
+
+pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
+    let Some(path) = dump_path(options, sink)? else { return Ok(()) };
+    let dump = Dump::open(&path)?;
+    for &budget in options.budget.as_deref().unwrap_or(&[256, 512, 1024]) {
+        for (name, row) in rows(budget) {
+            let mut tally = Tally::default();
+            for layer in 0..dump.layers.len() {
+                measure(&dump, layer, &row, budget, &mut tally)?;
+            }
+            sink.push(mass_line(&dump, name, budget, &tally));
+        }
+    }
+    for planes in [3, 4] {
+        let select =
+            Boxed { planes, sinks: SINKS, recent: RECENT, ..Boxed::with_max_missed_mass(MISSED) };
+        let mut tally = Tally::default();
+        for layer in 0..dump.layers.len() {
+            certify(&dump, layer, &Select::Boxed(select.clone()), &mut tally)?;
+        }
+        sink.push(certificate_line(&dump, planes, &tally));
+    }
+    Ok(())
+}
+
+/// The dump given, or one made now from the demo's model and text.
+fn dump_path(options: &Options, sink: &Sink) -> Result<Option<PathBuf>, Error> {
+    let given = options.dump.clone().or_else(|| std::env::var_os("KVIST_DUMP").map(PathBuf::from));
+    if given.is_some() {
+        return Ok(given);
+    }
+    let path = std::env::temp_dir().join("kvist-smollm2.kvdump");
+    if !path.exists() {
+        sink.note("making a dump of real q, k, v (a minute)");
+        let args = ["-m", "kvist.hf.dump", "--out"];
+        let made = Command::new(interpreter()).args(args).arg(&path).status();
+        if !made.map_err(Error::io("starting python"))?.success() {
+            sink.note("no dump: kvist.hf or the model is missing (see make demo); left out");
+            return Ok(None);
+        }
+    }
+    Ok(Some(path))
+}
+
+/// A sequence of one layer of the dump, up to the first query.
+fn sequence(dump: &Dump, layer: usize, select: &Select) -> Result<Sequence, Error> {
+    let mut geometry = Geometry::new(1, dump.q_heads, dump.kv_heads, dump.dim_k, DType::Bf16);
+    geometry.dim_v = dump.dim_v;
+    let bytes = 2 * (dump.tokens + 64) * dump.kv_heads * geometry.token_bytes();
+    let cache = Cache::builder(geometry).host_bytes(bytes as u64).select(select.clone()).build()?;
+    let mut sequence = cache.sequence();
+    append(dump, layer, 0, dump.tokens - dump.queries, &mut sequence)?;
+    Ok(sequence)
+}
+
+fn append(
+    dump: &Dump,
+    layer: usize,
+    from: usize,
+    to: usize,
+    s: &mut Sequence,
+) -> Result<(), Error> {
+    let (k_row, v_row) = (dump.kv_heads * dump.dim_k, dump.kv_heads * dump.dim_v);
+    let at = |t: usize| layer * dump.tokens + t;
+    let k = &dump.k[at(from) * k_row..at(to) * k_row];
+    let v = &dump.v[at(from) * v_row..at(to) * v_row];
+    let k = Tensor3::contiguous(k, [to - from, dump.kv_heads, dump.dim_k])?;
+    let v = Tensor3::contiguous(v, [to - from, dump.kv_heads, dump.dim_v])?;
+    Ok(s.append(0, &k, &v)?)
+}
+
+fn attend(dump: &Dump, layer: usize, step: usize, s: &Sequence) -> Result<AttendInfo, Error> {
+    let q = Tensor3::contiguous(dump.query(layer, step), [1, dump.q_heads, dump.dim_k])?;
+    let mut out = vec![0f32; dump.q_heads * dump.dim_v];
+    let mut out = Tensor3Mut::contiguous(&mut out, [1, dump.q_heads, dump.dim_v])?;
+    let options = AttendOptions {
+        scale: Some(dump.scale),
+        soft_cap: dump.soft_cap,
+        selected: true,
+        ..AttendOptions::default()
+    };
+    Ok(s.attend(0, &q, &options, &mut out)?)
+}
+
+/// Calls `each(step, len, attended)` for the measured steps of a layer.
+fn steps(
+    dump: &Dump,
+    layer: usize,
+    select: Option<&Select>,
+    mut each: impl FnMut(usize, usize, Option<&AttendInfo>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut sequence = select.map(|s| sequence(dump, layer, s)).transpose()?;
+    for step in 0..dump.queries {
+        let position = dump.tokens - dump.queries + step;
+        if let Some(s) = &mut sequence {
+            append(dump, layer, position, position + 1, s)?;
+        }
+        if step % EVERY == EVERY - 1 {
+            let info = sequence.as_ref().map(|s| attend(dump, layer, step, s)).transpose()?;
+            each(step, position + 1, info.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    dump: &Dump,
+    layer: usize,
+    row: &Row,
+    budget: usize,
+    tally: &mut Tally,
+) -> Result<(), Error> {
+    let select = if let Row::Store(select) = row { Some(select) } else { None };
+    let units = match row {
+        Row::Units(kind) => {
+            let of = |head| Units::build(dump, layer, head, *kind);
+            (0..dump.kv_heads).map(of).collect::<Result<Vec<_>, _>>()?
+        }
+        _ => Vec::new(),
+    };
+    steps(dump, layer, select, |step, len, info| {
+        for head in 0..dump.kv_heads {
+            let truth = Truth::of(dump, layer, step, head, len);
+            let q = &dump.query(layer, step)[head * dump.group() * dump.dim_k..];
+            let q = &q[..dump.group() * dump.dim_k];
+            let chosen = match (row, info.and_then(|i| i.selected.as_ref())) {
+                (_, Some(selected)) => selected[head].clone(),
+                (Row::OracleUnits, _) => pages::oracle_units(&truth, len, budget),
+                (Row::Units(_), _) => units[head].choose(dump, q, len, budget)?,
+                _ => pages::oracle_tokens(&truth, len, budget),
+            };
+            let best = truth.covered(&pages::oracle_tokens(&truth, len, budget));
+            let covered = truth.covered(&chosen);
+            tally.relative += covered.iter().sum::<f64>() / best.iter().sum::<f64>();
+            tally.mass.extend(covered);
+            tally.error += truth.output_error(dump, layer, head, &chosen);
+            tally.tokens += chosen.len() as f64;
+            tally.count += 1.0;
+        }
+        if let Some(info) = info {
+            let tokens = (len * dump.kv_heads) as f64;
+            tally.summary += info.bytes.summary as f64 / tokens * dump.kv_heads as f64;
+            tally.keys += info.bytes.keys as f64 / tokens * dump.kv_heads as f64;
+        }
+        Ok(())
+    })
+}
+
+fn certify(dump: &Dump, layer: usize, select: &Select, tally: &mut Tally) -> Result<(), Error> {
+    let token = (dump.dim_k + dump.dim_v) * DType::Bf16.size();
+    steps(dump, layer, Some(select), |step, len, info| {
+        let Some(info) = info else { return Ok(()) };
+        let (Some(selected), Some(bound)) = (&info.selected, &info.missed_mass_bound) else {
+            return Ok(());
+        };
+        for (head, chosen) in selected.iter().enumerate() {
+            let truth = Truth::of(dump, layer, step, head, len);
+            for (i, covered) in truth.covered(chosen).into_iter().enumerate() {
+                let missed = 1.0 - covered;
+                tally.worst = tally.worst.max(missed);
+                let proven = f64::from(bound[head * dump.group() + i]);
+                tally.violations += usize::from(missed > proven + 1e-9);
+            }
+            // The first two layers hardly concentrate; the target leaves them out.
+            if dump.layers[layer] >= 2 {
+                tally.tokens += chosen.len() as f64;
+                tally.oracle += oracle_count(&truth, len) as f64;
+                tally.count += 1.0;
+            }
+        }
+        if dump.layers[layer] >= 2 {
+            let dense = (len * dump.kv_heads * token) as f64;
+            tally.bytes += info.bytes.total() as f64 / dense * dump.kv_heads as f64;
+        }
+        Ok(())
+    })
+}
+
+/// Fewest tokens, keeps included, that cover the wanted mass for every head of the group.
+fn oracle_count(truth: &Truth, len: usize) -> usize {
+    let kept = |t: usize| t < SINKS || t + RECENT >= len;
+    let mut mass = truth.mass.clone();
+    let need: Vec<f64> = mass
+        .iter_mut()
+        .map(|m| {
+            let held: f64 = (0..len).filter(|&t| kept(t)).map(|t| m[t]).sum();
+            (0..len).filter(|&t| kept(t)).for_each(|t| m[t] = 0.0);
+            1.0 - f64::from(MISSED) - held
+        })
+        .collect();
+    let others = kvist::policies::cover::fewest(&mass, &need, usize::MAX);
+    others.len() + (0..len).filter(|&t| kept(t)).count()
+}
+
+fn params(dump: &Dump, name: &str) -> Params {
+    let params = Params::new().with("model", dump.model.clone()).with("tokens", dump.tokens);
+    params.with("layers", dump.layers.len()).with("select", name)
+}
+
+fn mass_line(dump: &Dump, name: &str, budget: usize, t: &Tally) -> Line {
+    let mut mass = t.mass.clone();
+    mass.sort_by(f64::total_cmp);
+    let mean = mass.iter().sum::<f64>() / mass.len().max(1) as f64;
+    // Bytes per token and KV head, as if the head dimension were 128.
+    let wide = 128.0 / dump.dim_k as f64 / t.count;
+    let columns = Params::new()
+        .with("of_oracle", t.relative / t.count)
+        .with("p05", mass.get(mass.len() / 20).copied().unwrap_or(0.0))
+        .with("output_error", t.error / t.count)
+        .with("tokens_read", t.tokens / t.count)
+        .with("summary_bytes_per_token_d128", t.summary * wide)
+        .with("extra_key_bytes_per_token_d128", t.keys * wide);
+    Line::new("selection-quality", params(dump, name).with("budget", budget), mean, "mass")
+        .repeated(t.count as usize, 0.0)
+        .columns(columns)
+}
+
+fn certificate_line(dump: &Dump, planes: u32, t: &Tally) -> Line {
+    let columns = Params::new()
+        .with("worst_true_miss", t.worst)
+        .with("bound_violations", t.violations)
+        .with("tokens_read", t.tokens / t.count)
+        .with("oracle_tokens", t.oracle / t.count)
+        .with("bytes_of_dense", t.bytes / t.count);
+    let name = format!("boxed, {planes} planes, max_missed_mass={MISSED}");
+    Line::new("selection-quality", params(dump, &name), t.tokens / t.oracle, "x oracle")
+        .repeated(t.count as usize, 0.0)
+        .columns(columns)
+}

@@ -1,0 +1,73 @@
+//! The `kvist` command line: one file per subcommand, each a thin call into a library.
+
+mod bench;
+mod presets;
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+/// The KV cache of long-context language models: benchmarks and tools.
+#[derive(Parser)]
+#[command(name = "kvist", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Bench(bench::Args),
+    Presets(presets::Args),
+}
+
+/// Runs the command line `args`, the program's name first, and returns its exit status: 0 for
+/// success, 1 for a failure, 2 for arguments that make no sense. Prints to the standard streams.
+pub fn run<I, T>(args: I) -> u8
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version go to standard output and are no failure.
+            let status = u8::from(e.use_stderr()) * 2;
+            // Nobody is left to tell if even this cannot be printed.
+            let _ = e.print();
+            return status;
+        }
+    };
+    let done = match cli.command {
+        Command::Bench(args) => bench::run(args),
+        Command::Presets(args) => presets::run(&args),
+    };
+    match done {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("error: {e}");
+            1
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_tell_help_from_mistakes() {
+        assert_eq!(run(["kvist", "--help"]), 0);
+        assert_eq!(run(["kvist", "nothing"]), 2);
+        assert_eq!(run(["kvist", "bench", "atend"]), 1);
+        assert_eq!(run(["kvist", "bench", "--list"]), 0);
+        assert_eq!(run(["kvist", "presets"]), 0);
+    }
+
+    #[test]
+    fn a_small_benchmark_runs() {
+        let flags = ["--context", "256", "--threads", "1", "--repeats", "1", "--peers", "none"];
+        let args = ["kvist", "bench", "score", "--json"].into_iter().chain(flags);
+        assert_eq!(run(args), 0);
+    }
+}
