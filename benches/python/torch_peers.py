@@ -49,7 +49,7 @@ def done(count, repeats, elapsed, seconds):
     if repeats is not None:
         return count >= repeats
     # A form that takes seconds a step is as certain after two steps as it needs to be.
-    return elapsed >= seconds and (count >= 5 or elapsed >= 4 * seconds and count >= 2)
+    return elapsed >= seconds and (count >= 5 or (elapsed >= 4 * seconds and count >= 2))
 
 
 def forms(torch, request, layers):

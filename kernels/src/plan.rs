@@ -107,9 +107,8 @@ mod tests {
             }
             prop_assert_eq!(&at, &tiles);
             prop_assert!(seen.iter().all(|&n| n >= 1));
-            for i in 0..tiles.len() {
-                let n = (plan.reduce[i + 1] - plan.reduce[i]) as usize;
-                prop_assert_eq!(n, if seen[i] > 1 { seen[i] } else { 0 });
+            for (r, &seen) in plan.reduce.windows(2).zip(&seen) {
+                prop_assert_eq!((r[1] - r[0]) as usize, if seen > 1 { seen } else { 0 });
             }
             let workers = plan.workers.len() - 1;
             prop_assert!(workers <= ranges_max.max(1));

@@ -36,7 +36,8 @@ impl QueryRows {
     pub fn new(isa: Isa, dtype: DType, q: &[f32], dim: usize, precise: bool) -> QueryRows {
         assert!(dim > 0 && q.len().is_multiple_of(dim), "{} elements in rows of {dim}", q.len());
         let loops = arch::table(isa, dtype, precise);
-        let mut rows = QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0, row_size: dtype.size() };
+        let mut rows =
+            QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0, row_size: dtype.size() };
         rows.refill(q.chunks(dim));
         rows
     }

@@ -29,6 +29,12 @@ pub(crate) struct Layer {
     pub(crate) summarised: bool,
 }
 
+/// New tokens of all KV heads.
+pub(crate) struct Rows<'a> {
+    pub(crate) k: &'a Tensor3<'a>,
+    pub(crate) v: &'a Tensor3<'a>,
+}
+
 /// What an append takes before it writes anything.
 pub(crate) struct Room {
     pages: Vec<Arc<Cell>>,
@@ -90,8 +96,7 @@ impl Head {
         mut room: Room,
         len: usize,
         head: usize,
-        k: &Tensor3,
-        v: &Tensor3,
+        rows: &Rows,
         geometry: &Geometry,
         selector: Option<&Selector>,
     ) -> Result<(), Error> {
@@ -103,7 +108,7 @@ impl Head {
         self.pages.append(&mut room.pages);
         self.ids.truncate(0);
         self.ids.extend(self.pages.iter().map(|p| p.id()));
-        self.write(len, head, k, v, geometry)?;
+        self.write(len, head, rows, geometry)?;
         let Some(selector) = selector else { return Ok(()) };
         if room.copy_cell {
             let at = self.cells.len() - 1;
@@ -111,9 +116,9 @@ impl Head {
             self.cells.truncate(at);
         }
         self.cells.append(&mut room.cells);
-        let norm = norm_max(k, head);
+        let norm = norm_max(rows.k, head);
         self.norm_max = if norm > self.norm_max || norm.is_nan() { norm } else { self.norm_max };
-        self.summarise(len, len + k.shape()[0], geometry, selector);
+        self.summarise(len, len + rows.k.shape()[0], geometry, selector);
         Ok(())
     }
 
@@ -121,10 +126,10 @@ impl Head {
         &mut self,
         len: usize,
         head: usize,
-        k: &Tensor3,
-        v: &Tensor3,
+        rows: &Rows,
         geometry: &Geometry,
     ) -> Result<(), Error> {
+        let Rows { k, v } = rows;
         let (page, size) = (geometry.page_tokens, geometry.dtype.size());
         let (k_row, v_row) = (geometry.dim_k * size, geometry.dim_v * size);
         let tokens = k.shape()[0];

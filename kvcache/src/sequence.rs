@@ -7,7 +7,7 @@ use kvist_policies::Select;
 
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
-use crate::pages::{Head, Layer, Room};
+use crate::pages::{Head, Layer, Room, Rows};
 use crate::stats::SequenceStats;
 use crate::summaries::Selector;
 use crate::{Cache, Error};
@@ -98,7 +98,7 @@ impl Sequence {
         let grow = |i: usize| -> Result<(), Error> {
             let taken = heads[i].lock().map_or(None, |mut pair| pair.take());
             let Some((head, room)) = taken else { return Ok(()) };
-            head.grow(room, len, i, k, v, &shared.geometry, selector)
+            head.grow(room, len, i, &Rows { k, v }, &shared.geometry, selector)
         };
         if tokens < PARALLEL_TOKENS {
             (0..heads.len()).try_for_each(grow)?;

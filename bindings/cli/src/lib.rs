@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     Presets(presets::Args),
 }
 
@@ -39,7 +39,7 @@ where
         }
     };
     let done = match cli.command {
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Presets(args) => presets::run(&args),
     };
     match done {

@@ -91,7 +91,6 @@ impl Simd for Generic {
     }
     #[inline(always)]
     unsafe fn hmax(a: V) -> f32 {
-        a.into_iter()
-            .fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+        a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
 }

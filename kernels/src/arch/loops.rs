@@ -397,11 +397,7 @@ pub(crate) unsafe fn softmax<S: Simd>(x: &mut Softmax) {
                 S::store(at, p);
                 sum = S::add(sum, p);
             }
-            let alpha = if new == old {
-                1.0
-            } else {
-                (old - reference).exp2()
-            };
+            let alpha = if new == old { 1.0 } else { (old - reference).exp2() };
             x.alpha[r] = alpha;
             x.l[r] = x.l[r] * alpha + S::sum(sum);
             x.m[r] = new;

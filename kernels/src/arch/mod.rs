@@ -1,11 +1,21 @@
 //! Inner loops per instruction set, and the table that picks them once per call.
 
+#![expect(
+    clippy::too_many_arguments,
+    clippy::needless_range_loop,
+    reason = "inner loops: raw pointers by argument, register arrays by index"
+)]
+
 mod generic;
 mod loops;
 mod simd;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod boxed_avx2;
 #[cfg(target_arch = "x86_64")]
@@ -16,10 +26,6 @@ pub(crate) mod boxed_filter;
 pub(crate) mod boxed_fold;
 #[cfg(target_arch = "x86_64")]
 mod boxed_round;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod bf16;
 
 use crate::{DType, Isa};
 use generic::Generic;
@@ -27,7 +33,8 @@ pub(crate) use loops::{Ahead, Softmax, TILE};
 use simd::{ElemBf16, ElemF16, ElemF32};
 
 /// `(q, q_stride, rows, dim, row pointers, rows to fetch ahead, out, out_stride)`
-pub(crate) type DotsFn = unsafe fn(*const u8, usize, usize, usize, &[*const u8], Ahead, *mut f32, usize);
+pub(crate) type DotsFn =
+    unsafe fn(*const u8, usize, usize, usize, &[*const u8], Ahead, *mut f32, usize);
 /// `(weights, rows, row pointers, rows to fetch ahead, dim, alpha, o, o_stride)`
 pub(crate) type AccumulateFn =
     unsafe fn(*const u8, usize, &[*const u8], Ahead, usize, *const f32, *mut f32, usize);
@@ -112,11 +119,7 @@ table!(on_generic, Generic);
 #[cfg(target_arch = "x86_64")]
 table!(on_avx2, avx2::Avx2, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-table!(
-    on_avx512,
-    avx512::Avx512,
-    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
-);
+table!(on_avx512, avx512::Avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
 
 /// The loops of one level. `precise` keeps queries and weights in f32 where the level would round
 /// them to bf16.

@@ -58,14 +58,7 @@ pub(crate) trait Simd: Copy {
             let f = Self::sub(x, n);
             // Taylor of 2^f in (f ln 2), |f| <= 1/2: remainder below 1.2e-7.
             let mut p = Self::splat(1.540_353e-4);
-            for c in [
-                1.333_355_8e-3,
-                9.618_129e-3,
-                5.550_411e-2,
-                2.402_265e-1,
-                6.931_472e-1,
-                1.0,
-            ] {
+            for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, 6.931_472e-1, 1.0] {
                 p = Self::fma(p, f, Self::splat(c));
             }
             Self::scale2(p, n)

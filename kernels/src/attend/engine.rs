@@ -288,13 +288,7 @@ impl Job<'_> {
     }
 
     /// Scores, softmax step and weighted sum of one tile.
-    fn tile(
-        &self,
-        rows: usize,
-        o_stride: usize,
-        masked: bool,
-        x: &mut Scratch,
-    ) {
+    fn tile(&self, rows: usize, o_stride: usize, masked: bool, x: &mut Scratch) {
         let layout = self.pool.layout();
         let (k, v) = (&x.tile.k[..x.tile.n], &x.tile.v[..x.tile.n]);
         let Some(query) = &x.query else { return };
@@ -350,7 +344,9 @@ impl Job<'_> {
         let rows = scratch.q.chunks(dim);
         match &mut scratch.query {
             Some(q) if q.fits(&self.loops, dim) => q.refill(rows),
-            other => other.insert(QueryRows::empty(self.loops, self.pool.dtype(), dim)).refill(rows),
+            other => {
+                other.insert(QueryRows::empty(self.loops, self.pool.dtype(), dim)).refill(rows)
+            }
         }
     }
 

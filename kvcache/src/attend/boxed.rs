@@ -293,8 +293,9 @@ fn straddlers(
         return near;
     }
     let (mut within, mut above) = ([0u32; TILE], [0u32; TILE]);
-    for tile in candidates.start / TILE..=(candidates.end - 1) / TILE {
-        let factor = (STRADDLE * sigma[tile] * work.scale_log2()).exp2();
+    let (first, last) = (candidates.start / TILE, (candidates.end - 1) / TILE);
+    for (tile, sigma) in sigma.iter().enumerate().take(last + 1).skip(first) {
+        let factor = (STRADDLE * sigma * work.scale_log2()).exp2();
         let (low, high) = (cut / factor, cut * factor);
         let range = scored.of_tile(tile);
         let (mut n, mut m) = (0, 0);
@@ -304,7 +305,7 @@ fn straddlers(
             let t = (range.start + i) as u32;
             (within[n], above[m]) = (t, t);
             n += usize::from(w >= low && w <= high);
-            m += usize::from(!(w <= high));
+            m += usize::from(w > high || w.is_nan());
         }
         near.above.extend(&above[..m]);
         match n {

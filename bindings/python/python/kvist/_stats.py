@@ -1,0 +1,47 @@
+"""Snapshots of what a cache or a sequence holds and has done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A cache's bytes and counters."""
+
+    budget_bytes: int
+    """The host tier's byte budget."""
+    used_bytes: int
+    """Bytes charged to it: pages, summaries and overhead."""
+    page_bytes: int
+    """Bytes of pages in use; a page shared by forks counts once."""
+    summary_bytes: int
+    """Bytes of summaries in use."""
+    overhead_bytes: int
+    """Bytes of tables and handles."""
+    tokens_appended: int
+    """Tokens appended, summed over layers."""
+    queries: int
+    """Queries attended, summed over layers."""
+    tokens_dense: int
+    """Tokens dense attention would have read for them, summed over KV heads."""
+    tokens_read: int
+    """Tokens that were read for them, summed over KV heads."""
+    bytes_read: int
+    """Bytes of summaries, keys and values read for them."""
+
+
+@dataclass(frozen=True)
+class SequenceStats:
+    """One sequence's bytes, shared pages included."""
+
+    tokens: int
+    """Tokens present in every layer."""
+    page_bytes: int
+    summary_bytes: int
+    overhead_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return self.page_bytes + self.summary_bytes + self.overhead_bytes

@@ -1,0 +1,236 @@
+//! `kvist.Cache`.
+
+use std::sync::{PoisonError, RwLock};
+
+use kvist::Geometry;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::dlpack::{Input, Kind, Library, Storage};
+use crate::error::{Failure, from_store, option_error, raise, shape_error};
+use crate::info::{PyAttendInfo, stats_object};
+use crate::select::{self, SelectArg};
+use crate::sequence::{AttendArgs, PySequence, layer_of};
+
+/// The KV cache of one model: pages of all its sequences under one byte budget.
+#[pyclass(frozen, name = "Cache", module = "kvist")]
+pub(crate) struct PyCache {
+    inner: RwLock<Option<kvist::Cache>>,
+}
+
+impl PyCache {
+    /// The cache, unless closed.
+    pub(crate) fn get(&self) -> PyResult<kvist::Cache> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(inner.clone().ok_or(Failure::Closed("cache"))?)
+    }
+}
+
+#[pymethods]
+impl PyCache {
+    #[new]
+    #[pyo3(
+        signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, page_tokens=64,
+                     host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None),
+        text_signature = "(*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, \
+                          page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None)"
+    )]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
+    fn new(
+        py: Python,
+        layers: usize,
+        q_heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: &Bound<PyAny>,
+        value_dim: Option<usize>,
+        page_tokens: usize,
+        host: Option<&Bound<PyAny>>,
+        select: SelectArg,
+        budget: Option<usize>,
+        dense_layers: Vec<usize>,
+        threads: Option<usize>,
+    ) -> PyResult<PyCache> {
+        let mut geometry =
+            Geometry::new(layers, q_heads, kv_heads, head_dim, select::dtype_of(dtype)?);
+        geometry.dim_v = value_dim.unwrap_or(head_dim);
+        geometry.page_tokens = page_tokens;
+        let mut builder = kvist::Cache::builder(geometry)
+            .select(select.resolve(py, budget)?)
+            .dense_layers(&dense_layers);
+        if let Some(host) = host {
+            builder = builder.host_bytes(select::parse_bytes(host)?);
+        }
+        match threads {
+            Some(0) => return Err(option_error("threads", "at least 1", 0)),
+            Some(threads) => builder = builder.threads(threads),
+            None => {}
+        }
+        let cache = py.detach(|| builder.build()).map_err(from_store)?;
+        Ok(PyCache { inner: RwLock::new(Some(cache)) })
+    }
+
+    /// A new, empty sequence.
+    fn sequence(&self) -> PyResult<PySequence> {
+        Ok(PySequence::new(self.get()?.sequence()))
+    }
+
+    /// Attention of several sequences in one call; pages they share are read once.
+    #[pyo3(signature = (layer, q, sequences, *, queries=None, info=false, scale=None, soft_cap=0.0,
+                        window=0, sinks=None, selected=None, bound=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn attend_batch<'py>(
+        &self,
+        py: Python<'py>,
+        layer: i64,
+        q: &Bound<'py, PyAny>,
+        sequences: Vec<Bound<'py, PySequence>>,
+        queries: Option<Vec<usize>>,
+        info: bool,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: usize,
+        sinks: Option<&Bound<'py, PyAny>>,
+        selected: Option<bool>,
+        bound: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (cache, layer) = (self.get()?, layer_of(layer)?);
+        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound)?;
+        let input = Input::new(q, "q")?;
+        let rows = input.rows3("[sum of queries, q_heads, head_dim]")?;
+        let queries = queries.unwrap_or_else(|| vec![1; sequences.len()]);
+        if queries.len() != sequences.len() || queries.iter().sum::<usize>() != rows.shape()[0] {
+            let expected = format!(
+                "{} queries for {} sequences",
+                queries.iter().sum::<usize>(),
+                sequences.len()
+            );
+            return Err(shape_error("q", &expected, &rows.shape()));
+        }
+        let single = queries.iter().all(|&n| n == 1);
+        let shape = [rows.shape()[0], rows.shape()[1], cache.geometry().dim_v];
+        let mut storage = Storage::new(Kind::Float(input.dtype()), &shape);
+        let mut out = storage.rows(shape);
+        let held: Vec<&PySequence> = sequences.iter().map(Bound::get).collect();
+        let infos = py.detach(|| {
+            PySequence::with_all(&held, |open| {
+                let options = args.options();
+                Ok(cache.attend_batch(layer, &rows, open, &queries, &options, &mut out)?)
+            })
+        })?;
+        let out = Library::of(q).give(py, storage)?.into_bound(py);
+        if !info {
+            return Ok(out);
+        }
+        let heads = shape[1];
+        let infos = infos.into_iter().map(|i| PyAttendInfo::new(py, i, heads, single));
+        let infos = infos.collect::<PyResult<Vec<_>>>()?;
+        Ok(PyTuple::new(py, [out, infos.into_pyobject(py)?.into_any()])?.into_any())
+    }
+
+    /// Bytes held and work done so far.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let s = self.get()?.stats();
+        stats_object(
+            py,
+            "Stats",
+            &[
+                ("budget_bytes", s.budget_bytes),
+                ("used_bytes", s.used_bytes),
+                ("page_bytes", s.page_bytes),
+                ("summary_bytes", s.summary_bytes),
+                ("overhead_bytes", s.overhead_bytes),
+                ("tokens_appended", s.tokens_appended),
+                ("queries", s.queries),
+                ("tokens_dense", s.tokens_dense),
+                ("tokens_read", s.tokens_read),
+                ("bytes_read", s.bytes_read),
+            ],
+        )
+    }
+
+    #[getter]
+    fn layers(&self) -> PyResult<usize> {
+        Ok(self.get()?.geometry().layers)
+    }
+
+    #[getter]
+    fn q_heads(&self) -> PyResult<usize> {
+        Ok(self.get()?.geometry().q_heads)
+    }
+
+    #[getter]
+    fn kv_heads(&self) -> PyResult<usize> {
+        Ok(self.get()?.geometry().kv_heads)
+    }
+
+    #[getter]
+    fn head_dim(&self) -> PyResult<usize> {
+        Ok(self.get()?.geometry().dim_k)
+    }
+
+    #[getter]
+    fn value_dim(&self) -> PyResult<usize> {
+        Ok(self.get()?.geometry().dim_v)
+    }
+
+    #[getter]
+    fn page_tokens(&self) -> PyResult<usize> {
+        Ok(self.get()?.geometry().page_tokens)
+    }
+
+    #[getter]
+    fn dtype(&self) -> PyResult<&'static str> {
+        Ok(self.get()?.geometry().dtype.name())
+    }
+
+    /// The selector of new sequences.
+    #[getter]
+    fn select(&self, py: Python) -> PyResult<Py<PyAny>> {
+        select::object_of(py, self.get()?.select())
+    }
+
+    /// Lets go of the memory as soon as its sequences do; no further sequence can be made.
+    fn close(&self) {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<PyTuple>) {
+        self.close();
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err("a Cache owns memory and threads and cannot be pickled"))
+    }
+
+    fn __repr__(&self) -> String {
+        let Ok(cache) = self.get() else { return "Cache(closed)".to_owned() };
+        let g = cache.geometry();
+        format!(
+            "Cache(layers={}, q_heads={}, kv_heads={}, head_dim={}, dtype='{}', select='{}')",
+            g.layers,
+            g.q_heads,
+            g.kv_heads,
+            g.dim_k,
+            g.dtype,
+            cache.select().name()
+        )
+    }
+}
+
+/// A length or number from Python that must not be negative.
+pub(crate) fn natural(what: &str, n: i64) -> PyResult<usize> {
+    let bad = |_| raise("PositionError", format!("{what}: expected 0 or more, found {n}"));
+    usize::try_from(n).map_err(bad)
+}

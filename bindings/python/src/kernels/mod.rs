@@ -1,0 +1,37 @@
+//! The kernels over tensors the caller keeps: module `kvist._kvist.kernels`, under `kvist.kernels`.
+
+mod attend;
+mod score;
+mod select;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use kvist_kernels::Executor;
+use pyo3::prelude::*;
+
+use crate::error::raise;
+
+/// The pool of so many threads; made once.
+fn executor(threads: usize) -> PyResult<Executor> {
+    static POOLS: OnceLock<Mutex<HashMap<usize, Executor>>> = OnceLock::new();
+    let pools = POOLS.get_or_init(Mutex::default);
+    let mut pools = pools.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads) {
+        return Ok(pool.clone());
+    }
+    let pool = Executor::with_threads(threads)
+        .map_err(|e| raise("KvistError", format!("threads: expected to start {threads}, {e}")))?;
+    pools.insert(threads, pool.clone());
+    Ok(pool)
+}
+
+#[pymodule]
+pub(crate) mod kernels {
+    #[pymodule_export]
+    use super::attend::{attend_pages, attend_slots, merge};
+    #[pymodule_export]
+    use super::score::Summary;
+    #[pymodule_export]
+    use super::select::{top_k, top_p};
+}

@@ -1,0 +1,63 @@
+//! The best units by score.
+
+use std::ops::Range;
+
+use kvist_kernels::select;
+use pyo3::prelude::*;
+
+use crate::dlpack::{Input, Storage, numpy};
+use crate::error::{option_error, shape_error};
+
+fn weights_of(weights: &Bound<PyAny>) -> PyResult<Vec<f32>> {
+    let input = Input::new(weights, "weights")?;
+    match input.shape().len() {
+        1 => Ok(input.floats()),
+        _ => Err(shape_error("weights", "[units]", input.shape())),
+    }
+}
+
+fn ranges_of(forced: &[(u32, u32)], units: usize) -> PyResult<Vec<Range<u32>>> {
+    let mut end = 0;
+    for &(from, to) in forced {
+        if from < end || to < from || to as usize > units {
+            let expected = format!("ascending, disjoint ranges inside 0..{units}");
+            return Err(option_error("forced", &expected, format!("{forced:?}")));
+        }
+        end = to;
+    }
+    Ok(forced.iter().map(|&(from, to)| from..to).collect())
+}
+
+/// Ids of the `k` largest weights.
+#[pyfunction]
+pub(crate) fn top_k(
+    py: Python,
+    weights: &Bound<PyAny>,
+    k: usize,
+    forced: Vec<(u32, u32)>,
+) -> PyResult<Py<PyAny>> {
+    let weights = weights_of(weights)?;
+    let forced = ranges_of(&forced, weights.len())?;
+    let mut ids = Vec::new();
+    py.detach(|| select::top_k_forced(&weights, &forced, k, &mut ids));
+    numpy(py, Storage::of_u32(&ids))
+}
+
+/// Ids of the fewest largest weights that sum to `target`, and their sum.
+#[pyfunction]
+pub(crate) fn top_p(
+    py: Python,
+    weights: &Bound<PyAny>,
+    target: f64,
+    least: usize,
+    most: Option<usize>,
+    forced: Vec<(u32, u32)>,
+) -> PyResult<(Py<PyAny>, f64)> {
+    let weights = weights_of(weights)?;
+    let forced = ranges_of(&forced, weights.len())?;
+    let most = most.unwrap_or(weights.len());
+    let mut ids = Vec::new();
+    let mass =
+        py.detach(|| select::top_p_forced(&weights, &forced, target, least, most, &mut ids));
+    Ok((numpy(py, Storage::of_u32(&ids))?, mass))
+}

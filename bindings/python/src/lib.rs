@@ -1,0 +1,34 @@
+//! The Python binding of kvist, module `kvist._kvist`: arguments in, the GIL released, one call into
+//! the library, results and errors out. The public package around it is `python/kvist`.
+
+mod cache;
+mod dlpack;
+mod error;
+mod info;
+mod kernels;
+mod select;
+mod sequence;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _kvist {
+    #[pymodule_export]
+    use super::cache::PyCache;
+    #[pymodule_export]
+    use super::dlpack::Buffer;
+    #[pymodule_export]
+    use super::info::PyAttendInfo;
+    #[pymodule_export]
+    use super::kernels::kernels;
+    #[pymodule_export]
+    use super::select::{PyBoxed, PyFull, PyQuest, parse_bytes, selection, selection_presets};
+    #[pymodule_export]
+    use super::sequence::PySequence;
+    use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_init]
+    fn init(module: &Bound<PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

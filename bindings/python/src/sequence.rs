@@ -1,0 +1,298 @@
+//! `kvist.Sequence`.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use kvist::AttendOptions;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::cache::natural;
+use crate::dlpack::{Input, Kind, Library, Storage};
+use crate::error::{Failure, raise, shape_error};
+use crate::info::{PyAttendInfo, stats_object};
+use crate::select::{self, SelectArg};
+
+/// One token stream: append to its layers, attend over them, fork it.
+#[pyclass(frozen, name = "Sequence", module = "kvist")]
+pub(crate) struct PySequence {
+    inner: RwLock<Option<kvist::Sequence>>,
+}
+
+/// Options of `attend`, with what they borrow.
+pub(crate) struct AttendArgs {
+    scale: Option<f32>,
+    soft_cap: f32,
+    window: usize,
+    sinks: Option<Vec<f32>>,
+    selected: bool,
+    bound: bool,
+}
+
+impl AttendArgs {
+    /// `selected` and `bound` default to `info`: what is not returned is not computed.
+    pub(crate) fn new(
+        info: bool,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: usize,
+        sinks: Option<&Bound<PyAny>>,
+        selected: Option<bool>,
+        bound: Option<bool>,
+    ) -> PyResult<AttendArgs> {
+        let sinks = sinks.map(|s| Input::new(s, "sinks")).transpose()?;
+        if let Some(sinks) = &sinks
+            && sinks.shape().len() != 1
+        {
+            return Err(shape_error("sinks", "[q_heads]", sinks.shape()));
+        }
+        let sinks = sinks.map(|s| s.floats());
+        let (selected, bound) = (selected.unwrap_or(info), bound.unwrap_or(info));
+        Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound })
+    }
+
+    pub(crate) fn options(&self) -> AttendOptions<'_> {
+        AttendOptions {
+            scale: self.scale,
+            soft_cap: self.soft_cap,
+            window: self.window,
+            sinks: self.sinks.as_deref(),
+            selected: self.selected,
+            bound: self.bound,
+        }
+    }
+}
+
+type Outcome<T> = Result<T, Failure>;
+type Open<'a> = RwLockReadGuard<'a, Option<kvist::Sequence>>;
+
+impl PySequence {
+    pub(crate) fn new(sequence: kvist::Sequence) -> PySequence {
+        PySequence { inner: RwLock::new(Some(sequence)) }
+    }
+
+    fn lock(&self) -> Open<'_> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` on the sequence, unless closed. May wait for another thread's append.
+    fn with<T>(&self, f: impl FnOnce(&kvist::Sequence) -> Outcome<T>) -> Outcome<T> {
+        f(self.lock().as_ref().ok_or(Failure::Closed("sequence"))?)
+    }
+
+    /// Runs `f` on the sequence alone, unless closed.
+    fn with_mut<T>(&self, f: impl FnOnce(&mut kvist::Sequence) -> Outcome<T>) -> Outcome<T> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        f(inner.as_mut().ok_or(Failure::Closed("sequence"))?)
+    }
+
+    /// Runs `f` on all sequences at once. They are locked in order of address, each once, so that
+    /// two batches cannot wait for each other.
+    pub(crate) fn with_all<T>(
+        sequences: &[&PySequence],
+        f: impl FnOnce(&[&kvist::Sequence]) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let address = |s: &PySequence| std::ptr::from_ref(s).addr();
+        let mut order: Vec<&PySequence> = sequences.to_vec();
+        order.sort_unstable_by_key(|s| address(s));
+        order.dedup_by_key(|s| address(s));
+        let guards: Vec<(usize, Open)> = order.iter().map(|s| (address(s), s.lock())).collect();
+        let find = |s: &&PySequence| {
+            let at = guards.binary_search_by_key(&address(s), |g| g.0).ok()?;
+            guards[at].1.as_ref()
+        };
+        let open: Option<Vec<&kvist::Sequence>> = sequences.iter().map(find).collect();
+        f(&open.ok_or(Failure::Closed("sequence"))?)
+    }
+}
+
+#[pymethods]
+impl PySequence {
+    /// Appends tokens to a layer: `k` `[tokens, kv_heads, head_dim]`, `v` `[tokens, kv_heads,
+    /// value_dim]`. With `position`, insists that it is the next one.
+    #[pyo3(signature = (layer, k, v, *, position=None))]
+    fn append(
+        &self,
+        py: Python,
+        layer: i64,
+        k: &Bound<PyAny>,
+        v: &Bound<PyAny>,
+        position: Option<i64>,
+    ) -> PyResult<()> {
+        let layer = layer_of(layer)?;
+        let position = position.map(|p| natural("position", p)).transpose()?;
+        let (k, v) = (Input::new(k, "keys")?, Input::new(v, "values")?);
+        let expected = "[tokens, kv_heads, head_dim]";
+        let (k, v) = (k.rows3(expected)?, v.rows3(expected)?);
+        let appended = py.detach(|| {
+            self.with_mut(|s| match position {
+                Some(position) => Ok(s.append_at(layer, position, &k, &v)?),
+                None => Ok(s.append(layer, &k, &v)?),
+            })
+        });
+        Ok(appended?)
+    }
+
+    /// Attention with the last positions of a layer: `q` `[q_heads, head_dim]` or `[queries, q_heads,
+    /// head_dim]`; the result has the same form, dtype and library. With `info` also what was read.
+    #[pyo3(signature = (layer, q, *, info=false, scale=None, soft_cap=0.0, window=0, sinks=None,
+                        selected=None, bound=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn attend<'py>(
+        &self,
+        py: Python<'py>,
+        layer: i64,
+        q: &Bound<'py, PyAny>,
+        info: bool,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: usize,
+        sinks: Option<&Bound<'py, PyAny>>,
+        selected: Option<bool>,
+        bound: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let layer = layer_of(layer)?;
+        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound)?;
+        let input = Input::new(q, "q")?;
+        let rows = input.rows()?;
+        let flat = input.shape().len() == 2;
+        let dim_v = self.with(|s| Ok(s.cache().geometry().dim_v))?;
+        let shape = [rows.shape()[0], rows.shape()[1], dim_v];
+        let mut storage =
+            Storage::new(Kind::Float(input.dtype()), if flat { &shape[1..] } else { &shape });
+        let mut out = storage.rows(shape);
+        let found =
+            py.detach(|| self.with(|s| Ok(s.attend(layer, &rows, &args.options(), &mut out)?)))?;
+        let out = Library::of(q).give(py, storage)?.into_bound(py);
+        if !info {
+            return Ok(out);
+        }
+        let found = PyAttendInfo::new(py, found, shape[1], flat)?.into_bound(py).into_any();
+        Ok(PyTuple::new(py, [out, found])?.into_any())
+    }
+
+    /// A sequence that shares all pages; with `select` or `budget` one that reads by another rule.
+    #[pyo3(signature = (*, select=None, budget=None))]
+    fn fork(
+        &self,
+        py: Python,
+        select: Option<SelectArg>,
+        budget: Option<usize>,
+    ) -> PyResult<PySequence> {
+        if select.is_none() && budget.is_none() {
+            return Ok(self.with(|s| Ok(PySequence::new(s.fork())))?);
+        }
+        let chosen = match select {
+            Some(select) => select.resolve(py, budget)?,
+            None => {
+                let own = self.with(|s| Ok(s.select().clone()))?;
+                SelectArg::Object(select::object_of(py, &own)?).resolve(py, budget)?
+            }
+        };
+        Ok(py.detach(|| self.with(|s| Ok(PySequence::new(s.fork_with(&chosen)?))))?)
+    }
+
+    /// Forgets the tokens from `length` on.
+    fn truncate(&self, py: Python, length: i64) -> PyResult<()> {
+        let length = natural("truncate", length)?;
+        Ok(py.detach(|| self.with_mut(|s| Ok(s.truncate(length)?)))?)
+    }
+
+    /// Keys and values of a layer from position `start` to `stop` (the end), f32 arrays
+    /// `[tokens, kv_heads, dim]`.
+    #[pyo3(signature = (layer, start=0, stop=None))]
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        layer: i64,
+        start: i64,
+        stop: Option<i64>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let (layer, start) = (layer_of(layer)?, natural("start", start)?);
+        let stop = stop.map(|s| natural("stop", s)).transpose()?;
+        let (k, v) = self.with(|s| {
+            let stop = stop.map_or_else(|| s.layer_len(layer), Ok)?;
+            let g = s.cache().geometry();
+            let n = stop.saturating_sub(start);
+            let (mut k, mut v) =
+                (vec![0f32; n * g.kv_heads * g.dim_k], vec![0f32; n * g.kv_heads * g.dim_v]);
+            s.read(layer, start, &mut k, &mut v)?;
+            let storage =
+                |data: Vec<f32>, dim| Storage::of_f32(data.into_iter(), &[n, g.kv_heads, dim]);
+            Ok((storage(k, g.dim_k), storage(v, g.dim_v)))
+        })?;
+        PyTuple::new(py, [crate::dlpack::numpy(py, k)?, crate::dlpack::numpy(py, v)?])
+    }
+
+    /// Tokens of one layer.
+    fn layer_len(&self, layer: i64) -> PyResult<usize> {
+        let layer = layer_of(layer)?;
+        Ok(self.with(|s| Ok(s.layer_len(layer)?))?)
+    }
+
+    /// Bytes this sequence uses, shared ones included.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let s = self.with(|s| Ok(s.stats()))?;
+        stats_object(
+            py,
+            "SequenceStats",
+            &[
+                ("tokens", s.tokens as u64),
+                ("page_bytes", s.page_bytes),
+                ("summary_bytes", s.summary_bytes),
+                ("overhead_bytes", s.overhead_bytes),
+            ],
+        )
+    }
+
+    /// The selector of this sequence.
+    #[getter]
+    fn select(&self, py: Python) -> PyResult<Py<PyAny>> {
+        let own = self.with(|s| Ok(s.select().clone()))?;
+        select::object_of(py, &own)
+    }
+
+    /// Gives its pages back; every later use raises `ClosedError`.
+    fn close(&self, py: Python) {
+        py.detach(|| drop(self.inner.write().unwrap_or_else(PoisonError::into_inner).take()));
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.lock().is_none()
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        Ok(self.with(|s| Ok(s.len()))?)
+    }
+
+    fn __bool__(&self) -> bool {
+        true
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python, _exception: &Bound<PyTuple>) {
+        self.close(py);
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err("a Sequence owns pages of a cache and cannot be pickled"))
+    }
+
+    fn __repr__(&self) -> String {
+        match self.with(|s| Ok((s.len(), s.select().name()))) {
+            Ok((tokens, select)) => format!("Sequence(tokens={tokens}, select='{select}')"),
+            Err(_) => "Sequence(closed)".to_owned(),
+        }
+    }
+}
+
+/// Negative layers do not count from the end: they are outside every cache.
+pub(crate) fn layer_of(layer: i64) -> PyResult<usize> {
+    let bad = |_| raise("RangeError", format!("layer: expected 0 or more, found {layer}"));
+    usize::try_from(layer).map_err(bad)
+}
