@@ -18,6 +18,9 @@ ARGS ?=
 export KVIST_VENV ?= .venv
 VENV := $(abspath $(KVIST_VENV))
 PY := $(VENV)/bin/python
+PY_SOURCES := $(wildcard bindings/python scripts benches/python examples/python)
+RUFF := $(PY) -m ruff
+RUFF_CONFIG := --config bindings/python/pyproject.toml
 
 # Cargo, maturin and the benchmarks' Python peers see the same interpreter, so nothing is rebuilt
 # because it changed. It exists only after `make setup`; commands that need it depend on that.
@@ -93,15 +96,13 @@ lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
-	@echo "ruff check"
-	@$(PY) -m ruff check --config bindings/python/pyproject.toml bindings/python scripts benches/python examples/python
-	@echo "ruff format --check"
-	@$(PY) -m ruff format --check --config bindings/python/pyproject.toml bindings/python scripts benches/python examples/python
+	$(RUFF) check $(RUFF_CONFIG) $(PY_SOURCES)
+	$(RUFF) format --check $(RUFF_CONFIG) $(PY_SOURCES)
 
 .PHONY: format
 format: tools setup ## format the Rust and Python sources
 	cargo fmt --all
-	$(PY) -m ruff format --config bindings/python/pyproject.toml bindings/python scripts benches/python examples/python
+	$(RUFF) format $(RUFF_CONFIG) $(PY_SOURCES)
 
 .PHONY: ci
 ci: ## what CI runs

@@ -1,1 +1,1 @@
-//! In work.
+//! Small programs to copy from: see `src/bin/`.

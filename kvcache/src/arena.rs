@@ -1,70 +1,30 @@
 //! Cells of equal size in huge-page memory, under one hard byte budget.
 //!
-//! An arena reserves address space for the whole budget but touches only cells in use. Free cells
-//! are handed out lowest first, so that pages taken together lie side by side.
+//! An arena reserves address space for the whole budget but touches only cells in use. Memory that
+//! nobody uses any more goes back to the system, save a reserve for the next sequence.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 use crate::Error;
+use crate::budget::Budget;
+use crate::free::{FreeList, Regions};
 
 /// Huge pages are this large, and arenas start at such a border.
 const HUGE: usize = 2 << 20;
 
-/// Bytes charged per cell for its bookkeeping: the shared handle (reference counts, arena pointer,
-/// number), the handle's and the number's place in a page list with room to grow, and the free bit.
-pub(crate) const CELL_OVERHEAD: u64 = 88;
+/// Free huge pages that an arena keeps (64 MiB): taking them again costs a page fault each.
+const SPARE_REGIONS: usize = 32;
 
-/// Bytes that all arenas of a cache share.
+/// Bytes charged per cell for its handle (reference counts, arena, number, the allocator's own word)
+/// and its bit in the free list. Its entries in page tables are charged with the tables.
+pub(crate) const CELL_OVERHEAD: u64 = 49;
+
 #[derive(Debug)]
-pub(crate) struct Budget {
-    limit: u64,
-    used: AtomicU64,
-}
-
-impl Budget {
-    pub(crate) fn new(limit: u64) -> Budget {
-        Budget { limit, used: AtomicU64::new(0) }
-    }
-
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
-    }
-
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn charge(&self, bytes: u64) -> Result<(), Error> {
-        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.limit);
-        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(()),
-            Err(used) => Err(Error::OverBudget {
-                needed: bytes,
-                free: self.limit - used,
-                budget: self.limit,
-            }),
-        }
-    }
-
-    fn release(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// Which cells are free.
-#[derive(Debug)]
-struct Free {
-    /// One bit per cell that was ever handed out; set when free.
-    bits: Vec<u64>,
-    /// No cell below this is free.
-    low: usize,
-    /// Cells ever handed out.
-    touched: usize,
-    /// Set bits.
-    count: usize,
+struct State {
+    free: FreeList,
+    regions: Regions,
 }
 
 /// Memory in cells of one size.
@@ -75,7 +35,7 @@ pub(crate) struct Arena {
     cell_bytes: usize,
     cells: usize,
     budget: Arc<Budget>,
-    free: Mutex<Free>,
+    state: Mutex<State>,
 }
 
 /// A cell in use. Dropping it gives the cell and its bytes back.
@@ -86,11 +46,15 @@ pub(crate) struct Cell {
 }
 
 impl Arena {
-    /// Reserves room for as many cells as the budget could ever hold.
-    pub(crate) fn new(cell_bytes: usize, budget: Arc<Budget>) -> Result<Arc<Arena>, Error> {
-        let cells = (budget.limit() / (cell_bytes as u64 + CELL_OVERHEAD)).min(u32::MAX.into());
+    /// Reserves room for as many cells as the budget could ever hold, at most `most`.
+    pub(crate) fn new(
+        cell_bytes: usize,
+        most: usize,
+        budget: Arc<Budget>,
+    ) -> Result<Arc<Arena>, Error> {
+        let cells = (budget.limit() / (cell_bytes as u64 + CELL_OVERHEAD)).min(most as u64);
         let cells = cells as usize;
-        let len = cells * cell_bytes + HUGE;
+        let len = (cells * cell_bytes).next_multiple_of(HUGE) + HUGE;
         let refused = |e: std::io::Error| Error::System {
             what: "reserving memory for the host tier",
             reason: e.to_string(),
@@ -103,8 +67,8 @@ impl Arena {
         let map = MmapRaw::from(map);
         let start = map.as_ptr() as usize;
         let offset = start.next_multiple_of(HUGE) - start;
-        let free = Mutex::new(Free { bits: Vec::new(), low: 0, touched: 0, count: 0 });
-        Ok(Arc::new(Arena { map, offset, cell_bytes, cells, budget, free }))
+        let state = State { free: FreeList::default(), regions: Regions::new(cell_bytes, HUGE) };
+        Ok(Arc::new(Arena { map, offset, cell_bytes, cells, budget, state: Mutex::new(state) }))
     }
 
     /// Start of cell 0.
@@ -124,61 +88,54 @@ impl Arena {
 
     /// Cells in use.
     pub(crate) fn used(&self) -> usize {
-        let free = self.lock();
-        free.touched - free.count
+        self.lock().free.used()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Free> {
-        // The free list is changed in single steps: a panic elsewhere cannot leave it torn.
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is changed in single steps: a panic elsewhere cannot leave it torn.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes `n` cells, neighbours where there are such. All or none.
     pub(crate) fn take(self: &Arc<Arena>, n: usize) -> Result<Vec<Arc<Cell>>, Error> {
+        if n == 0 {
+            return Ok(Vec::new());
+        }
         let bytes = n as u64 * (self.cell_bytes as u64 + CELL_OVERHEAD);
         self.budget.charge(bytes)?;
-        let mut free = self.lock();
-        let left = self.cells - free.touched + free.count;
-        if left < n {
-            drop(free);
+        let mut state = self.lock();
+        let Some(ids) = state.free.take(n, self.cells) else {
+            let free = (self.cells - state.free.used()) as u64 * self.cell_bytes as u64;
+            drop(state);
             self.budget.release(bytes);
-            return Err(Error::OverBudget {
-                needed: bytes,
-                free: left as u64 * self.cell_bytes as u64,
-                budget: self.budget.limit(),
-            });
-        }
-        let take = |_| Arc::new(Cell { arena: self.clone(), id: free.take() as u32 });
-        let cells: Vec<Arc<Cell>> = (0..n).map(take).collect();
-        drop(free);
+            return Err(Error::OverBudget { needed: bytes, free, budget: self.budget.limit() });
+        };
+        ids.iter().for_each(|&id| state.regions.take(id));
+        drop(state);
+        let cell = |id| Arc::new(Cell { arena: self.clone(), id: id as u32 });
+        let cells: Vec<Arc<Cell>> = ids.into_iter().map(cell).collect();
         #[cfg(debug_assertions)]
         cells.iter().for_each(|c| c.poison());
         Ok(cells)
     }
-}
 
-impl Free {
-    /// The lowest free cell.
-    fn take(&mut self) -> usize {
-        if self.count > 0 {
-            let words = &mut self.bits[self.low / 64..];
-            if let Some(at) = words.iter().position(|&w| w != 0) {
-                let bit = words[at].trailing_zeros() as usize;
-                words[at] &= words[at] - 1;
-                self.low = (self.low / 64 + at) * 64 + bit;
-                self.count -= 1;
-                return self.low;
+    fn give(&self, id: u32) {
+        let mut state = self.lock();
+        state.free.give(id as usize);
+        if state.regions.give(id as usize) <= SPARE_REGIONS {
+            return;
+        }
+        // Under the lock, so that nobody takes a cell of these regions meanwhile.
+        for run in state.regions.drain() {
+            let (from, len) = (self.offset + run.start * HUGE, run.len() * HUGE);
+            // SAFETY: inside the map, which ends a whole region after the last cell; no cell of
+            // these regions is in use, and what is taken next is written before it is read.
+            let given =
+                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, len) };
+            if let Err(e) = given {
+                tracing::debug!("memory stays with the process: {e}");
             }
         }
-        self.touched += 1;
-        self.bits.resize(self.touched.div_ceil(64), 0);
-        self.touched - 1
-    }
-
-    fn give(&mut self, id: usize) {
-        self.bits[id / 64] |= 1 << (id % 64);
-        self.low = self.low.min(id);
-        self.count += 1;
     }
 }
 
@@ -212,7 +169,7 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
-        self.arena.lock().give(self.id as usize);
+        self.arena.give(self.id);
         self.arena.budget.release(self.arena.cell_bytes as u64 + CELL_OVERHEAD);
     }
 }
@@ -224,7 +181,7 @@ mod tests {
     #[test]
     fn cells_come_in_runs_and_go_back() {
         let budget = Arc::new(Budget::new(100 * (4096 + CELL_OVERHEAD)));
-        let arena = Arena::new(4096, budget.clone()).unwrap();
+        let arena = Arena::new(4096, usize::MAX, budget.clone()).unwrap();
         assert!((arena.base() as usize).is_multiple_of(HUGE));
         let a = arena.take(10).unwrap();
         let b = arena.take(80).unwrap();
@@ -235,8 +192,29 @@ mod tests {
         assert_eq!(error, Error::OverBudget { needed, free: 10 * needed / 11, budget: limit });
         drop(a);
         assert_eq!(arena.used(), 80);
-        assert!(arena.take(12).unwrap().iter().map(|c| c.id()).eq((0..10).chain([90, 91])));
+        assert!(arena.take(10).unwrap().iter().map(|c| c.id()).eq(0..10));
         drop(b);
         assert_eq!((arena.used(), budget.used()), (0, 0));
+    }
+
+    #[test]
+    fn memory_given_back_can_be_taken_again() {
+        let cell = 3 * HUGE / 2;
+        let budget = Arc::new(Budget::new(200 << 20));
+        let arena = Arena::new(cell, 60, budget.clone()).unwrap();
+        assert_eq!(arena.cells(), 60);
+        let mut cells = arena.take(60).unwrap();
+        for c in &mut cells {
+            c.bytes_mut().unwrap().fill(7);
+        }
+        let kept = cells.pop().unwrap();
+        drop(cells);
+        // SAFETY: `kept` is in use, and was filled above.
+        let bytes = unsafe { std::slice::from_raw_parts(kept.ptr(), cell) };
+        assert!(bytes.iter().all(|&b| b == 7));
+        let mut again = arena.take(59).unwrap();
+        again.iter_mut().for_each(|c| c.bytes_mut().unwrap().fill(9));
+        assert!(bytes.iter().all(|&b| b == 7));
+        assert_eq!(budget.used(), 60 * (cell as u64 + CELL_OVERHEAD));
     }
 }

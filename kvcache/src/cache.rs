@@ -5,7 +5,8 @@ use std::sync::Arc;
 use kvist_kernels::{Executor, KvLayout, KvPool};
 use kvist_policies::Select;
 
-use crate::arena::{Arena, Budget, CELL_OVERHEAD};
+use crate::arena::{Arena, CELL_OVERHEAD};
+use crate::budget::Budget;
 use crate::stats::{Counters, Stats};
 use crate::summaries::{Selector, Stores};
 use crate::{Error, Geometry, Sequence};
@@ -114,7 +115,7 @@ impl Builder {
             }
         };
         let shared = Shared {
-            pages: Arena::new(page, budget.clone())?,
+            pages: Arena::new(page, u32::MAX as usize / self.geometry.page_tokens, budget.clone())?,
             geometry: self.geometry,
             dense_layers,
             budget,
@@ -164,12 +165,13 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
         let (pages, page_bytes) = (shared.pages.used() as u64, shared.pages.cell_bytes() as u64);
+        let cells = pages + shared.stores.cells();
         let mut stats = Stats {
             budget_bytes: shared.budget.limit(),
             used_bytes: shared.budget.used(),
             page_bytes: pages * page_bytes,
             summary_bytes: shared.stores.bytes(),
-            overhead_bytes: (pages + shared.stores.cells()) * CELL_OVERHEAD,
+            overhead_bytes: cells * CELL_OVERHEAD + shared.budget.tables(),
             ..Stats::default()
         };
         shared.counters.fill(&mut stats);

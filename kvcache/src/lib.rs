@@ -30,9 +30,12 @@
 
 mod arena;
 mod attend;
+mod budget;
 mod cache;
 mod error;
+mod free;
 mod geometry;
+mod layer;
 mod pages;
 mod sequence;
 mod stats;

@@ -1,54 +1,56 @@
-//! The pages of one sequence: per layer and KV head a list of shared cells, copied when written.
+//! The pages and summaries of one (layer, KV head): lists of shared cells, copied when written.
 
 use std::sync::Arc;
 
 use kvist_kernels::{Tensor3, convert, write};
 
-use crate::arena::{Arena, Cell};
-use crate::summaries::{Selector, TILE};
-use crate::{Error, Geometry};
+use crate::Geometry;
+use crate::arena::Cell;
+use crate::summaries::{Store, TILE};
+
+/// Bytes of a page's entries in the lists below, and of a summary cell's.
+pub(crate) const PAGE_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>() + size_of::<f32>();
+pub(crate) const CELL_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>();
 
 /// Pages and summaries of one (layer, KV head).
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Head {
     pages: Vec<Arc<Cell>>,
     /// Numbers of `pages`, so that a list for a kernel is a copy of a slice.
     ids: Vec<u32>,
+    /// Upper bound of the key norms of each page, for the rounding slack of certificates. Only kept
+    /// where there are summaries. Keys that are not finite do not count.
+    norms: Vec<f32>,
     cells: Vec<Arc<Cell>>,
     cell_ids: Vec<u32>,
-    /// Upper bound of the keys' norms, for the rounding slack of certificates.
-    norm_max: f32,
-}
-
-/// One layer of a sequence.
-#[derive(Clone, Debug)]
-pub(crate) struct Layer {
-    pub(crate) heads: Vec<Head>,
-    pub(crate) len: usize,
-    /// Whether this layer keeps summaries (dense layers do not).
-    pub(crate) summarised: bool,
-}
-
-/// New tokens of all KV heads.
-pub(crate) struct Rows<'a> {
-    pub(crate) k: &'a Tensor3<'a>,
-    pub(crate) v: &'a Tensor3<'a>,
 }
 
 /// What an append takes before it writes anything.
+#[derive(Default)]
 pub(crate) struct Room {
-    pages: Vec<Arc<Cell>>,
-    cells: Vec<Arc<Cell>>,
+    pub(crate) pages: Vec<Arc<Cell>>,
+    pub(crate) cells: Vec<Arc<Cell>>,
     /// The first new page or cell replaces the last one, which others share.
-    copy_page: bool,
-    copy_cell: bool,
+    pub(crate) copy_page: bool,
+    pub(crate) copy_cell: bool,
 }
 
-/// Moves a cell's contents into a fresh one.
+/// Copies a cell's contents into a fresh one.
 fn copy(from: &Arc<Cell>, to: &mut Arc<Cell>) {
     let Some(bytes) = to.bytes_mut() else { unreachable!("a fresh cell has one holder") };
     // SAFETY: both cells have the arena's cell size; `from` is held, so its bytes stay.
     unsafe { std::ptr::copy_nonoverlapping(from.ptr(), bytes.as_mut_ptr(), bytes.len()) }
+}
+
+/// Appends cells to a list and their numbers to another; the first may replace the last one held.
+fn extend(list: &mut Vec<Arc<Cell>>, ids: &mut Vec<u32>, mut fresh: Vec<Arc<Cell>>, replace: bool) {
+    if replace && let (Some(old), Some(new)) = (list.last(), fresh.first_mut()) {
+        copy(old, new);
+        list.pop();
+        ids.pop();
+    }
+    ids.extend(fresh.iter().map(|c| c.id()));
+    list.append(&mut fresh);
 }
 
 impl Head {
@@ -60,78 +62,64 @@ impl Head {
         &self.cell_ids
     }
 
+    /// Upper bound of the norms of all finite keys.
     pub(crate) fn norm_max(&self) -> f32 {
-        self.norm_max
+        self.norms.iter().fold(0.0, |m, &n| m.max(n))
     }
 
-    /// Takes the cells that `tokens` more tokens need, without changing the head.
-    pub(crate) fn room(
-        &self,
-        len: usize,
-        tokens: usize,
-        page_tokens: usize,
-        pages: &Arc<Arena>,
-        selector: Option<&Selector>,
-    ) -> Result<Room, Error> {
-        let shared = |list: &[Arc<Cell>], partial: bool| {
-            partial && list.last().is_some_and(|c| Arc::strong_count(c) > 1)
-        };
-        let copy_page = shared(&self.pages, !len.is_multiple_of(page_tokens));
-        let new_pages = (len + tokens).div_ceil(page_tokens) - self.pages.len();
-        let pages = pages.take(new_pages + usize::from(copy_page))?;
-        let Some(store) = selector.and_then(|s| s.store.as_ref()) else {
-            return Ok(Room { pages, cells: Vec::new(), copy_page, copy_cell: false });
-        };
-        let open = self.cells.len() * TILE > len;
-        let copy_cell = shared(&self.cells, open);
-        let new_cells = store.spec.cells(len + tokens) - self.cells.len();
-        let cells = store.arena.take(new_cells + usize::from(copy_cell))?;
-        Ok(Room { pages, cells, copy_page, copy_cell })
+    /// Pages and summary cells.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.pages.len(), self.cells.len())
     }
 
-    /// Writes rows `0..` of head `head` behind the first `len` tokens. Cannot fail: shapes were
-    /// checked and the room was taken.
+    /// Whether someone else holds the last page or summary cell too.
+    pub(crate) fn shares_last(&self) -> (bool, bool) {
+        let shared = |list: &[Arc<Cell>]| list.last().is_some_and(|c| Arc::strong_count(c) > 1);
+        (shared(&self.pages), shared(&self.cells))
+    }
+
+    /// Makes the lists hold this many entries without growing again.
+    pub(crate) fn reserve(&mut self, pages: usize, cells: usize) {
+        let more = |have: usize, want: usize| want.saturating_sub(have);
+        self.pages.reserve_exact(more(self.pages.len(), pages));
+        self.ids.reserve_exact(more(self.ids.len(), pages));
+        self.norms.reserve_exact(more(self.norms.len(), pages));
+        self.cells.reserve_exact(more(self.cells.len(), cells));
+        self.cell_ids.reserve_exact(more(self.cell_ids.len(), cells));
+    }
+
+    /// Copies the first pages and cells of `from` to these empty lists; `norms` if those of `from` are
+    /// kept up to date.
+    pub(crate) fn copy_lists(&mut self, from: &Head, pages: usize, cells: usize, norms: bool) {
+        self.pages.extend_from_slice(&from.pages[..pages]);
+        self.ids.extend_from_slice(&from.ids[..pages]);
+        self.norms.extend(from.norms.iter().take(if norms { pages } else { 0 }));
+        self.cells.extend_from_slice(&from.cells[..cells]);
+        self.cell_ids.extend_from_slice(&from.cell_ids[..cells]);
+    }
+
+    /// Writes rows `0..` of head `head` behind the first `len` tokens and summarises them. Shapes
+    /// were checked, the room was taken and the lists have the space: nothing can fail.
     pub(crate) fn grow(
         &mut self,
-        mut room: Room,
+        room: Room,
         len: usize,
+        (k, v): (&Tensor3, &Tensor3),
         head: usize,
-        rows: &Rows,
         geometry: &Geometry,
-        selector: Option<&Selector>,
-    ) -> Result<(), Error> {
-        if room.copy_page {
-            let at = self.pages.len() - 1;
-            copy(&self.pages[at], &mut room.pages[0]);
-            self.pages.truncate(at);
-        }
-        self.pages.append(&mut room.pages);
-        self.ids.truncate(0);
-        self.ids.extend(self.pages.iter().map(|p| p.id()));
-        self.write(len, head, rows, geometry)?;
-        let Some(selector) = selector else { return Ok(()) };
-        if room.copy_cell {
-            let at = self.cells.len() - 1;
-            copy(&self.cells[at], &mut room.cells[0]);
-            self.cells.truncate(at);
-        }
-        self.cells.append(&mut room.cells);
-        let norm = norm_max(rows.k, head);
-        self.norm_max = if norm > self.norm_max || norm.is_nan() { norm } else { self.norm_max };
-        self.summarise(len, len + rows.k.shape()[0], geometry, selector);
-        Ok(())
+        store: Option<&Store>,
+    ) {
+        extend(&mut self.pages, &mut self.ids, room.pages, room.copy_page);
+        self.write(len, (k, v), head, geometry);
+        let Some(store) = store else { return };
+        extend(&mut self.cells, &mut self.cell_ids, room.cells, room.copy_cell);
+        self.note_norms(len, k, head, geometry);
+        self.summarise(len, len + k.shape()[0], geometry, store);
     }
 
-    fn write(
-        &mut self,
-        len: usize,
-        head: usize,
-        rows: &Rows,
-        geometry: &Geometry,
-    ) -> Result<(), Error> {
-        let Rows { k, v } = rows;
-        let (page, size) = (geometry.page_tokens, geometry.dtype.size());
-        let (k_row, v_row) = (geometry.dim_k * size, geometry.dim_v * size);
+    fn write(&mut self, len: usize, (k, v): (&Tensor3, &Tensor3), head: usize, g: &Geometry) {
+        let (page, size) = (g.page_tokens, g.dtype.size());
+        let (k_row, v_row) = (g.dim_k * size, g.dim_v * size);
         let tokens = k.shape()[0];
         let mut done = 0;
         while done < tokens {
@@ -141,122 +129,132 @@ impl Head {
                 unreachable!("a shared page is copied before it is written")
             };
             let (keys, values) = bytes.split_at_mut(page * k_row);
-            let to = offset * k_row..(offset + run.len()) * k_row;
-            write::append(k, head, run.clone(), geometry.dtype, &mut keys[to])?;
-            let to = offset * v_row..(offset + run.len()) * v_row;
-            write::append(v, head, run.clone(), geometry.dtype, &mut values[to])?;
+            for (rows, tile, row) in [(k, keys, k_row), (v, values, v_row)] {
+                let to = &mut tile[offset * row..(offset + run.len()) * row];
+                write::append(rows, head, run.clone(), g.dtype, to)
+                    .expect("shape and dtype were checked before room was taken");
+            }
             done = run.end;
         }
-        Ok(())
+    }
+
+    fn note_norms(&mut self, len: usize, k: &Tensor3, head: usize, geometry: &Geometry) {
+        let mut row = vec![0f32; geometry.dim_k];
+        for t in 0..k.shape()[0] {
+            k.read_f32(t, head, &mut row);
+            self.note_norm((len + t) / geometry.page_tokens, norm(&row));
+        }
+    }
+
+    fn note_norm(&mut self, page: usize, norm: f32) {
+        if self.norms.len() <= page {
+            self.norms.resize(page + 1, 0.0);
+        }
+        self.norms[page] = self.norms[page].max(norm);
     }
 
     /// Brings the summaries from `had` to `len` tokens; the cells are there.
-    fn summarise(&mut self, had: usize, len: usize, geometry: &Geometry, selector: &Selector) {
-        let Some(store) = &selector.store else { return };
+    fn summarise(&mut self, had: usize, len: usize, geometry: &Geometry, store: &Store) {
         let row_bytes = geometry.dim_k * geometry.dtype.size();
         let page = geometry.page_tokens;
         let pages = &self.pages;
         let row = |t: usize| pages[t / page].ptr().wrapping_add(t % page * row_bytes).cast_const();
-        let cells = self.cells.len();
-        for (tile, cell) in self.cells.iter_mut().enumerate().take(cells).skip(had / TILE) {
+        for (tile, cell) in self.cells.iter_mut().enumerate().skip(had / TILE) {
             // SAFETY: rows below `len` were written and their pages are held by this head.
             unsafe { store.update(cell, geometry.dtype, tile, had, len, row) }
         }
-        self.cell_ids.truncate(0);
-        self.cell_ids.extend(self.cells.iter().map(|c| c.id()));
     }
 
-    /// Forgets the tokens from `len` on. `fresh` replaces a cell that is cut and shared.
-    pub(crate) fn truncate(
+    /// Takes fresh cells and summarises the first `len` tokens in them.
+    pub(crate) fn resummarise(
+        &mut self,
+        cells: Vec<Arc<Cell>>,
+        len: usize,
+        geometry: &Geometry,
+        store: &Store,
+    ) {
+        self.cells.clear();
+        self.cell_ids.clear();
+        extend(&mut self.cells, &mut self.cell_ids, cells, false);
+        // Those of another layer with summaries were copied with its lists.
+        if self.norms.is_empty() {
+            self.read_norms(0, len, geometry);
+        }
+        self.summarise(0, len, geometry, store);
+    }
+
+    /// Notes the norms of stored keys.
+    fn read_norms(&mut self, from: usize, to: usize, geometry: &Geometry) {
+        let mut row = vec![0f32; geometry.dim_k];
+        let bytes = geometry.dim_k * geometry.dtype.size();
+        for t in from..to {
+            let page = t / geometry.page_tokens;
+            let at = self.pages[page].ptr().wrapping_add(t % geometry.page_tokens * bytes);
+            // SAFETY: rows below `to` were written and their pages are held by this head.
+            unsafe { convert::widen(geometry.dtype, at, &mut row) }
+            self.note_norm(page, norm(&row));
+        }
+    }
+
+    /// Forgets the tokens from `len` on. `fresh` replaces a summary cell that is cut and shared.
+    pub(crate) fn cut(
         &mut self,
         len: usize,
         geometry: &Geometry,
-        selector: Option<&Selector>,
+        store: Option<&Store>,
         fresh: Option<Arc<Cell>>,
     ) {
         let pages = len.div_ceil(geometry.page_tokens);
         self.pages.truncate(pages);
         self.ids.truncate(pages);
-        let Some(selector) = selector else { return };
-        let Some(store) = &selector.store else { return };
-        self.cells.truncate(store.spec.cells(len));
-        if let (Some(fresh), Some(last)) = (fresh, self.cells.last_mut()) {
-            *last = fresh;
+        let Some(store) = store else { return };
+        let whole = len / geometry.page_tokens;
+        self.norms.truncate(whole);
+        self.read_norms(whole * geometry.page_tokens, len, geometry);
+        let cells = store.spec.cells(len);
+        self.cells.truncate(cells);
+        self.cell_ids.truncate(cells);
+        if let Some(fresh) = fresh {
+            extend(&mut self.cells, &mut self.cell_ids, vec![fresh], true);
         }
-        self.cell_ids.truncate(0);
-        self.cell_ids.extend(self.cells.iter().map(|c| c.id()));
         // A cut cell of units still speaks of forgotten keys: build it again.
-        if self.cells.len() * TILE > len {
-            self.summarise((self.cells.len() - 1) * TILE, len, geometry, selector);
+        if cells * TILE > len {
+            self.summarise((cells - 1) * TILE, len, geometry, store);
         }
     }
 
     /// Whether cutting at `len` rewrites a summary cell that others share.
-    pub(crate) fn cut_is_shared(&self, len: usize, selector: &Selector) -> bool {
-        let Some(store) = &selector.store else { return false };
+    pub(crate) fn cut_is_shared(&self, len: usize, store: &Store) -> bool {
         let cells = store.spec.cells(len);
-        cells * TILE > len
-            && cells <= self.cells.len()
-            && Arc::strong_count(&self.cells[cells - 1]) > 1
-    }
-
-    /// The same pages with summaries of another selector.
-    pub(crate) fn resummarised(
-        &self,
-        len: usize,
-        geometry: &Geometry,
-        selector: &Selector,
-    ) -> Result<Head, Error> {
-        let mut head = Head { pages: self.pages.clone(), ids: self.ids.clone(), ..Head::default() };
-        if let Some(store) = &selector.store {
-            head.cells = store.arena.take(store.spec.cells(len))?;
-            head.norm_max = head.stored_norm_max(len, geometry);
-            head.summarise(0, len, geometry, selector);
-        }
-        Ok(head)
-    }
-
-    fn stored_norm_max(&self, len: usize, geometry: &Geometry) -> f32 {
-        let mut row = vec![0f32; geometry.dim_k];
-        let bytes = geometry.dim_k * geometry.dtype.size();
-        let mut norms = (0..len).map(|t| {
-            let page = &self.pages[t / geometry.page_tokens];
-            let at = page.ptr().wrapping_add(t % geometry.page_tokens * bytes);
-            // SAFETY: rows below `len` were written and their pages are held by this head.
-            unsafe { convert::widen(geometry.dtype, at, &mut row) }
-            norm(&row)
-        });
-        norms.by_ref().fold(0.0, |m: f32, n| if n > m || n.is_nan() { n } else { m })
-    }
-
-    /// Gives the summaries up.
-    pub(crate) fn drop_summaries(&mut self) {
-        self.cells.clear();
-        self.cell_ids.clear();
-    }
-
-    /// Pages and summary cells.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.pages.len(), self.cells.len())
+        let cut = cells * TILE > len;
+        cut && self.cells.get(cells - 1).is_some_and(|c| Arc::strong_count(c) > 1)
     }
 }
 
-/// Norm of a row, rounded up.
+/// Norm of a row, rounded up; 0 for one that is not finite.
 fn norm(row: &[f32]) -> f32 {
-    let sum: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    (sum.sqrt() * 1.000_001) as f32
+    const LANES: usize = 8;
+    let mut sums = [0f64; LANES];
+    let (body, tail) = row.as_chunks::<LANES>();
+    for x in body {
+        sums.iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x) * f64::from(x));
+    }
+    let sum = sums.iter().sum::<f64>() + tail.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+    // The largest finite keys have a norm that f32 cannot hold.
+    let norm = (sum.sqrt() * 1.000_001) as f32;
+    if sum.is_finite() { norm.min(f32::MAX) } else { 0.0 }
 }
 
-fn norm_max(k: &Tensor3, head: usize) -> f32 {
-    let [tokens, _, dim] = k.shape();
-    let mut row = vec![0f32; dim];
-    let mut highest = 0f32;
-    for t in 0..tokens {
-        k.read_f32(t, head, &mut row);
-        let n = norm(&row);
-        if n > highest || n.is_nan() {
-            highest = n;
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_are_upper_bounds_of_finite_rows() {
+        assert!((norm(&[3.0, 4.0]) - 5.0).abs() < 1e-4 && norm(&[3.0, 4.0]) >= 5.0);
+        assert_eq!(norm(&[f32::NAN, 1.0]), 0.0);
+        assert_eq!(norm(&[f32::INFINITY; 20]), 0.0);
+        assert_eq!(norm(&[f32::MAX; 20]), f32::MAX);
+        assert_eq!(norm(&[]), 0.0);
     }
-    highest
 }

@@ -1,19 +1,16 @@
 //! A sequence: one token stream with its pages.
 
-use std::sync::Mutex;
+use std::sync::Arc;
 
 use kvist_kernels::{Tensor3, Tensor3Mut, convert};
 use kvist_policies::Select;
 
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
-use crate::pages::{Head, Layer, Room, Rows};
+use crate::layer::{Cut, Layer};
 use crate::stats::SequenceStats;
 use crate::summaries::Selector;
 use crate::{Cache, Error};
-
-/// Tokens above which an append is spread over threads.
-const PARALLEL_TOKENS: usize = 64;
 
 /// One token stream. Layers are appended to one by one, each in order of position.
 ///
@@ -23,18 +20,14 @@ const PARALLEL_TOKENS: usize = 64;
 pub struct Sequence {
     pub(crate) cache: Cache,
     pub(crate) selector: Selector,
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<Arc<Layer>>,
 }
 
 impl Sequence {
     pub(crate) fn new(cache: Cache, selector: Selector) -> Sequence {
         let shared = &cache.shared;
-        let heads = vec![Head::default(); shared.geometry.kv_heads];
-        let layer = |&dense: &bool| Layer {
-            heads: heads.clone(),
-            len: 0,
-            summarised: !dense && selector.store.is_some(),
-        };
+        let summarised = selector.store.is_some();
+        let layer = |&dense: &bool| Arc::new(Layer::new(shared, !dense && summarised));
         let layers = shared.dense_layers.iter().map(layer).collect();
         Sequence { cache, selector, layers }
     }
@@ -82,39 +75,12 @@ impl Sequence {
     pub fn append(&mut self, layer: usize, k: &Tensor3, v: &Tensor3) -> Result<(), Error> {
         self.cache.check_layer(layer)?;
         self.check_rows(k, v)?;
-        let cache = self.cache.clone();
-        let shared = &cache.shared;
         let tokens = k.shape()[0];
         if tokens == 0 {
             return Ok(());
         }
-        let state = &mut self.layers[layer];
-        let selector = state.summarised.then_some(&self.selector);
-        let (len, page) = (state.len, shared.geometry.page_tokens);
-        let room = |h: &Head| h.room(len, tokens, page, &shared.pages, selector);
-        let rooms: Vec<Room> = state.heads.iter().map(room).collect::<Result<_, _>>()?;
-        let heads: Vec<_> =
-            state.heads.iter_mut().zip(rooms).map(|pair| Mutex::new(Some(pair))).collect();
-        let grow = |i: usize| -> Result<(), Error> {
-            let taken = heads[i].lock().map_or(None, |mut pair| pair.take());
-            let Some((head, room)) = taken else { return Ok(()) };
-            head.grow(room, len, i, &Rows { k, v }, &shared.geometry, selector)
-        };
-        if tokens < PARALLEL_TOKENS {
-            (0..heads.len()).try_for_each(grow)?;
-        } else {
-            let failed = Mutex::new(None);
-            shared.exec.run(heads.len(), |i| {
-                if let (Err(e), Ok(mut slot)) = (grow(i), failed.lock()) {
-                    *slot = Some(e);
-                }
-            });
-            if let Ok(Some(e)) = failed.into_inner() {
-                return Err(e);
-            }
-        }
-        drop(heads);
-        state.len += tokens;
+        let shared = &self.cache.shared;
+        Layer::append(&mut self.layers[layer], shared, &self.selector, k, v)?;
         shared.counters.appended(tokens);
         Ok(())
     }
@@ -188,7 +154,8 @@ impl Sequence {
         }
     }
 
-    /// A fork with another selector: pages are shared, summaries are built anew from them.
+    /// A fork with another selector: pages are shared, and so are summaries of the same kind; others
+    /// are built anew from the pages.
     ///
     /// # Errors
     /// [`Error::Select`] for impossible settings, [`Error::OverBudget`] if the new summaries do not
@@ -196,37 +163,26 @@ impl Sequence {
     pub fn fork_with(&self, select: &Select) -> Result<Sequence, Error> {
         let shared = &self.cache.shared;
         let selector = shared.stores.selector(select, &shared.geometry, &shared.budget)?;
-        let mut fork = Sequence::new(self.cache.clone(), selector);
-        for (to, from) in fork.layers.iter_mut().zip(&self.layers) {
-            let slots: Vec<Mutex<Option<Result<Head, Error>>>> =
-                from.heads.iter().map(|_| Mutex::new(None)).collect();
-            shared.exec.run(from.heads.len(), |i| {
-                let mut head = from.heads[i].clone();
-                head.drop_summaries();
-                let made = match to.summarised {
-                    true => head.resummarised(from.len, &shared.geometry, &fork.selector),
-                    false => Ok(head),
-                };
-                if let Ok(mut slot) = slots[i].lock() {
-                    *slot = Some(made);
-                }
-            });
-            for (head, slot) in to.heads.iter_mut().zip(slots) {
-                if let Ok(Some(made)) = slot.into_inner() {
-                    *head = made?;
-                }
+        let spec = |s: &Selector| s.store.as_ref().map(|s| s.spec);
+        let same = spec(&selector) == spec(&self.selector);
+        let layer = |(from, &dense): (&Arc<Layer>, &bool)| -> Result<Arc<Layer>, Error> {
+            if same || dense {
+                return Ok(from.clone());
             }
-            to.len = from.len;
-        }
-        Ok(fork)
+            let summarised = selector.store.is_some();
+            Ok(Arc::new(from.with_selector(shared, &selector, summarised)?))
+        };
+        let layers = self.layers.iter().zip(&shared.dense_layers).map(layer);
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(Sequence { cache: self.cache.clone(), selector, layers })
     }
 
     /// Forgets the tokens from `len` on, in every layer that has more. Equal to having appended
     /// only the first `len`.
     ///
     /// # Errors
-    /// [`Error::Length`] if a layer has fewer tokens, [`Error::OverBudget`] if a shared summary
-    /// must be copied and does not fit. The sequence is unchanged then.
+    /// [`Error::Length`] if a layer has fewer tokens, [`Error::OverBudget`] if something shared with
+    /// a fork must be copied and does not fit. The sequence is unchanged then.
     pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
         let shortest = self.layers.iter().enumerate().min_by_key(|(_, l)| l.len);
         if let Some((layer, state)) = shortest
@@ -235,24 +191,17 @@ impl Sequence {
             let (what, found) = ("truncate", len);
             return Err(Error::Length { what, layer, len: state.len, found });
         }
-        // Cells that must be replaced are taken first, so that nothing changes if they do not fit.
-        let mut fresh = Vec::new();
-        for state in self.layers.iter().filter(|l| l.summarised && l.len > len) {
-            for head in &state.heads {
-                let shared_cut = head.cut_is_shared(len, &self.selector);
-                let store = self.selector.store.as_ref().filter(|_| shared_cut);
-                fresh.push(store.map(|s| s.arena.take(1)).transpose()?.and_then(|mut c| c.pop()));
+        let (shared, selector) = (&self.cache.shared, &self.selector);
+        // What the cuts need is taken first, so that nothing changes if it does not fit.
+        let plan = |layer: &mut Arc<Layer>| match layer.len > len {
+            true => Layer::plan_cut(layer, shared, selector, len).map(Some),
+            false => Ok(None),
+        };
+        let cuts: Vec<Option<Cut>> = self.layers.iter_mut().map(plan).collect::<Result<_, _>>()?;
+        for (layer, cut) in self.layers.iter_mut().zip(cuts) {
+            if let Some(cut) = cut {
+                Layer::apply(layer, shared, selector, len, cut);
             }
-        }
-        let mut fresh = fresh.into_iter();
-        let geometry = &self.cache.shared.geometry;
-        for state in self.layers.iter_mut().filter(|l| l.len > len) {
-            let selector = state.summarised.then_some(&self.selector);
-            for head in &mut state.heads {
-                let cell = if state.summarised { fresh.next().flatten() } else { None };
-                head.truncate(len, geometry, selector, cell);
-            }
-            state.len = len;
         }
         Ok(())
     }
@@ -306,11 +255,14 @@ impl Sequence {
         let page_bytes = self.cache.shared.pages.cell_bytes() as u64;
         let cell_bytes = self.selector.store.as_ref().map_or(0, |s| s.arena.cell_bytes()) as u64;
         let mut stats = SequenceStats { tokens: self.len(), ..SequenceStats::default() };
-        for head in self.layers.iter().flat_map(|l| &l.heads) {
-            let (pages, cells) = head.counts();
-            stats.page_bytes += pages as u64 * page_bytes;
-            stats.summary_bytes += cells as u64 * cell_bytes;
-            stats.overhead_bytes += (pages + cells) as u64 * CELL_OVERHEAD;
+        for layer in &self.layers {
+            stats.overhead_bytes += layer.table_bytes();
+            for head in &layer.heads {
+                let (pages, cells) = head.counts();
+                stats.page_bytes += pages as u64 * page_bytes;
+                stats.summary_bytes += cells as u64 * cell_bytes;
+                stats.overhead_bytes += (pages + cells) as u64 * CELL_OVERHEAD;
+            }
         }
         stats
     }

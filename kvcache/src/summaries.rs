@@ -6,7 +6,8 @@ use kvist_kernels::summary::{self, BoxedSpec, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
 use kvist_policies::Select;
 
-use crate::arena::{Arena, Budget, Cell};
+use crate::arena::{Arena, Cell};
+use crate::budget::Budget;
 use crate::{Error, Geometry};
 
 /// Tokens of a summary cell, whatever the page size.
@@ -82,7 +83,7 @@ impl Stores {
         let store = match stores.iter().find(|s| s.spec == spec) {
             Some(store) => store.clone(),
             None => {
-                let arena = Arena::new(spec.cell_bytes(), budget.clone())?;
+                let arena = Arena::new(spec.cell_bytes(), u32::MAX as usize, budget.clone())?;
                 stores.push(Store { spec, arena });
                 stores[stores.len() - 1].clone()
             }

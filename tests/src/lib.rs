@@ -1,1 +1,1 @@
-//! In work.
+//! Whole-system tests of kvist; they live in `tests/`.

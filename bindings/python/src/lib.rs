@@ -11,6 +11,12 @@ mod sequence;
 
 use pyo3::prelude::*;
 
+/// Runs the `kvist` command line (`args[0]` is the program's name) and returns its exit status.
+#[pyfunction]
+fn run_cli(py: Python, args: Vec<String>) -> u8 {
+    py.detach(|| kvist_cli::run(args))
+}
+
 #[pymodule]
 mod _kvist {
     #[pymodule_export]
@@ -20,7 +26,13 @@ mod _kvist {
     #[pymodule_export]
     use super::info::PyAttendInfo;
     #[pymodule_export]
-    use super::kernels::kernels;
+    use super::kernels::attend::{attend_pages, attend_slots, merge};
+    #[pymodule_export]
+    use super::kernels::score::Summary;
+    #[pymodule_export]
+    use super::kernels::select::{top_k, top_p};
+    #[pymodule_export]
+    use super::run_cli;
     #[pymodule_export]
     use super::select::{PyBoxed, PyFull, PyQuest, parse_bytes, selection, selection_presets};
     #[pymodule_export]

@@ -24,7 +24,11 @@ pub(crate) fn pool<'a>(k: &'a Input, v: &'a Input, heads_first: bool) -> PyResul
         return Err(dtype_error(v.what, k.dtype.name(), v.dtype.name()));
     }
     if k.shape[..3] != v.shape[..3] {
-        return Err(shape_error(v.what, &format!("{:?} and a dim, as k", &k.shape[..3]), v.shape()));
+        return Err(shape_error(
+            v.what,
+            &format!("{:?} and a dim, as k", &k.shape[..3]),
+            v.shape(),
+        ));
     }
     let (token, head) = if heads_first { (2, 1) } else { (1, 2) };
     let order = |s: &[i64; RANK_MAX]| [s[0], s[head], s[token]];
@@ -37,7 +41,8 @@ pub(crate) fn pool<'a>(k: &'a Input, v: &'a Input, heads_first: bool) -> PyResul
         v_strides: order(&v.strides),
     };
     // SAFETY: the exporters vouch for every row of every frame; rows are dense since `compact`.
-    unsafe { KvPool::from_raw(k.ptr, v.ptr, k.dtype, layout, k.shape[0]) }.map_err(|e| from_kernel(&e))
+    unsafe { KvPool::from_raw(k.ptr, v.ptr, k.dtype, layout, k.shape[0]) }
+        .map_err(|e| from_kernel(&e))
 }
 
 /// A list of 32-bit numbers, borrowed from a NumPy array (`kvist.kernels` makes them).

@@ -13,7 +13,7 @@ use crate::error::{from_kernel, shape_error};
 /// What page and slot attention have in common.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
-struct Common<'py> {
+pub(crate) struct Common<'py> {
     heads_first: bool,
     query_indptr: Bound<'py, PyAny>,
     query_positions: Option<Bound<'py, PyAny>>,
@@ -32,15 +32,18 @@ fn run<'py>(
     k: &Bound<'py, PyAny>,
     v: &Bound<'py, PyAny>,
     common: &Common,
-    kernel: impl Fn(&Queries, &KvPool, &Params, &Executor, &mut Out) -> Result<(), kvist_kernels::Error> + Sync,
+    kernel: impl Fn(&Queries, &KvPool, &Params, &Executor, &mut Out) -> Result<(), kvist_kernels::Error>
+    + Sync,
 ) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
     let py = q.py();
     let (input, k, v) = (Input::new(q, "q")?, Input::new(k, "k")?, Input::new(v, "v")?);
     let rows = input.rows3("[queries, q_heads, dim]")?;
     let pool = pool(&k, &v, common.heads_first)?;
     let indptr = Ids::new(&common.query_indptr, "query_indptr")?;
-    let positions = common.query_positions.as_ref().map(|p| Ids::new(p, "query_positions")).transpose()?;
-    let sinks = common.sinks.as_ref().map(|s| Input::new(s, "sinks")).transpose()?.map(|s| s.floats());
+    let positions =
+        common.query_positions.as_ref().map(|p| Ids::new(p, "query_positions")).transpose()?;
+    let sinks =
+        common.sinks.as_ref().map(|s| Input::new(s, "sinks")).transpose()?.map(|s| s.floats());
     let [n, heads, dim] = rows.shape();
     let params = Params {
         soft_cap: common.soft_cap,
@@ -87,7 +90,9 @@ pub(crate) fn attend_pages<'py>(
         first_pos: first.as_ref().map(Ids::as_slice),
         per_head: common.per_head,
     };
-    run(q, k, v, &common, |q, pool, params, exec, out| attend::pages(q, pool, &lists, params, exec, out))
+    run(q, k, v, &common, |q, pool, params, exec, out| {
+        attend::pages(q, pool, &lists, params, exec, out)
+    })
 }
 
 /// Attention over listed tokens: `(o, lse)`.
@@ -109,12 +114,17 @@ pub(crate) fn attend_slots<'py>(
         positions: positions.as_ref().map(Ids::as_slice),
         per_head: common.per_head,
     };
-    run(q, k, v, &common, |q, pool, params, exec, out| attend::slots(q, pool, &lists, params, exec, out))
+    run(q, k, v, &common, |q, pool, params, exec, out| {
+        attend::slots(q, pool, &lists, params, exec, out)
+    })
 }
 
 /// Joins partial results `(o, lse)` over disjoint tokens: `(o, lse)`, f32.
 #[pyfunction]
-pub(crate) fn merge(py: Python, parts: Vec<(Bound<PyAny>, Bound<PyAny>)>) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
+pub(crate) fn merge(
+    py: Python,
+    parts: Vec<(Bound<PyAny>, Bound<PyAny>)>,
+) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
     let Some((first, _)) = parts.first() else {
         return Err(shape_error("parts", "at least one", &[0]));
     };

@@ -1,8 +1,8 @@
-//! The kernels over tensors the caller keeps: module `kvist._kvist.kernels`, under `kvist.kernels`.
+//! The kernels over tensors the caller keeps, under `kvist.kernels`.
 
-mod attend;
-mod score;
-mod select;
+pub(crate) mod attend;
+pub(crate) mod score;
+pub(crate) mod select;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -24,14 +24,4 @@ fn executor(threads: usize) -> PyResult<Executor> {
         .map_err(|e| raise("KvistError", format!("threads: expected to start {threads}, {e}")))?;
     pools.insert(threads, pool.clone());
     Ok(pool)
-}
-
-#[pymodule]
-pub(crate) mod kernels {
-    #[pymodule_export]
-    use super::attend::{attend_pages, attend_slots, merge};
-    #[pymodule_export]
-    use super::score::Summary;
-    #[pymodule_export]
-    use super::select::{top_k, top_p};
 }

@@ -4,7 +4,6 @@ use kvist_kernels::score::{self, BoxedQuery, CellList, UnitQuery};
 use kvist_kernels::summary::{BoxedSpec, TILE, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
 
 use crate::dlpack::{CellSpec, Input, Storage, build_cells, numpy};
 use crate::error::{from_kernel, raise, shape_error};
@@ -58,14 +57,14 @@ impl Summary {
     fn new(
         py: Python,
         keys: &Bound<PyAny>,
-        kind: &Bound<PyString>,
+        kind: &str,
         unit_tokens: usize,
         planes: u32,
     ) -> PyResult<Summary> {
         let input = Input::new(keys, "keys")?;
         let rows = input.rows3("[tokens, kv_heads, dim]")?;
         let [tokens, heads, dim] = rows.shape();
-        let (spec, kind) = spec_of(kind.to_str()?, dim, input.dtype(), unit_tokens, planes)?;
+        let (spec, kind) = spec_of(kind, dim, input.dtype(), unit_tokens, planes)?;
         let tiles = match spec {
             CellSpec::Units(_) => tokens.div_ceil(TILE),
             CellSpec::Boxed(_) => tokens / TILE,
@@ -97,7 +96,9 @@ impl Summary {
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
         let scores = py.detach(|| {
             let pairs = self.cells.iter().zip(rows.chunks_exact(group * dim));
-            pairs.flat_map(|(cells, q)| self.score_head(cells, q, group, scale)).collect::<Vec<f32>>()
+            pairs
+                .flat_map(|(cells, q)| self.score_head(cells, q, group, scale))
+                .collect::<Vec<f32>>()
         });
         numpy(py, Storage::of_f32(scores.into_iter(), &[q_heads, self.units()]))
     }
@@ -123,7 +124,12 @@ impl Summary {
     }
 
     fn __repr__(&self) -> String {
-        format!("Summary(kind='{}', tokens={}, kv_heads={})", self.kind, self.tokens, self.cells.len())
+        format!(
+            "Summary(kind='{}', tokens={}, kv_heads={})",
+            self.kind,
+            self.tokens,
+            self.cells.len()
+        )
     }
 }
 

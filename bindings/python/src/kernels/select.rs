@@ -57,7 +57,6 @@ pub(crate) fn top_p(
     let forced = ranges_of(&forced, weights.len())?;
     let most = most.unwrap_or(weights.len());
     let mut ids = Vec::new();
-    let mass =
-        py.detach(|| select::top_p_forced(&weights, &forced, target, least, most, &mut ids));
+    let mass = py.detach(|| select::top_p_forced(&weights, &forced, target, least, most, &mut ids));
     Ok((numpy(py, Storage::of_u32(&ids))?, mass))
 }

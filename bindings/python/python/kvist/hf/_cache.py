@@ -53,7 +53,7 @@ class KvistLayer(CacheLayerMixin):
         self.store.seen[self.slot] += key_states.shape[-2]
         # A fresh view: the caller's own tensor must not carry the handle into anything else.
         key_states = key_states.detach()
-        key_states._kvist = handle  # type: ignore[attr-defined]
+        key_states._kvist = handle
         _pending.handle = handle
         return key_states, value_states
 

@@ -106,7 +106,7 @@ def kvist_mask(
     plan = plan_of(keep, kv_length.past, kv_length.cached)
     if plan is None:
         return None
-    keep._kvist = plan  # type: ignore[attr-defined]
+    keep._kvist = plan
     return keep
 
 

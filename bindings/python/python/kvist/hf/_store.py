@@ -156,16 +156,17 @@ class Store:
         """One new token in every row: `query` `[batch, 1, q_heads, dim]`."""
         assert self.cache is not None
         want = self.counting or self.tracing
-        extra = {"selected": self.tracing, "bound": self.tracing}
+        options = {**options, "info": want, "selected": self.tracing, "bound": self.tracing}
+        infos: list[kvist.AttendInfo] = []
         if len(self.rows) == 1:
-            out = self.rows[0].attend(slot, query[0], info=want, **extra, **options)
-            out, infos = (out[0], [out[1]]) if want else (out, [])
+            out: Any = self.rows[0].attend(slot, query[0], **options)
+            if want:
+                out, infos = out[0], [out[1]]
             out = out.unsqueeze(0)
         else:
-            out = self.cache.attend_batch(
-                slot, query[:, 0], self.rows, info=want, **extra, **options
-            )
-            out, infos = out if want else (out, [])
+            out = self.cache.attend_batch(slot, query[:, 0], self.rows, **options)
+            if want:
+                out, infos = out
             out = out.unsqueeze(1)
         if self.counting:
             for row, info in zip(self.rows, infos):

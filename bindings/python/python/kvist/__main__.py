@@ -1,0 +1,40 @@
+"""`python -m kvist`: the demo, the benchmarks, the list of selectors."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """usage: python -m kvist COMMAND [ARGS]
+
+commands:
+  demo      a real model on a long text: its own cache against kvist (needs torch, transformers)
+  bench     measure kvist beside the machine's limit and its peers (`bench --list`)
+  presets   the selectors that `select=` takes
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    args = sys.argv[1:] if argv is None else argv
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "demo":
+        from .demo import main as demo
+
+        return demo(args[1:])
+    if command in ("bench", "presets"):
+        from ._kvist import run_cli
+
+        return run_cli(["kvist", *args])
+    import difflib
+
+    near = difflib.get_close_matches(command, ["demo", "bench", "presets"], n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    print(f"error: unknown command {command!r}{hint}\n\n{USAGE}", file=sys.stderr, end="")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
