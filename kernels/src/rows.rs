@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use crate::arch::{self, Ahead, Loops, TILE};
+use crate::arch::{self, Ahead, BLOCK, Loops, TILE};
 use crate::{DType, Isa};
 
 /// Query rows made ready for dot products with rows of one element type.
@@ -69,6 +69,12 @@ impl QueryRows {
             }
             self.rows += 1;
         }
+        self.data.resize(self.rows.next_multiple_of(BLOCK) * words, 0);
+    }
+
+    /// The prepared rows, `[rows][stride]`, padded with zeros to whole blocks, and the stride.
+    pub(crate) fn data(&self) -> (*const u8, usize) {
+        (self.data.as_ptr().cast(), self.stride)
     }
 
     /// Number of query rows.
@@ -95,13 +101,18 @@ impl QueryRows {
             return;
         }
         self.check_out(ptrs.len(), out.len(), stride);
+        let (q, q_stride) = self.data();
         let bytes = self.dim * self.row_size;
         for (i, chunk) in ptrs.chunks(TILE).enumerate() {
             // Rows may lie anywhere: those of the next chunk are fetched meanwhile.
             let next = &ptrs[ptrs.len().min((i + 1) * TILE)..ptrs.len().min((i + 2) * TILE)];
             let ahead = Ahead { rows: next, bytes };
-            // SAFETY: passed on from the caller.
-            unsafe { self.dots_ahead(chunk, ahead, &mut out[i * TILE..], stride) }
+            // SAFETY: pointers by the caller's promise, output just checked, queries padded by
+            // `refill`; the table only offers levels this CPU has.
+            unsafe {
+                let out = out.as_mut_ptr().add(i * TILE);
+                (self.loops.dots)(q, q_stride, self.rows, self.dim, chunk, ahead, out, stride);
+            }
         }
     }
 
@@ -111,29 +122,5 @@ impl QueryRows {
             "{len} scores for {} rows of {tokens} at stride {stride}",
             self.rows,
         );
-    }
-
-    /// [`QueryRows::dots`] that fetches other rows meanwhile.
-    ///
-    /// # Safety
-    /// As for [`QueryRows::dots`].
-    pub(crate) unsafe fn dots_ahead(
-        &self,
-        ptrs: &[*const u8],
-        ahead: Ahead,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        if self.rows == 0 || ptrs.is_empty() {
-            return;
-        }
-        self.check_out(ptrs.len(), out.len(), stride);
-        let q = self.data.as_ptr().cast();
-        // SAFETY: pointers by the caller's promise, output just checked, queries padded above; the
-        // table only offers levels this CPU has.
-        unsafe {
-            let out = out.as_mut_ptr();
-            (self.loops.dots)(q, self.stride, self.rows, self.dim, ptrs, ahead, out, stride);
-        }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::Simd;
+use super::fused::{self, Floats};
+use super::simd::{Elem, Simd};
+use super::tile::Step;
 
 /// Sixteen lanes in a `zmm` register.
 #[derive(Clone, Copy)]
@@ -134,6 +136,11 @@ impl Simd for Avx512 {
     unsafe fn hmax(a: __m512) -> f32 {
         // SAFETY: as above.
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn attend<E: Elem>(x: &mut Step) {
+        // SAFETY: passed on from the caller.
+        unsafe { fused::attend::<Floats<E>>(x) }
     }
     #[inline(always)]
     unsafe fn sums<const M: usize>(acc: &[__m512; M], out: &mut [f32; M]) {

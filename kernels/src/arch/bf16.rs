@@ -1,18 +1,17 @@
 //! AVX-512 BF16: both products of attention as bf16 pair dot products (`vdpbf16ps`), f32 sums.
 //!
-//! Differs from the f32 loops in three layouts: query rows and weights are bf16, zero-padded to
-//! 32 and 64 elements, and output rows are kept in the order that interleaving two value rows
-//! produces ([`unpermute`] undoes it once per query).
+//! Query rows are bf16, zero-padded to 32 elements, and output rows are kept in the order that
+//! interleaving two value rows produces ([`unpermute`] undoes it once per query).
 
 use std::arch::x86_64::*;
 
-use super::avx512::{Avx512, sum16};
-use super::loops::{self, Ahead, Share, Softmax, TILE};
+use super::avx512::sum16;
+use super::fused::{self, Product, Weights};
+use super::loops::Ahead;
+use super::tile::Step;
 
 /// Elements of one register.
 const N: usize = 32;
-/// Rows a padding token points to: enough zeros for the largest head dimension.
-static ZEROS: [u16; crate::DIM_MAX + N] = [0; crate::DIM_MAX + N];
 
 #[inline(always)]
 unsafe fn load(p: *const u8, at: usize) -> __m512i {
@@ -170,140 +169,75 @@ pub(crate) unsafe fn dots(
     }
 }
 
-/// One block of `32 * C` channels for R rows. Two value rows are interleaved so that one pair dot
-/// product adds both tokens.
-#[inline(always)]
-unsafe fn acc_block<const R: usize, const C: usize>(
-    p: *const u8,
-    ptrs: &[*const u8],
-    ahead: Ahead,
-    share: Share,
-    c: usize,
-    part: usize,
-    alpha: *const f32,
-    o: *mut f32,
-    o_stride: usize,
-) {
-    // SAFETY: by the contract of `accumulate`.
-    unsafe {
-        let mut acc = [[[_mm512_setzero_ps(); 2]; C]; R];
-        let zeros = ZEROS.as_ptr().cast::<u8>();
-        for (i, pair) in ptrs.chunks(2).enumerate() {
-            share.touch(ahead, i);
-            let (a, b) = (pair[0], pair.get(1).copied().unwrap_or(zeros));
-            for j in 0..C {
-                let at = c + j * N;
-                let (x, y) = if part > 0 && j + 1 == C {
-                    (load_part(a, at, part), load_part(b, at, part))
-                } else {
-                    (load(a, at), load(b, at))
-                };
-                let (lo, hi) = (_mm512_unpacklo_epi16(x, y), _mm512_unpackhi_epi16(x, y));
-                for r in 0..R {
-                    let w = p.add(2 * (r * TILE + 2 * i)).cast::<i32>().read_unaligned();
-                    let w = _mm512_set1_epi32(w);
-                    acc[r][j][0] = dp(acc[r][j][0], w, lo);
-                    acc[r][j][1] = dp(acc[r][j][1], w, hi);
-                }
-            }
-        }
-        for r in 0..R {
-            let a = _mm512_set1_ps(*alpha.add(r));
-            for j in 0..C {
-                for h in 0..2 {
-                    let at = o.add(r * o_stride + c + j * N + h * 16);
-                    _mm512_storeu_ps(at, _mm512_fmadd_ps(a, _mm512_loadu_ps(at), acc[r][j][h]));
-                }
-            }
-        }
-    }
-}
+/// Rows of bf16 multiplied as pairs: K and V, queries and weights are bf16, sums are f32. Two value
+/// rows are interleaved so that one pair dot product adds both tokens.
+pub(crate) struct Pairs;
 
-#[inline(always)]
-unsafe fn acc_rows<const R: usize>(
-    p: *const u8,
-    ptrs: &[*const u8],
-    ahead: Ahead,
-    first: bool,
-    dim: usize,
-    alpha: *const f32,
-    o: *mut f32,
-    o_stride: usize,
-) {
-    // Fewer rows leave registers for longer runs of channels.
-    let wide = if R <= 2 { 4 * N } else { 2 * N };
-    let passes = dim.div_ceil(wide);
-    let (mut c, mut pass) = (0, 0);
-    // SAFETY: by the contract of `accumulate`; c stays below the padded dim.
-    unsafe {
-        while c < dim {
-            let share = if first { Share::of_pass(pass, passes) } else { Share::NONE };
-            if R <= 2 && c + 4 * N <= dim {
-                acc_block::<R, 4>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
-                c += 4 * N;
-            } else if c + 2 * N <= dim {
-                acc_block::<R, 2>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
-                c += 2 * N;
+impl Product for Pairs {
+    const STEP: usize = N;
+    const SIZE: usize = 2;
+    const ROWS: usize = 2;
+    type X = __m512i;
+
+    #[inline(always)]
+    unsafe fn load_q(q: *const u8, at: usize) -> __m512i {
+        // SAFETY: by the trait's contract (so below).
+        unsafe { load(q, at) }
+    }
+    #[inline(always)]
+    unsafe fn load_k(row: *const u8, at: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { load(row, at) }
+    }
+    #[inline(always)]
+    unsafe fn load_k_part(row: *const u8, at: usize, n: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { load_part(row, at, n) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512, q: __m512i, k: __m512i) -> __m512 {
+        // SAFETY: as above.
+        unsafe { dp(acc, q, k) }
+    }
+    #[inline(always)]
+    unsafe fn load_v(v: *const *const u8, at: usize, n: usize) -> [__m512i; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let (a, b) = (*v, *v.add(1));
+            let (x, y) = if n == N {
+                (load(a, at), load(b, at))
             } else {
-                let part = if c + N <= dim { 0 } else { dim - c };
-                acc_block::<R, 1>(p, ptrs, ahead, share, c, part, alpha, o, o_stride);
-                c += N;
-            }
-            pass += 1;
+                (load_part(a, at, n), load_part(b, at, n))
+            };
+            [_mm512_unpacklo_epi16(x, y), _mm512_unpackhi_epi16(x, y)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn put_weights(to: &mut Weights, i: usize, w: __m512) {
+        // SAFETY: as above; four halves of a register fit into the buffer.
+        unsafe {
+            let w = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(w));
+            _mm256_storeu_si256(to.0.as_mut_ptr().add(32 * i).cast(), w);
+        }
+    }
+    #[inline(always)]
+    unsafe fn weights(from: &Weights, row: usize, i: usize) -> __m512i {
+        // SAFETY: as above; rows and pairs of a round.
+        unsafe {
+            let at = from.0.as_ptr().cast::<i32>().add(i / 2 * 8 + row * 2 + i % 2);
+            _mm512_set1_epi32(*at)
         }
     }
 }
 
-/// As [`loops::accumulate`], for bf16 rows and bf16 weights; output rows are interleaved.
+/// As [`fused::attend`] for bf16 rows; output rows are interleaved.
 ///
 /// # Safety
-/// AVX-512 BF16 is available; pointers are valid for `dim` elements; weights behind the last
-/// token of an odd tile are zero; rows of `o` are padded to a multiple of 32.
+/// AVX-512 BF16 is available; otherwise as for [`fused::attend`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(crate) unsafe fn accumulate(
-    p: *const u8,
-    rows: usize,
-    ptrs: &[*const u8],
-    ahead: Ahead,
-    dim: usize,
-    alpha: *const f32,
-    o: *mut f32,
-    o_stride: usize,
-) {
-    let mut r = 0;
-    // SAFETY: by the function's contract; r stays below `rows`.
-    unsafe {
-        while r < rows {
-            let (p, a, o) = (p.add(2 * r * TILE), alpha.add(r), o.add(r * o_stride));
-            match rows - r {
-                1 => acc_rows::<1>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
-                2 => acc_rows::<2>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
-                3 => acc_rows::<3>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
-                _ => acc_rows::<4>(p, ptrs, ahead, r == 0, dim, a, o, o_stride),
-            }
-            r += 4;
-        }
-    }
-}
-
-/// As [`loops::softmax`], and rounds the weights to bf16 into `p` (`[rows][TILE]`); the sums keep
-/// the unrounded ones.
-///
-/// # Safety
-/// AVX-512 BF16 is available; `p` has room for all rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(crate) unsafe fn softmax(x: &mut Softmax, p: *mut u8) {
+pub(crate) unsafe fn attend(x: &mut Step) {
     // SAFETY: by the function's contract.
-    unsafe {
-        loops::softmax::<Avx512>(x);
-        for r in 0..x.m.len() {
-            for t in (0..x.n).step_by(16) {
-                let w = _mm512_loadu_ps(x.s.as_ptr().add(r * TILE + t));
-                let w = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(w));
-                _mm256_storeu_si256(p.add(2 * (r * TILE + t)).cast(), w);
-            }
-        }
-    }
+    unsafe { fused::attend::<Pairs>(x) }
 }
 
 /// Puts an output row back into channel order.

@@ -2,32 +2,9 @@
 //! element type.
 
 use super::simd::{Elem, Simd};
+use super::tile::{Step, TILE, touch};
 
-/// Tokens of a tile; a row of the score and weight buffers is this long.
-pub(crate) const TILE: usize = 64;
-
-/// Online softmax state and options of one tile.
-pub(crate) struct Softmax<'a> {
-    /// Scores `[rows][TILE]`, overwritten.
-    pub(crate) s: &'a mut [f32],
-    /// Valid tokens of the tile.
-    pub(crate) n: usize,
-    /// Multiplies the raw dot product (scale only; log2 e comes later).
-    pub(crate) scale: f32,
-    /// `cap * tanh(s / cap)`; 0 is off.
-    pub(crate) cap: f32,
-    /// Visible tokens of each row as bits, or none if all are visible to all.
-    pub(crate) masks: Option<&'a [u64]>,
-    /// Running maximum, sum and rescale factor, `[rows]`.
-    pub(crate) m: &'a mut [f32],
-    pub(crate) l: &'a mut [f32],
-    pub(crate) alpha: &'a mut [f32],
-}
-
-/// Rows that will be read one tile later. While the loops work on this tile they touch a few lines
-/// of the next at an even rate, so that memory and arithmetic overlap. (Measured on Zen 4: even
-/// touching into L2 one tile ahead reaches 97 % of the arithmetic's speed; bursts, or touching
-/// into L1, whose miss buffers are few, reach 70 to 80 %.)
+/// Rows that will be read next: the dot products of this chunk ask for them at an even rate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead<'a> {
     /// The rows; touched, never read.
@@ -45,59 +22,10 @@ impl Ahead<'_> {
     pub(crate) fn touch(&self, first: usize, count: usize) {
         let rows = &self.rows[first.min(self.rows.len())..(first + count).min(self.rows.len())];
         for &row in rows {
-            // Straight runs of a few lengths: a counted loop costs more than the touching.
-            touch_lines::<2>(row, 0);
-            if self.bytes > 128 {
-                touch_lines::<2>(row, 128);
-            }
-            if self.bytes > 256 {
-                touch_lines::<4>(row, 256);
-            }
-            if self.bytes > 512 {
-                touch_lines::<10>(row, 512);
+            for at in (0..self.bytes).step_by(64) {
+                touch(row, at);
             }
         }
-    }
-}
-
-#[inline(always)]
-fn touch_lines<const LINES: usize>(row: *const u8, from: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in 0..LINES {
-        // SAFETY: a prefetch never faults, whatever the address.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(from + 64 * line).cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (row, from);
-}
-
-/// How the passes of a weighted sum share the rows to touch: the first two passes take half each.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Share {
-    first: usize,
-    /// Rows touched per two tokens.
-    per_pair: usize,
-}
-
-impl Share {
-    /// Touches nothing.
-    pub(crate) const NONE: Share = Share { first: TILE, per_pair: 0 };
-
-    #[inline(always)]
-    pub(crate) fn of_pass(pass: usize, passes: usize) -> Share {
-        match (pass, passes) {
-            (0, 1) => Share { first: 0, per_pair: 2 },
-            (0 | 1, _) => Share { first: pass * TILE / 2, per_pair: 1 },
-            _ => Share { first: TILE, per_pair: 0 },
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn touch(&self, ahead: Ahead, pair: usize) {
-        ahead.touch(self.first + pair * self.per_pair, self.per_pair);
     }
 }
 
@@ -234,8 +162,7 @@ pub(crate) unsafe fn dots<S: Simd, E: Elem>(
 unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
     p: *const f32,
     ptrs: &[*const u8],
-    ahead: Ahead,
-    share: Share,
+    ahead: &[*const u8],
     c: usize,
     part: usize,
     alpha: *const f32,
@@ -246,8 +173,10 @@ unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
     unsafe {
         let mut acc = [[S::splat(0.0); C]; R];
         for (t, &row) in ptrs.iter().enumerate() {
-            if t % 2 == 0 {
-                share.touch(ahead, t / 2);
+            if let Some(&next) = ahead.get(t)
+                && (c * E::SIZE).is_multiple_of(64)
+            {
+                touch(next, c * E::SIZE);
             }
             let mut v = [S::splat(0.0); C];
             for j in 0..C {
@@ -278,8 +207,7 @@ unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
 unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
     p: *const f32,
     ptrs: &[*const u8],
-    ahead: Ahead,
-    share: Share,
+    ahead: &[*const u8],
     dim: usize,
     alpha: *const f32,
     o: *mut f32,
@@ -288,69 +216,60 @@ unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
     let mut c = 0;
     // SAFETY: by the contract of `accumulate`; c stays below the padded dim.
     unsafe {
-        while S::WIDE && R <= 2 && c + 8 * S::N <= dim {
-            acc_block::<S, E, R, 8>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
-            c += 8 * S::N;
-        }
-        while S::WIDE && c + 4 * S::N <= dim {
-            acc_block::<S, E, R, 4>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
-            c += 4 * S::N;
-        }
         while c + 2 * S::N <= dim {
-            acc_block::<S, E, R, 2>(p, ptrs, ahead, share, c, 0, alpha, o, o_stride);
+            acc_block::<S, E, R, 2>(p, ptrs, ahead, c, 0, alpha, o, o_stride);
             c += 2 * S::N;
         }
         while c < dim {
             let part = if c + S::N <= dim { 0 } else { dim - c };
-            acc_block::<S, E, R, 1>(p, ptrs, ahead, share, c, part, alpha, o, o_stride);
+            acc_block::<S, E, R, 1>(p, ptrs, ahead, c, part, alpha, o, o_stride);
             c += S::N;
         }
     }
 }
 
-/// Weighted sum of value rows: `o[r] = o[r] * alpha[r] + sum_t p[r][t] * row(t)`; `p` is f32
-/// `[rows][TILE]`.
+/// Weighted sum of value rows: `o[r] = o[r] * alpha[r] + sum_t s[r][t] * row(t)`.
 ///
 /// # Safety
-/// The instruction set of `S` is enabled; pointers are valid for `dim` elements; rows of `o` are
-/// padded to a multiple of 16.
+/// As for [`attend`].
 #[inline(always)]
-pub(crate) unsafe fn accumulate<S: Simd, E: Elem>(
-    p: *const u8,
-    rows: usize,
-    ptrs: &[*const u8],
-    ahead: Ahead,
-    dim: usize,
-    alpha: *const f32,
-    o: *mut f32,
-    o_stride: usize,
-) {
-    let p = p.cast::<f32>();
-    // Value rows are walked whole, so that the hardware sees one sequential stream: with rows too
-    // long for four accumulating queries, two at a time.
-    let at_once = if S::WIDE && dim > 4 * S::N { 2 } else { 4 };
-    let passes = rows.div_ceil(at_once);
-    let mut r = 0;
-    // SAFETY: by the function's contract; r stays below `rows`.
-    unsafe {
-        while r < rows {
-            let (p, a, o) = (p.add(r * TILE), alpha.add(r), o.add(r * o_stride));
-            let step = (rows - r).min(at_once);
-            let share = Share::of_pass(r / at_once, passes);
-            match step {
-                1 => acc_rows::<S, E, 1>(p, ptrs, ahead, share, dim, a, o, o_stride),
-                2 => acc_rows::<S, E, 2>(p, ptrs, ahead, share, dim, a, o, o_stride),
-                3 => acc_rows::<S, E, 3>(p, ptrs, ahead, share, dim, a, o, o_stride),
-                _ => acc_rows::<S, E, 4>(p, ptrs, ahead, share, dim, a, o, o_stride),
+unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
+    let (values, dim, o_stride) = (&x.v[..x.n], x.dim_v, x.o_stride);
+    for r in (0..x.rows).step_by(4) {
+        let ahead = if r == 0 { &x.v[TILE..TILE + x.n] } else { &[] };
+        // SAFETY: by the function's contract; r stays below `rows`.
+        unsafe {
+            let (p, a) = (x.s.as_ptr().add(r * TILE), x.alpha.as_ptr().add(r));
+            let o = x.o.as_mut_ptr().add(r * o_stride);
+            match x.rows - r {
+                1 => acc_rows::<S, E, 1>(p, values, ahead, dim, a, o, o_stride),
+                2 => acc_rows::<S, E, 2>(p, values, ahead, dim, a, o, o_stride),
+                3 => acc_rows::<S, E, 3>(p, values, ahead, dim, a, o, o_stride),
+                _ => acc_rows::<S, E, 4>(p, values, ahead, dim, a, o, o_stride),
             }
-            r += step;
         }
+    }
+}
+
+/// One tile of attention: scores, softmax step, weighted sum.
+///
+/// # Safety
+/// The instruction set of `S` is enabled; pointers and buffers are as [`Step`] says.
+#[inline(always)]
+pub(crate) unsafe fn attend<S: Simd, E: Elem>(x: &mut Step) {
+    // SAFETY: by the function's contract.
+    unsafe {
+        let ahead = Ahead { rows: &x.k[TILE..TILE + x.n], bytes: x.dim_k * E::SIZE };
+        let s = x.s.as_mut_ptr();
+        dots::<S, E>(x.q, x.q_stride, x.rows, x.dim_k, &x.k[..x.n], ahead, s, TILE);
+        softmax::<S>(x);
+        accumulate::<S, E>(x);
     }
 }
 
 /// `cap * tanh(x / cap)` by one exponential; NaN stays NaN.
 #[inline(always)]
-unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
+pub(crate) unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
     // SAFETY: the caller enabled the instruction set.
     unsafe {
         let y = S::mul(x, S::splat(2.0 * LOG2E / cap));
@@ -364,11 +283,11 @@ unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
 /// maximum, the sum and the rescale factor. Masked and padding tokens get weight 0.
 ///
 /// # Safety
-/// The instruction set of `S` is enabled and every slice is as long as its comment says.
+/// As for [`attend`].
 #[inline(always)]
-pub(crate) unsafe fn softmax<S: Simd>(x: &mut Softmax) {
+unsafe fn softmax<S: Simd>(x: &mut Step) {
     let padded = x.n.next_multiple_of(16);
-    for r in 0..x.m.len() {
+    for r in 0..x.rows {
         let s = &mut x.s[r * TILE..(r + 1) * TILE];
         s[x.n..padded].fill(f32::NEG_INFINITY);
         if let Some(masks) = x.masks {

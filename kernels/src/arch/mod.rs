@@ -9,6 +9,7 @@
 mod generic;
 mod loops;
 mod simd;
+mod tile;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -26,29 +27,27 @@ pub(crate) mod boxed_filter;
 pub(crate) mod boxed_fold;
 #[cfg(target_arch = "x86_64")]
 mod boxed_round;
+#[cfg(target_arch = "x86_64")]
+mod fused;
 
 use crate::{DType, Isa};
 use generic::Generic;
-pub(crate) use loops::{Ahead, Softmax, TILE};
-use simd::{ElemBf16, ElemF16, ElemF32};
+pub(crate) use loops::Ahead;
+use simd::{ElemBf16, ElemF16, ElemF32, Simd};
+pub(crate) use tile::{BLOCK, Step, TILE, Window, zero_row};
 
 /// `(q, q_stride, rows, dim, row pointers, rows to fetch ahead, out, out_stride)`
 pub(crate) type DotsFn =
     unsafe fn(*const u8, usize, usize, usize, &[*const u8], Ahead, *mut f32, usize);
-/// `(weights, rows, row pointers, rows to fetch ahead, dim, alpha, o, o_stride)`
-pub(crate) type AccumulateFn =
-    unsafe fn(*const u8, usize, &[*const u8], Ahead, usize, *const f32, *mut f32, usize);
-/// `(state, bf16 weights)`; the weights are written only where `pairs` is set, else they are the
-/// scores of the state, overwritten.
-pub(crate) type SoftmaxFn = unsafe fn(&mut Softmax, *mut u8);
+/// Advances the state by one tile.
+pub(crate) type AttendFn = unsafe fn(&mut Step);
 
 /// The loops for one (instruction set, element type).
 #[derive(Clone, Copy)]
 pub(crate) struct Loops {
     pub(crate) dots: DotsFn,
-    pub(crate) accumulate: AccumulateFn,
-    pub(crate) softmax: SoftmaxFn,
-    /// Queries and weights are bf16, output rows are interleaved.
+    pub(crate) attend: AttendFn,
+    /// Queries are bf16, output rows are interleaved.
     pub(crate) pairs: bool,
 }
 
@@ -57,22 +56,17 @@ macro_rules! table {
         mod $module {
             use super::*;
 
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn softmax(x: &mut Softmax, _: *mut u8) {
-                // SAFETY: passed on from the caller; the feature is enabled above.
-                unsafe { loops::softmax::<$simd>(x) }
-            }
             table!(@elem $simd, with_f32, ElemF32 $(, $feature)?);
             table!(@elem $simd, with_f16, ElemF16 $(, $feature)?);
             table!(@elem $simd, with_bf16, ElemBf16 $(, $feature)?);
 
             pub(super) fn table(dtype: DType) -> Loops {
-                let (dots, accumulate): (DotsFn, AccumulateFn) = match dtype {
-                    DType::F32 => (with_f32::dots, with_f32::accumulate),
-                    DType::F16 => (with_f16::dots, with_f16::accumulate),
-                    DType::Bf16 => (with_bf16::dots, with_bf16::accumulate),
+                let (dots, attend): (DotsFn, AttendFn) = match dtype {
+                    DType::F32 => (with_f32::dots, with_f32::attend),
+                    DType::F16 => (with_f16::dots, with_f16::attend),
+                    DType::Bf16 => (with_bf16::dots, with_bf16::attend),
                 };
-                Loops { dots, accumulate, softmax, pairs: false }
+                Loops { dots, attend, pairs: false }
             }
         }
     };
@@ -96,20 +90,9 @@ macro_rules! table {
             }
 
             $(#[target_feature(enable = $feature)])?
-            pub(super) unsafe fn accumulate(
-                p: *const u8,
-                rows: usize,
-                ptrs: &[*const u8],
-                ahead: Ahead,
-                dim: usize,
-                alpha: *const f32,
-                o: *mut f32,
-                o_stride: usize,
-            ) {
+            pub(super) unsafe fn attend(x: &mut Step) {
                 // SAFETY: passed on from the caller; the feature is enabled above.
-                unsafe {
-                    loops::accumulate::<$simd, $elem>(p, rows, ptrs, ahead, dim, alpha, o, o_stride)
-                }
+                unsafe { <$simd as Simd>::attend::<$elem>(x) }
             }
         }
     };
@@ -130,12 +113,9 @@ pub(crate) fn table(isa: Isa, dtype: DType, precise: bool) -> Loops {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => on_avx2::table(dtype),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 if dtype == DType::Bf16 && !precise => Loops {
-            dots: bf16::dots,
-            accumulate: bf16::accumulate,
-            softmax: bf16::softmax,
-            pairs: true,
-        },
+        Isa::Avx512Bf16 if dtype == DType::Bf16 && !precise => {
+            Loops { dots: bf16::dots, attend: bf16::attend, pairs: true }
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => on_avx512::table(dtype),
         #[cfg(not(target_arch = "x86_64"))]
@@ -143,7 +123,7 @@ pub(crate) fn table(isa: Isa, dtype: DType, precise: bool) -> Loops {
     }
 }
 
-/// Puts an output row kept by `accumulate` back into channel order.
+/// Puts an output row kept by `attend` back into channel order.
 pub(crate) fn finish_row(pairs: bool, row: &[f32], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if pairs {

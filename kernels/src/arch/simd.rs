@@ -3,6 +3,9 @@
 //! The loops in `loops.rs` are written once against [`Simd`] and compiled inside functions that
 //! enable the instruction set, so that everything here inlines.
 
+use super::loops;
+use super::tile::Step;
+
 /// A vector of `N` f32 lanes.
 ///
 /// # Safety
@@ -39,6 +42,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane; NaN lanes may be ignored.
     unsafe fn hmax(a: Self::F) -> f32;
+    /// One tile of attention over rows of `E`.
+    #[inline(always)]
+    unsafe fn attend<E: Elem>(x: &mut Step) {
+        // SAFETY: passed on from the caller.
+        unsafe { loops::attend::<Self, E>(x) }
+    }
+
     /// Sums of up to 16 registers, one per slot of `out`.
     #[inline(always)]
     unsafe fn sums<const M: usize>(acc: &[Self::F; M], out: &mut [f32; M]) {

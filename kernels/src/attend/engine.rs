@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::merge::Merged;
 use super::sink::Sink;
-use super::source::{Source, Tile};
+use super::source::{Rows, Source, Tiles};
 use super::{Out, Params, Queries};
-use crate::arch::{self, Ahead, Loops, Softmax, TILE};
+use crate::arch::{self, BLOCK, Loops, Step, TILE};
 use crate::plan::{self, Plan, Segment};
 use crate::rows::QueryRows;
 use crate::{Error, Executor, Isa, KvPool};
@@ -40,12 +40,10 @@ struct Job<'a> {
 
 /// Buffers of a thread, reused between calls.
 struct Scratch {
-    tile: Tile,
-    next: Tile,
+    tiles: Tiles,
     q: Vec<f32>,
     query: Option<QueryRows>,
     s: Vec<f32>,
-    p: Vec<f32>,
     o: Vec<f32>,
     m: Vec<f32>,
     l: Vec<f32>,
@@ -61,12 +59,10 @@ thread_local! {
 impl Scratch {
     fn new() -> Scratch {
         Scratch {
-            tile: Tile::new(),
-            next: Tile::new(),
+            tiles: Tiles::new(),
             q: Vec::new(),
             query: None,
             s: Vec::new(),
-            p: Vec::new(),
             o: Vec::new(),
             m: Vec::new(),
             l: Vec::new(),
@@ -76,12 +72,13 @@ impl Scratch {
         }
     }
 
+    /// Empty state for `rows` query rows, padded to whole blocks.
     fn reset(&mut self, rows: usize, o_stride: usize) {
-        for (buffer, len) in [(&mut self.s, rows * TILE), (&mut self.p, rows * TILE)] {
-            // Overwritten before it is read: only the length matters.
-            if buffer.len() < len {
-                buffer.resize(len, 0.0);
-            }
+        let rows = rows.next_multiple_of(BLOCK);
+        // Overwritten before they are read: only the length matters.
+        if self.s.len() < rows * TILE {
+            self.s.resize(rows * TILE, 0.0);
+            self.alpha.resize(rows, 0.0);
         }
         let fill = |buffer: &mut Vec<f32>, len: usize, x: f32| {
             buffer.clear();
@@ -90,7 +87,6 @@ impl Scratch {
         fill(&mut self.o, rows * o_stride, 0.0);
         fill(&mut self.m, rows, f32::NEG_INFINITY);
         fill(&mut self.l, rows, 0.0);
-        fill(&mut self.alpha, rows, 1.0);
     }
 }
 
@@ -115,10 +111,9 @@ pub(super) fn run(
     let store = Partials { ptr: partials.as_mut_ptr(), width, first_rows };
     let sink = Sink::new(out);
     exec.run(plan.workers.len() - 1, |w| {
-        let segments = &plan.segments[plan.workers[w] as usize..plan.workers[w + 1] as usize];
         SCRATCH.with_borrow_mut(|scratch| {
-            for s in segments {
-                job.segment(s, &store, &sink, scratch);
+            for i in plan.workers[w] as usize..plan.workers[w + 1] as usize {
+                job.segment(&plan.segments[i], plan.segments.get(i + 1), &store, &sink, scratch);
             }
         });
     });
@@ -201,13 +196,20 @@ impl Job<'_> {
         (first, at)
     }
 
-    fn segment(&self, segment: &Segment, partials: &Partials, sink: &Sink, scratch: &mut Scratch) {
+    fn segment(
+        &self,
+        segment: &Segment,
+        then: Option<&Segment>,
+        partials: &Partials,
+        sink: &Sink,
+        scratch: &mut Scratch,
+    ) {
         let unit = &self.units[segment.list as usize];
         let tiles =
             unit.first_tile + segment.begin as usize..unit.first_tile + segment.end as usize;
         let dim_v = self.pool.layout().dim_v;
         let rows = self.rows(segment.list as usize);
-        self.attend(unit, unit.tokens.clone(), tiles.clone(), scratch);
+        self.attend(unit, unit.tokens.clone(), tiles.clone(), then, scratch);
         let mut results = std::mem::take(&mut scratch.results);
         results.resize(rows * (dim_v + 1), 0.0);
         for (r, result) in results.chunks_mut(dim_v + 1).enumerate() {
@@ -241,7 +243,7 @@ impl Job<'_> {
         for (i, rows) in results.chunks_mut(of_token).enumerate() {
             if rows.iter().any(|x| x.is_nan()) {
                 let token = unit.tokens.start + i;
-                self.attend(unit, token..token + 1, tiles.clone(), scratch);
+                self.attend(unit, token..token + 1, tiles.clone(), None, scratch);
                 for (g, result) in rows.chunks_mut(width).enumerate() {
                     self.finish(scratch, g, result);
                 }
@@ -249,12 +251,14 @@ impl Job<'_> {
         }
     }
 
-    /// Runs query tokens over tiles of the unit's list, leaving the state in `scratch`.
+    /// Runs query tokens over tiles of the unit's list, leaving the state in `scratch`. The first
+    /// rows of the segment that comes `then` are asked for meanwhile.
     fn attend(
         &self,
         unit: &Unit,
         tokens: Range<usize>,
         tiles: Range<usize>,
+        then: Option<&Segment>,
         scratch: &mut Scratch,
     ) {
         self.load_queries(unit, tokens.clone(), scratch);
@@ -264,23 +268,28 @@ impl Job<'_> {
         scratch.reset(rows, o_stride);
         let seen: Vec<Range<usize>> = tokens.map(|t| self.visible(unit.list, t)).collect();
         let one = if seen.len() == 1 { Some(seen[0].clone()) } else { None };
-        let fill = |index: usize, tile: &mut Tile| {
-            if index < tiles.end {
-                self.source.fill(self.pool, unit.list, unit.head, index, tile);
-            } else {
-                tile.n = 0;
-            }
+        let fill = |index: usize, rows: Rows| {
+            let (unit, index) = match then {
+                _ if index < tiles.end => (unit, index),
+                Some(s) if s.begin < s.end => {
+                    let unit = &self.units[s.list as usize];
+                    (unit, unit.first_tile + s.begin as usize)
+                }
+                _ => return 0,
+            };
+            self.source.fill(self.pool, unit.list, unit.head, index, rows)
         };
-        fill(tiles.start, &mut scratch.next);
+        scratch.tiles.advance(|rows| fill(tiles.start, rows));
         for index in tiles.clone() {
-            std::mem::swap(&mut scratch.tile, &mut scratch.next);
-            fill(index + 1, &mut scratch.next);
-            let all = index * TILE..index * TILE + scratch.tile.n;
+            scratch.tiles.advance(|rows| fill(index + 1, rows));
+            let all = index * TILE..index * TILE + scratch.tiles.n;
             // One query token: cut the tile to what it sees. Several: mask each row.
             let cut = one.clone().unwrap_or(all.clone());
             let (a, b) = (cut.start.max(all.start), cut.end.min(all.end));
             if a < b {
-                scratch.tile.keep(a - all.start..b - all.start);
+                if b - a < all.len() {
+                    scratch.tiles.keep(a - all.start..b - all.start);
+                }
                 let masked = one.is_none() && self.fill_masks(&seen, &all, scratch);
                 self.tile(rows, o_stride, masked, scratch);
             }
@@ -290,29 +299,29 @@ impl Job<'_> {
     /// Scores, softmax step and weighted sum of one tile.
     fn tile(&self, rows: usize, o_stride: usize, masked: bool, x: &mut Scratch) {
         let layout = self.pool.layout();
-        let (k, v) = (&x.tile.k[..x.tile.n], &x.tile.v[..x.tile.n]);
-        let Some(query) = &x.query else { return };
-        let size = self.pool.dtype().size();
-        let keys = Ahead { rows: &x.next.k[..x.next.n], bytes: layout.dim_k * size };
-        let values = Ahead { rows: &x.next.v[..x.next.n], bytes: layout.dim_v * size };
-        // SAFETY: the view vouches for every row of a checked list; buffers were sized by `reset`.
-        unsafe {
-            query.dots_ahead(k, keys, &mut x.s, TILE);
-            let mut softmax = Softmax {
-                s: &mut x.s,
-                n: k.len(),
-                scale: self.params.scale,
-                cap: self.params.soft_cap,
-                masks: masked.then_some(&x.masks),
-                m: &mut x.m,
-                l: &mut x.l,
-                alpha: &mut x.alpha,
-            };
-            (self.loops.softmax)(&mut softmax, x.p.as_mut_ptr().cast());
-            let p = if self.loops.pairs { x.p.as_ptr() } else { x.s.as_ptr() }.cast();
-            let (alpha, o) = (x.alpha.as_ptr(), x.o.as_mut_ptr());
-            (self.loops.accumulate)(p, rows, v, values, layout.dim_v, alpha, o, o_stride);
-        }
+        let Some((q, q_stride)) = x.query.as_ref().map(QueryRows::data) else { return };
+        let mut step = Step {
+            q,
+            q_stride,
+            rows,
+            dim_k: layout.dim_k,
+            dim_v: layout.dim_v,
+            k: &x.tiles.k,
+            v: &x.tiles.v,
+            n: x.tiles.n,
+            scale: self.params.scale,
+            cap: self.params.soft_cap,
+            masks: masked.then_some(&x.masks),
+            m: &mut x.m,
+            l: &mut x.l,
+            o: &mut x.o,
+            o_stride,
+            s: &mut x.s,
+            alpha: &mut x.alpha,
+        };
+        // SAFETY: the view vouches for every row of a checked list; `reset` sized the buffers, and
+        // the table only offers levels this CPU has.
+        unsafe { (self.loops.attend)(&mut step) }
     }
 
     /// Fills one mask per row; false if every row sees the whole tile.

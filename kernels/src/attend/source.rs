@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::arch::TILE;
+use crate::arch::{TILE, Window, zero_row};
 use crate::{KvPool, PageLists, SlotLists};
 
 /// Pages or slots.
@@ -12,31 +12,45 @@ pub(super) enum Source<'a> {
     Slots(&'a SlotLists<'a>),
 }
 
-/// Row pointers of up to 64 tokens.
+/// Row pointers of a tile of up to 64 tokens and of the tile behind it.
 #[derive(Debug)]
-pub(super) struct Tile {
-    pub(super) k: [*const u8; TILE],
-    pub(super) v: [*const u8; TILE],
-    /// Valid tokens.
+pub(super) struct Tiles {
+    pub(super) k: Window,
+    pub(super) v: Window,
+    /// Valid tokens of the tile.
     pub(super) n: usize,
+    /// Valid tokens of the tile behind it.
+    next: usize,
 }
 
-impl Tile {
-    pub(super) fn new() -> Tile {
-        Tile { k: [std::ptr::null(); TILE], v: [std::ptr::null(); TILE], n: 0 }
+impl Tiles {
+    pub(super) fn new() -> Tiles {
+        let none = [zero_row(); 2 * TILE];
+        Tiles { k: none, v: none, n: 0, next: 0 }
     }
-}
 
-impl Tile {
+    /// Moves on by a tile; `fill` gets the rows of the new tile behind it and says how many it set.
+    pub(super) fn advance(&mut self, fill: impl FnOnce(Rows) -> usize) {
+        self.k.copy_within(TILE.., 0);
+        self.v.copy_within(TILE.., 0);
+        self.n = self.next;
+        self.next = fill((&mut self.k[TILE..], &mut self.v[TILE..]));
+        self.k[TILE + self.next..].fill(zero_row());
+        self.v[TILE + self.next..].fill(zero_row());
+    }
+
     /// Keeps the tokens of `span` only.
     pub(super) fn keep(&mut self, span: Range<usize>) {
         self.n = span.len();
-        if span.start > 0 {
-            self.k.copy_within(span.clone(), 0);
-            self.v.copy_within(span, 0);
+        for rows in [&mut self.k, &mut self.v] {
+            rows.copy_within(span.clone(), 0);
+            rows[span.len()..TILE].fill(zero_row());
         }
     }
 }
+
+/// Rows of K and V to point somewhere, [`TILE`] each.
+pub(super) type Rows<'a> = (&'a mut [*const u8], &'a mut [*const u8]);
 
 impl Source<'_> {
     /// The list that a (sequence, KV head) reads.
@@ -95,41 +109,42 @@ impl Source<'_> {
         }
     }
 
-    /// Points `tile` at tokens `64 * index ..` of the list.
+    /// Points rows at tokens `64 * index ..` of the list, as many as there are; returns how many.
     pub(super) fn fill(
         &self,
         pool: &KvPool,
         list: usize,
         head: usize,
         index: usize,
-        tile: &mut Tile,
-    ) {
+        (k, v): Rows,
+    ) -> usize {
         let head = if pool.layout().kv_heads == 1 { 0 } else { head };
         let from = index * TILE;
-        tile.n = (self.len(list) - from).min(TILE);
+        let n = (self.len(list) - from).min(TILE);
         let page = pool.layout().page_tokens;
         match self {
             Source::Pages(p) => {
                 let frames = &p.frames[p.indptr[list] as usize..];
                 let (mut i, mut offset, mut t) = (from / page, from % page, 0);
-                while t < tile.n {
+                while t < n {
                     // A run inside one page: one address, then steps of a row.
-                    let run = (page - offset).min(tile.n - t);
+                    let run = (page - offset).min(n - t);
                     let frame = frames[i] as usize;
-                    steps(&mut tile.k[t..t + run], pool.k_row(frame, head, offset), pool.k_step());
-                    steps(&mut tile.v[t..t + run], pool.v_row(frame, head, offset), pool.v_step());
+                    steps(&mut k[t..t + run], pool.k_row(frame, head, offset), pool.k_step());
+                    steps(&mut v[t..t + run], pool.v_row(frame, head, offset), pool.v_step());
                     (i, offset, t) = (i + 1, 0, t + run);
                 }
             }
             Source::Slots(s) => {
                 let slots = &s.slots[s.indptr[list] as usize + from..];
-                for (t, &slot) in slots[..tile.n].iter().enumerate() {
+                for (t, &slot) in slots[..n].iter().enumerate() {
                     let (frame, offset) = (slot as usize / page, slot as usize % page);
-                    tile.k[t] = pool.k_row(frame, head, offset);
-                    tile.v[t] = pool.v_row(frame, head, offset);
+                    k[t] = pool.k_row(frame, head, offset);
+                    v[t] = pool.v_row(frame, head, offset);
                 }
             }
         }
+        n
     }
 }
 

@@ -1,0 +1,428 @@
+//! AVX-512 attention over a tile in one pass: sixteen tokens for four query rows at a time go
+//! through scores, softmax step and weighted sum while their rows are in L1.
+//!
+//! Scores stay in registers with lanes `[query row][token]`, four tokens to a register, so the
+//! softmax of four rows costs what one would. Short rounds also keep the requests for memory
+//! even, see [`touch`].
+
+use std::arch::x86_64::*;
+
+use super::avx512::{Avx512, sum16};
+use super::loops;
+use super::simd::{Elem, Simd};
+use super::tile::{BLOCK, Step, TILE, touch};
+
+/// Tokens of a round.
+const ROUND: usize = 16;
+/// Channels a weighted sum adds at once.
+const WIDTH: usize = 32;
+
+/// How one element type is multiplied.
+///
+/// # Safety
+/// Every method may only be called inside a function that enables the features of [`attend`] and,
+/// for [`Pairs`](super::bf16::Pairs), avx512bf16. Pointers are valid for the elements they name.
+pub(super) trait Product {
+    /// Elements of K a register holds, and bytes of an element of K and V.
+    const STEP: usize;
+    const SIZE: usize;
+    /// Rows of V that are added at once.
+    const ROWS: usize;
+    /// A register of elements, of K and Q or of V and weights.
+    type X: Copy;
+
+    unsafe fn load_q(q: *const u8, at: usize) -> Self::X;
+    unsafe fn load_k(row: *const u8, at: usize) -> Self::X;
+    /// The last `n < STEP` elements, then zeros.
+    unsafe fn load_k_part(row: *const u8, at: usize, n: usize) -> Self::X;
+    unsafe fn dot(acc: __m512, q: Self::X, k: Self::X) -> __m512;
+    /// `n <= WIDTH` channels of the rows at `v`, then zeros.
+    unsafe fn load_v(v: *const *const u8, at: usize, n: usize) -> [Self::X; 2];
+    /// Stores weights of lanes `[row][token]` for four tokens, the `i`th four of the round.
+    unsafe fn put_weights(to: &mut Weights, i: usize, w: __m512);
+    /// Weights of the `i`th tokens that are added at once, for a query row.
+    unsafe fn weights(from: &Weights, row: usize, i: usize) -> Self::X;
+}
+
+/// Weights of a round, in the order and type the product wants.
+#[repr(align(64))]
+pub(super) struct Weights(pub(super) [u8; BLOCK * ROUND * 4]);
+
+/// Rows of type `E`, multiplied as f32.
+pub(super) struct Floats<E>(std::marker::PhantomData<E>);
+
+#[inline(always)]
+unsafe fn load_some<E: Elem>(row: *const u8, at: usize, n: usize) -> __m512 {
+    // SAFETY: the caller vouches for `n` elements.
+    unsafe {
+        match n {
+            0 => _mm512_setzero_ps(),
+            1..16 => E::load_part::<Avx512>(row, at, n),
+            _ => E::load::<Avx512>(row, at),
+        }
+    }
+}
+
+impl<E: Elem> Product for Floats<E> {
+    const STEP: usize = 16;
+    const SIZE: usize = E::SIZE;
+    const ROWS: usize = 1;
+    type X = __m512;
+
+    #[inline(always)]
+    unsafe fn load_q(q: *const u8, at: usize) -> __m512 {
+        // SAFETY: by the trait's contract (so below).
+        unsafe { _mm512_loadu_ps(q.cast::<f32>().add(at)) }
+    }
+    #[inline(always)]
+    unsafe fn load_k(row: *const u8, at: usize) -> __m512 {
+        // SAFETY: as above.
+        unsafe { E::load::<Avx512>(row, at) }
+    }
+    #[inline(always)]
+    unsafe fn load_k_part(row: *const u8, at: usize, n: usize) -> __m512 {
+        // SAFETY: as above.
+        unsafe { E::load_part::<Avx512>(row, at, n) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512, q: __m512, k: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(q, k, acc) }
+    }
+    #[inline(always)]
+    unsafe fn load_v(v: *const *const u8, at: usize, n: usize) -> [__m512; 2] {
+        // SAFETY: as above.
+        unsafe {
+            if n == WIDTH {
+                return [E::load::<Avx512>(*v, at), E::load::<Avx512>(*v, at + 16)];
+            }
+            [load_some::<E>(*v, at, n), load_some::<E>(*v, at + 16, n.saturating_sub(16))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn put_weights(to: &mut Weights, i: usize, w: __m512) {
+        // SAFETY: as above; four registers fill the buffer.
+        unsafe { _mm512_storeu_ps(to.0.as_mut_ptr().cast::<f32>().add(16 * i), w) }
+    }
+    #[inline(always)]
+    unsafe fn weights(from: &Weights, row: usize, i: usize) -> __m512 {
+        // SAFETY: as above; rows and tokens of a round.
+        unsafe {
+            let at = from.0.as_ptr().cast::<f32>().add(i / 4 * 16 + row * 4 + i % 4);
+            _mm512_set1_ps(*at)
+        }
+    }
+}
+
+/// The lines to ask for during a round, in the order in which the rows lie: those of the sixteen
+/// rows a tile ahead and, again, a quarter of a tile ahead.
+struct Ahead {
+    /// The current row, in a window.
+    row: *const *const u8,
+    at: usize,
+    /// Bytes of a row.
+    bytes: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    unsafe fn touch(&mut self, lines: usize) {
+        for _ in 0..lines {
+            // SAFETY: sixteen rows of a round have a tile of rows behind them, and a round asks for
+            // no more lines than they have.
+            unsafe {
+                touch(*self.row.add(TILE), self.at);
+                touch(*self.row.add(TILE / 4), self.at);
+                self.at += 64;
+                if self.at >= self.bytes {
+                    (self.row, self.at) = (self.row.add(1), 0);
+                }
+            }
+        }
+    }
+}
+
+/// Raw scores of four rows and the four tokens at `k`, lanes `[row][token]`.
+#[inline(always)]
+unsafe fn scores<P: Product, const TOUCH: bool>(
+    q: *const u8,
+    q_stride: usize,
+    dim: usize,
+    k: *const *const u8,
+    ahead: &mut Ahead,
+) -> __m512 {
+    // SAFETY: by the contract of `attend`.
+    unsafe {
+        let rows = *k.cast::<[*const u8; 4]>();
+        let mut acc = [_mm512_setzero_ps(); 16];
+        let mut c = 0;
+        while c + P::STEP <= dim {
+            let mut key = [P::load_k(rows[0], c); 4];
+            for t in 1..4 {
+                key[t] = P::load_k(rows[t], c);
+            }
+            for r in 0..4 {
+                let x = P::load_q(q, r * q_stride + c);
+                for t in 0..4 {
+                    acc[r * 4 + t] = P::dot(acc[r * 4 + t], x, key[t]);
+                }
+            }
+            if TOUCH && (c * P::SIZE).is_multiple_of(64) {
+                ahead.touch(4);
+            }
+            c += P::STEP;
+        }
+        if c < dim {
+            let mut key = [P::load_k_part(rows[0], c, dim - c); 4];
+            for t in 1..4 {
+                key[t] = P::load_k_part(rows[t], c, dim - c);
+            }
+            for r in 0..4 {
+                let x = P::load_q(q, r * q_stride + c);
+                for t in 0..4 {
+                    acc[r * 4 + t] = P::dot(acc[r * 4 + t], x, key[t]);
+                }
+            }
+            if TOUCH && (c * P::SIZE).is_multiple_of(64) {
+                ahead.touch(4);
+            }
+        }
+        sum16(&acc)
+    }
+}
+
+/// Adds the round's weighted rows to `C * WIDTH` channels of four output rows, or to `n` channels
+/// if `PART`.
+#[inline(always)]
+unsafe fn weigh<P: Product, const C: usize, const PART: bool, const TOUCH: bool>(
+    weights: &Weights,
+    v: *const *const u8,
+    c: usize,
+    n: usize,
+    ahead: &mut Ahead,
+    o: *mut f32,
+    o_stride: usize,
+) {
+    // SAFETY: by the contract of `attend`.
+    unsafe {
+        // Opaque, or the compiler broadcasts all weights of the round ahead of the channels, into
+        // more registers than there are.
+        let weights = std::hint::black_box(weights);
+        let mut acc = [[[_mm512_setzero_ps(); 2]; C]; BLOCK];
+        for r in 0..BLOCK {
+            for j in 0..C {
+                for h in 0..2 {
+                    let at = o.add(r * o_stride + c + j * WIDTH + h * 16);
+                    acc[r][j][h] = _mm512_loadu_ps(at);
+                }
+            }
+        }
+        let n = if PART { n } else { WIDTH };
+        let lines =
+            P::ROWS * if PART { (n * P::SIZE).div_ceil(64) } else { C * WIDTH * P::SIZE / 64 };
+        for i in 0..ROUND / P::ROWS {
+            let v = v.add(P::ROWS * i);
+            let mut values = [P::load_v(v, c, n); C];
+            for j in 1..C {
+                values[j] = P::load_v(v, c + j * WIDTH, n);
+            }
+            for r in 0..BLOCK {
+                if TOUCH {
+                    // A share of the lines with each query row.
+                    ahead.touch((r + 1) * lines / BLOCK - r * lines / BLOCK);
+                }
+                let w = P::weights(weights, r, i);
+                for j in 0..C {
+                    for h in 0..2 {
+                        acc[r][j][h] = P::dot(acc[r][j][h], w, values[j][h]);
+                    }
+                }
+            }
+        }
+        for r in 0..BLOCK {
+            for j in 0..C {
+                for h in 0..2 {
+                    let at = o.add(r * o_stride + c + j * WIDTH + h * 16);
+                    _mm512_storeu_ps(at, acc[r][j][h]);
+                }
+            }
+        }
+    }
+}
+
+/// Maximum (in every lane of a row's four) and sum (spread over them) of four query rows.
+struct State {
+    m: __m512,
+    l: __m512,
+}
+
+/// Scaled, capped and masked scores in base 2.
+#[inline(always)]
+unsafe fn shape(z: &mut [__m512; 4], x: &Step, first_row: usize, from: usize) {
+    // SAFETY: by the contract of `attend`.
+    unsafe {
+        let log2e = std::f32::consts::LOG2_E;
+        if x.cap > 0.0 {
+            for z in z.iter_mut() {
+                let capped =
+                    loops::soft_cap::<Avx512>(_mm512_mul_ps(*z, Avx512::splat(x.scale)), x.cap);
+                *z = _mm512_mul_ps(capped, Avx512::splat(log2e));
+            }
+        } else {
+            for z in z.iter_mut() {
+                *z = _mm512_mul_ps(*z, Avx512::splat(x.scale * log2e));
+            }
+        }
+        if x.masks.is_some() || from + ROUND > x.n {
+            for (i, z) in z.iter_mut().enumerate() {
+                let seen = visible(x, first_row, from + 4 * i);
+                *z = _mm512_mask_blend_ps(seen, Avx512::splat(f32::NEG_INFINITY), *z);
+            }
+        }
+    }
+}
+
+/// Lanes `[row][token]` of the four tokens from `from` that their row sees.
+fn visible(x: &Step, first_row: usize, from: usize) -> u16 {
+    let there = if x.n == TILE { u64::MAX } else { (1 << x.n) - 1 };
+    let mut lanes = 0;
+    for r in 0..BLOCK {
+        let seen = x.masks.and_then(|m| m.get(first_row + r)).copied().unwrap_or(u64::MAX) & there;
+        lanes |= ((seen >> from & 15) as u16) << (4 * r);
+    }
+    lanes
+}
+
+/// Largest of each row's four lanes, in all four.
+#[inline(always)]
+unsafe fn row_max(x: __m512) -> __m512 {
+    // SAFETY: the caller enabled AVX-512 (so below).
+    unsafe {
+        let x = _mm512_max_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x));
+        _mm512_max_ps(x, _mm512_permute_ps::<0b01_00_11_10>(x))
+    }
+}
+
+/// Raises the maximum to that of `z` where it is larger, rescaling sum and output.
+#[inline(always)]
+unsafe fn raise(state: &mut State, z: &[__m512; 4], o: *mut f32, o_stride: usize) {
+    // SAFETY: by the contract of `attend`.
+    unsafe {
+        let top = _mm512_max_ps(_mm512_max_ps(z[0], z[1]), _mm512_max_ps(z[2], z[3]));
+        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(top, state.m) == 0 {
+            return;
+        }
+        // A NaN score leaves the maximum alone: the weight it becomes carries it on.
+        let m = _mm512_max_ps(row_max(top), state.m);
+        let alpha = Avx512::exp2(_mm512_sub_ps(state.m, finite(m)));
+        let same = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(m, state.m);
+        let alpha = _mm512_mask_blend_ps(same, alpha, Avx512::splat(1.0));
+        state.m = m;
+        state.l = _mm512_mul_ps(state.l, alpha);
+        let mut lanes = [0f32; 16];
+        _mm512_storeu_ps(lanes.as_mut_ptr(), alpha);
+        for r in 0..BLOCK {
+            let a = Avx512::splat(lanes[4 * r]);
+            for c in (0..o_stride).step_by(16) {
+                let at = o.add(r * o_stride + c);
+                _mm512_storeu_ps(at, _mm512_mul_ps(a, _mm512_loadu_ps(at)));
+            }
+        }
+    }
+}
+
+/// What to subtract from scores: the maximum, or 0 where nothing was seen yet.
+#[inline(always)]
+unsafe fn finite(m: __m512) -> __m512 {
+    // SAFETY: the caller enabled AVX-512.
+    unsafe {
+        let none = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(m, Avx512::splat(f32::NEG_INFINITY));
+        _mm512_mask_blend_ps(none, m, _mm512_setzero_ps())
+    }
+}
+
+/// All rounds of the tile for the four query rows from `row`.
+#[inline(always)]
+unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
+    // SAFETY: by the contract of `attend`.
+    unsafe {
+        let q = x.q.add(row * x.q_stride * if P::STEP == 32 { 2 } else { 4 });
+        let o = x.o.as_mut_ptr().add(row * x.o_stride);
+        let mut state = load_state(&x.m[row..row + BLOCK], &x.l[row..row + BLOCK]);
+        let mut weights = Weights([0; BLOCK * ROUND * 4]);
+        for from in (0..x.n).step_by(ROUND) {
+            let (k, v) = (x.k.as_ptr().add(from), x.v.as_ptr().add(from));
+            let mut z = [_mm512_setzero_ps(); 4];
+            let mut ahead = Ahead { row: k, at: 0, bytes: x.dim_k * P::SIZE };
+            for i in 0..4 {
+                z[i] = scores::<P, TOUCH>(q, x.q_stride, x.dim_k, k.add(4 * i), &mut ahead);
+            }
+            shape(&mut z, x, row, from);
+            raise(&mut state, &z, o, x.o_stride);
+            let m = finite(state.m);
+            for i in 0..4 {
+                let w = Avx512::exp2(_mm512_sub_ps(z[i], m));
+                state.l = _mm512_add_ps(state.l, w);
+                P::put_weights(&mut weights, i, w);
+            }
+            let mut ahead = Ahead { row: v, at: 0, bytes: x.dim_v * P::SIZE };
+            let mut c = 0;
+            while c + 2 * WIDTH <= x.dim_v {
+                weigh::<P, 2, false, TOUCH>(&weights, v, c, WIDTH, &mut ahead, o, x.o_stride);
+                c += 2 * WIDTH;
+            }
+            if c + WIDTH <= x.dim_v {
+                weigh::<P, 1, false, TOUCH>(&weights, v, c, WIDTH, &mut ahead, o, x.o_stride);
+                c += WIDTH;
+            }
+            if c < x.dim_v {
+                weigh::<P, 1, true, TOUCH>(&weights, v, c, x.dim_v - c, &mut ahead, o, x.o_stride);
+            }
+        }
+        store_state(&state, &mut x.m[row..row + BLOCK], &mut x.l[row..row + BLOCK]);
+    }
+}
+
+#[inline(always)]
+unsafe fn load_state(m: &[f32], l: &[f32]) -> State {
+    // SAFETY: the caller enabled AVX-512 and passes four lanes of each.
+    unsafe {
+        let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        let m = _mm512_castps128_ps512(_mm_loadu_ps(m.as_ptr()));
+        let l = _mm512_castps128_ps512(_mm_loadu_ps(l.as_ptr()));
+        State {
+            m: _mm512_permutexvar_ps(spread, m),
+            l: _mm512_maskz_permutexvar_ps(0x1111, spread, l),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store_state(state: &State, m: &mut [f32], l: &mut [f32]) {
+    // SAFETY: the caller enabled AVX-512 and passes room for four lanes of each.
+    unsafe {
+        let l4 = _mm512_add_ps(state.l, _mm512_permute_ps::<0b10_11_00_01>(state.l));
+        let l4 = _mm512_add_ps(l4, _mm512_permute_ps::<0b01_00_11_10>(l4));
+        let (m4, l4) =
+            (_mm512_maskz_compress_ps(0x1111, state.m), _mm512_maskz_compress_ps(0x1111, l4));
+        _mm_storeu_ps(m.as_mut_ptr(), _mm512_castps512_ps128(m4));
+        _mm_storeu_ps(l.as_mut_ptr(), _mm512_castps512_ps128(l4));
+    }
+}
+
+/// One tile of attention.
+///
+/// # Safety
+/// The features of the product are enabled; pointers and buffers are as [`Step`] says, those per
+/// query row padded to whole blocks.
+#[inline(always)]
+pub(super) unsafe fn attend<P: Product>(x: &mut Step) {
+    // SAFETY: by the function's contract.
+    unsafe {
+        block::<P, true>(x, 0);
+        // Later blocks find this tile and what was asked for in the caches.
+        for row in (BLOCK..x.rows).step_by(BLOCK) {
+            block::<P, false>(x, row);
+        }
+    }
+}
