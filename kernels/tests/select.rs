@@ -34,6 +34,12 @@ fn check_top_k(weights: &[f32], k: usize) {
         let least = weights[ranking(weights)[k - 1] as usize];
         let least = if least.is_nan() { f32::INFINITY } else { least };
         assert_eq!(select::threshold(weights, k), least);
+        let mut ids = vec![99; 3];
+        select::at_least(weights, least, &mut ids);
+        let want = |w: &f32| w.is_nan() || *w >= least;
+        let want: Vec<u32> =
+            (0..weights.len() as u32).filter(|&i| want(&weights[i as usize])).collect();
+        assert_eq!(ids, want, "not below {least}");
     }
 }
 

@@ -7,7 +7,9 @@
 
 use std::arch::x86_64::*;
 
-use super::boxed_round::{BLOCK, CHANNELS, HEADS, Rounded, Stages, errors, stage, steps};
+use super::boxed_round::{
+    BLOCK, BOUND, CHANNELS, HEADS, PLAIN, Rounded, SIGMA, Stages, errors, stage, steps,
+};
 use crate::score::Job;
 
 type Sums<const H: usize> = [[__m512i; 4]; H];
@@ -172,7 +174,7 @@ impl Sweep<'_> {
 
     /// Scores with planes 1+2 ([`PAIRS`]) or 1+2+3 ([`TRIPLES`]), or adds plane `level` ([`BITS`]).
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn run<const H: usize, const KIND: u8, const STATS: bool>(&self, level: u32) {
+    unsafe fn run<const H: usize, const KIND: u8, const STATS: u8>(&self, level: u32) {
         let passes = (self.to - self.from) / H;
         let units = self.tiles() * passes;
         let unit =
@@ -199,7 +201,7 @@ impl Sweep<'_> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn heads<const H: usize, const KIND: u8, const STATS: bool>(
+    unsafe fn heads<const H: usize, const KIND: u8, const STATS: u8>(
         &self,
         u: Unit,
         level: u32,
@@ -219,7 +221,7 @@ impl Sweep<'_> {
             for (h, acc) in acc.iter().enumerate() {
                 finish::<KIND>(acc, &affine, h, job.est(u.tile, u.first + h));
             }
-            if STATS {
+            if STATS != PLAIN {
                 let (bounds, sigmas) = errors(&job.spec, stages, level);
                 job.write_stats(u.tile, u.first, &bounds[..H], &sigmas[..H]);
             }
@@ -227,7 +229,7 @@ impl Sweep<'_> {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn dispatch<const KIND: u8, const STATS: bool>(&self, heads: usize, level: u32) {
+    unsafe fn dispatch<const KIND: u8, const STATS: u8>(&self, heads: usize, level: u32) {
         // SAFETY: passed on from the caller.
         unsafe {
             match heads {
@@ -242,7 +244,7 @@ impl Sweep<'_> {
 
 /// Sweeps over as many heads at a time as fit, then over the rest.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn sweep<const KIND: u8, const STATS: bool>(job: &Job, tiles: Option<&[u32]>, level: u32) {
+unsafe fn sweep<const KIND: u8, const STATS: u8>(job: &Job, tiles: Option<&[u32]>, level: u32) {
     let even = job.heads / HEADS * HEADS;
     // SAFETY: passed on from the caller.
     unsafe {
@@ -263,11 +265,13 @@ unsafe fn sweep<const KIND: u8, const STATS: bool>(job: &Job, tiles: Option<&[u3
 pub(crate) unsafe fn score(job: &Job, planes: u32) {
     // SAFETY: passed on from the caller.
     unsafe {
-        match (planes, job.wants_stats()) {
-            (2, false) => sweep::<PAIRS, false>(job, None, 2),
-            (2, true) => sweep::<PAIRS, true>(job, None, 2),
-            (3, true) => sweep::<TRIPLES, true>(job, None, 3),
-            _ => sweep::<TRIPLES, false>(job, None, 3),
+        match (planes, wanted(job)) {
+            (2, PLAIN) => sweep::<PAIRS, PLAIN>(job, None, 2),
+            (2, SIGMA) => sweep::<PAIRS, SIGMA>(job, None, 2),
+            (2, _) => sweep::<PAIRS, BOUND>(job, None, 2),
+            (_, PLAIN) => sweep::<TRIPLES, PLAIN>(job, None, 3),
+            (_, SIGMA) => sweep::<TRIPLES, SIGMA>(job, None, 3),
+            (_, _) => sweep::<TRIPLES, BOUND>(job, None, 3),
         }
         if planes == 4 {
             add(job, None, 4);
@@ -289,10 +293,19 @@ pub(crate) unsafe fn refine(job: &Job, tiles: &[u32], plane: u32) {
 unsafe fn add(job: &Job, tiles: Option<&[u32]>, plane: u32) {
     // SAFETY: passed on from the caller.
     unsafe {
-        if job.wants_stats() {
-            sweep::<BITS, true>(job, tiles, plane);
-        } else {
-            sweep::<BITS, false>(job, tiles, plane);
+        match wanted(job) {
+            PLAIN => sweep::<BITS, PLAIN>(job, tiles, plane),
+            SIGMA => sweep::<BITS, SIGMA>(job, tiles, plane),
+            _ => sweep::<BITS, BOUND>(job, tiles, plane),
         }
+    }
+}
+
+/// The statistics that the job has places for.
+fn wanted(job: &Job) -> u8 {
+    match (job.out.bounds, job.out.sigma) {
+        (Some(_), _) => BOUND,
+        (None, Some(_)) => SIGMA,
+        (None, None) => PLAIN,
     }
 }

@@ -22,11 +22,10 @@ pub(crate) unsafe fn filter(x: &[f32], cut: f32, ids: *mut u32) -> usize {
         unsafe {
             let v = _mm512_maskz_loadu_ps(valid, x.as_ptr().add(at));
             let mask = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(valid, v, cut);
-            // Few are found as a rule. Compressing in a register: to memory it is microcoded on Zen 4.
-            if mask != 0 {
-                _mm512_storeu_si512(ids.add(found).cast(), _mm512_maskz_compress_epi32(mask, id));
-                found += mask.count_ones() as usize;
-            }
+            // Written whether anything is found or not: a branch would be mispredicted. Compressed
+            // in a register: to memory it is microcoded on Zen 4.
+            _mm512_storeu_si512(ids.add(found).cast(), _mm512_maskz_compress_epi32(mask, id));
+            found += mask.count_ones() as usize;
         }
         id = _mm512_add_epi32(id, _mm512_set1_epi32(STEP as i32));
     }
@@ -52,10 +51,8 @@ pub(crate) unsafe fn bracket(x: &[f32], low: f32, high: f32, inside: *mut f32) -
             let over = _mm512_mask_cmp_ps_mask::<_CMP_NLE_UQ>(valid & open, v, high);
             let mask = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(valid & !over, v, low);
             above += over.count_ones() as usize;
-            if mask != 0 {
-                _mm512_storeu_ps(inside.add(found), _mm512_maskz_compress_ps(mask, v));
-                found += mask.count_ones() as usize;
-            }
+            _mm512_storeu_ps(inside.add(found), _mm512_maskz_compress_ps(mask, v));
+            found += mask.count_ones() as usize;
         }
     }
     (above, found)

@@ -124,12 +124,17 @@ pub(super) unsafe fn steps<const H: usize>(
     (_mm_div_ps(largest, top), _mm_div_ps(top, largest))
 }
 
+/// Statistics that a pass computes: none, the typical error, or that and the bound.
+pub(super) const PLAIN: u8 = 0;
+pub(super) const SIGMA: u8 = 1;
+pub(super) const BOUND: u8 = 2;
+
 /// What a tile's estimates need, one lane per head; see `crate::score::Stage`.
 pub(super) struct Stages {
     pub(super) base: __m128,
     pub(super) step: __m128,
     pub(super) sum: __m128,
-    /// Spread, rounding, size, square; only with statistics.
+    /// Spread, rounding, size (with [`BOUND`]) and square (from [`SIGMA`]).
     stats: [__m128; 4],
 }
 
@@ -150,7 +155,7 @@ fn closed(base: __m128, step: __m128, open: bool) -> __m128 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[expect(clippy::needless_range_loop, reason = "b counts blocks of the cell and the queries, too")]
-pub(super) unsafe fn stage<const H: usize, const STATS: bool>(
+pub(super) unsafe fn stage<const H: usize, const STATS: u8>(
     job: &Job,
     cell: *const u8,
     first: usize,
@@ -187,13 +192,15 @@ pub(super) unsafe fn stage<const H: usize, const STATS: bool>(
                 let t = _mm512_mul_ps(q, w);
                 base[h] = _mm512_fmadd_ps(t, m, base[h]);
                 *n = _mm512_cvtps_epi32(_mm512_mul_ps(t, inverse[h]));
-                if STATS {
-                    let t = _mm512_mul_ps(t, _mm512_set1_ps(SHIFT));
+                let t = _mm512_mul_ps(t, _mm512_set1_ps(SHIFT));
+                if STATS >= SIGMA {
+                    square[h] = _mm512_fmadd_ps(t, t, square[h]);
+                }
+                if STATS == BOUND {
                     let error = _mm512_fnmadd_ps(steps[h], _mm512_cvtepi32_ps(*n), t);
                     rounding[h] = _mm512_add_ps(rounding[h], _mm512_abs_ps(error));
                     extent[h] = _mm512_add_ps(extent[h], _mm512_abs_ps(t));
                     size[h] = _mm512_add_ps(size[h], _mm512_abs_ps(_mm512_mul_ps(t, m)));
-                    square[h] = _mm512_fmadd_ps(t, t, square[h]);
                 }
             }
             let (low, high) = (_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3]));
@@ -202,11 +209,14 @@ pub(super) unsafe fn stage<const H: usize, const STATS: bool>(
             ones[h] = _mm512_dpbusd_epi32(ones[h], _mm512_set1_epi8(1), packed);
         }
     }
-    let stats = if STATS {
-        let size = _mm_mul_ps(sum(size), _mm_set1_ps(0.125));
-        [sum(extent), sum(rounding), size, sum(square)]
-    } else {
-        [_mm_setzero_ps(); 4]
+    let none = _mm_setzero_ps();
+    let stats = match STATS {
+        PLAIN => [none; 4],
+        SIGMA => [none, none, none, sum(square)],
+        _ => {
+            let size = _mm_mul_ps(sum(size), _mm_set1_ps(0.125));
+            [sum(extent), sum(rounding), size, sum(square)]
+        }
     };
     let base = _mm_mul_ps(sum(base), _mm_set1_ps(0.125 * SHIFT));
     let base = closed(base, step, open);

@@ -218,11 +218,6 @@ pub(crate) fn slack(spec: &BoxedSpec) -> f32 {
 pub(crate) const TINY: f32 = 1e-36;
 
 impl Job<'_> {
-    /// Whether bounds or sigmas are wanted.
-    pub(crate) fn wants_stats(&self) -> bool {
-        self.out.bounds.is_some() || self.out.sigma.is_some()
-    }
-
     /// Address of the estimates of a tile and head.
     pub(crate) fn est(&self, tile: usize, head: usize) -> *mut f32 {
         self.out.est.wrapping_add(head * self.out.est_stride + TILE * tile)

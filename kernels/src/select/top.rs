@@ -25,28 +25,25 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Ids of all weights that are not below `cut`, ascending.
-#[cfg(target_arch = "x86_64")]
-fn filter(weights: &[f32], cut: f32, ids: &mut Vec<u32>) {
-    use crate::arch::boxed_filter;
-    if Isa::level() < Isa::Avx512 {
-        return filter_plain(weights, cut, ids);
+/// Replaces `ids` by those of all weights that are not below `cut` (NaN included), ascending.
+pub fn at_least(weights: &[f32], cut: f32, ids: &mut Vec<u32>) {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::level() >= Isa::Avx512 {
+        use crate::arch::boxed_filter;
+        ids.clear();
+        ids.reserve(weights.len() + boxed_filter::STEP);
+        // SAFETY: the level is the CPU's; the room was just reserved, and what is found has been
+        // written.
+        unsafe {
+            let found = boxed_filter::filter(weights, cut, ids.as_mut_ptr());
+            ids.set_len(found);
+        }
+        return;
     }
-    ids.clear();
-    ids.reserve(weights.len() + boxed_filter::STEP);
-    // SAFETY: the level is the CPU's; the room was just reserved, and what is found has been written.
-    unsafe {
-        let found = boxed_filter::filter(weights, cut, ids.as_mut_ptr());
-        ids.set_len(found);
-    }
+    at_least_plain(weights, cut, ids);
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn filter(weights: &[f32], cut: f32, ids: &mut Vec<u32>) {
-    filter_plain(weights, cut, ids);
-}
-
-fn filter_plain(weights: &[f32], cut: f32, ids: &mut Vec<u32>) {
+fn at_least_plain(weights: &[f32], cut: f32, ids: &mut Vec<u32>) {
     ids.resize(weights.len() + 1, 0);
     let mut found = 0;
     for (id, &x) in weights.iter().enumerate() {
@@ -77,28 +74,24 @@ fn guess(weights: &[f32], k: usize, keys: &mut Vec<u32>) -> Option<(f32, f32)> {
     Some((low, high))
 }
 
-#[cfg(target_arch = "x86_64")]
+/// Collects what is neither below `low` nor above `high`; returns how many are above. NaN is infinite.
 fn bracket(weights: &[f32], low: f32, high: f32, inside: &mut Vec<f32>) -> usize {
-    use crate::arch::boxed_filter;
-    if Isa::level() < Isa::Avx512 {
-        return bracket_plain(weights, low, high, inside);
+    #[cfg(target_arch = "x86_64")]
+    if Isa::level() >= Isa::Avx512 {
+        use crate::arch::boxed_filter;
+        inside.clear();
+        inside.reserve(weights.len() + boxed_filter::STEP);
+        // SAFETY: the level is the CPU's; the room was just reserved, and what is found has been
+        // written.
+        unsafe {
+            let (above, found) = boxed_filter::bracket(weights, low, high, inside.as_mut_ptr());
+            inside.set_len(found);
+            return above;
+        }
     }
-    inside.clear();
-    inside.reserve(weights.len() + boxed_filter::STEP);
-    // SAFETY: the level is the CPU's; the room was just reserved, and what is found has been written.
-    unsafe {
-        let (above, found) = boxed_filter::bracket(weights, low, high, inside.as_mut_ptr());
-        inside.set_len(found);
-        above
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn bracket(weights: &[f32], low: f32, high: f32, inside: &mut Vec<f32>) -> usize {
     bracket_plain(weights, low, high, inside)
 }
 
-/// Collects what is neither below `low` nor above `high`; returns how many are above. NaN is infinite.
 fn bracket_plain(weights: &[f32], low: f32, high: f32, inside: &mut Vec<f32>) -> usize {
     inside.resize(weights.len() + 1, 0.0);
     let (mut above, mut found) = (0, 0);
@@ -129,7 +122,7 @@ fn take(weights: &[f32], cut: Cut, out: &mut Vec<u32>) {
     if cut.count == 0 {
         return;
     }
-    filter(weights, value(cut.key), out);
+    at_least(weights, value(cut.key), out);
     let mut surplus = out.len() - cut.count;
     let mut keep = out.len();
     // The ties that go are the last ones: find where they begin, then squeeze them out.

@@ -33,6 +33,23 @@ fn score(
     Scores { est, bounds, sigma }
 }
 
+/// Estimates and sigmas of a call that wants no bounds.
+fn sigma_alone(
+    isa: Isa,
+    spec: BoxedSpec,
+    q: &[f32],
+    cells: &[u8],
+    ids: &[u32],
+    planes: u32,
+) -> (Vec<f32>, Vec<f32>) {
+    let heads = q.len() / spec.dim();
+    let query = BoxedQuery::new(isa, spec, q, heads);
+    let list = CellList::from_slice(cells, spec.cell_bytes(), ids).expect("cells that exist");
+    let (mut est, mut sigma) = (vec![7.0; heads * ids.len() * TILE], vec![7.0; ids.len()]);
+    score::boxed(&query, &list, planes, &mut est, None, Some(&mut sigma));
+    (est, sigma)
+}
+
 #[test]
 fn decoded_keys_lie_in_their_cells() {
     let mut rng = Rng(1);
@@ -167,6 +184,7 @@ fn levels_agree() {
                     "{isa:?} dim {dim} heads {heads} planes {planes}"
                 );
                 assert!(near(&s.bounds, &plain.bounds) && near(&s.sigma, &plain.sigma));
+                assert_eq!(sigma_alone(isa, spec, &q, &cells, &ids, planes), (s.est, s.sigma));
             }
         }
     }

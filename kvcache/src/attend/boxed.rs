@@ -127,7 +127,7 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
             if plane < boxed.planes { plane_bytes / work.key_bytes() as usize } else { TILE };
         let near = match cut < negligible {
             true => Near::default(),
-            false => straddlers(work, &scored, sigma, cut, weights, keys),
+            false => straddlers(work, &scored, sigma, cut, weights, keys, &mut scratch.chosen),
         };
         if near.tiles.is_empty() {
             break near;
@@ -278,7 +278,7 @@ struct Near {
     tiles: Vec<u32>,
 }
 
-/// Parts the candidates at `cut`. A NaN weight counts as above.
+/// Parts the candidates at `cut`. A NaN weight counts as above. `ids` is scratch.
 fn straddlers(
     work: &Work,
     scored: &Scored,
@@ -286,32 +286,34 @@ fn straddlers(
     cut: f32,
     weights: &[f32],
     keys: usize,
+    ids: &mut Vec<u32>,
 ) -> Near {
     let candidates = scored.candidates();
     let mut near = Near::default();
     if candidates.is_empty() {
         return near;
     }
-    let (mut within, mut above) = ([0u32; TILE], [0u32; TILE]);
+    let factor = |sigma: f32| (STRADDLE * sigma * work.scale_log2()).exp2();
     let (first, last) = (candidates.start / TILE, (candidates.end - 1) / TILE);
-    for (tile, sigma) in sigma.iter().enumerate().take(last + 1).skip(first) {
-        let factor = (STRADDLE * sigma * work.scale_log2()).exp2();
+    let widest = sigma[first..=last].iter().copied().fold(0.0, f32::max);
+    select::at_least(weights, cut / factor(widest), ids);
+    let tile_of = |t: &u32| (*t as usize + candidates.start) / TILE;
+    for ids in ids.chunk_by(|a, b| tile_of(a) == tile_of(b)) {
+        let tile = tile_of(&ids[0]);
+        let factor = factor(sigma[tile]);
         let (low, high) = (cut / factor, cut * factor);
-        let range = scored.of_tile(tile);
-        let (mut n, mut m) = (0, 0);
-        for (i, &w) in weights[range.clone()].iter().enumerate() {
-            // Written always, counted where it holds: no branch to mispredict. Both counts stay
-            // at most i.
-            let t = (range.start + i) as u32;
-            (within[n], above[m]) = (t, t);
-            n += usize::from(w >= low && w <= high);
-            m += usize::from(w > high || w.is_nan());
+        let before = near.tokens.len();
+        for &t in ids {
+            let w = weights[t as usize];
+            if w > high || w.is_nan() {
+                near.above.push(t);
+            } else if w >= low {
+                near.tokens.push(t);
+            }
         }
-        near.above.extend(&above[..m]);
-        match n {
-            0 => {}
-            n if n > keys => near.tiles.push(tile as u32),
-            n => near.tokens.extend(&within[..n]),
+        if near.tokens.len() - before > keys {
+            near.tokens.truncate(before);
+            near.tiles.push(tile as u32);
         }
     }
     near
