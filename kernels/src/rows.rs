@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use crate::arch::{self, Ahead, BLOCK, Loops, TILE};
+use crate::arch::{self, BLOCK, Loops};
 use crate::{DType, Isa};
 
 /// Query rows made ready for dot products with rows of one element type.
@@ -14,8 +14,6 @@ pub struct QueryRows {
     rows: usize,
     dim: usize,
     stride: usize,
-    /// Bytes of an element of the rows to come.
-    row_size: usize,
 }
 
 impl std::fmt::Debug for QueryRows {
@@ -36,14 +34,13 @@ impl QueryRows {
     pub fn new(isa: Isa, dtype: DType, q: &[f32], dim: usize, precise: bool) -> QueryRows {
         assert!(dim > 0 && q.len().is_multiple_of(dim), "{} elements in rows of {dim}", q.len());
         let loops = arch::table(isa, dtype, precise);
-        let mut rows =
-            QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0, row_size: dtype.size() };
+        let mut rows = QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0 };
         rows.refill(q.chunks(dim));
         rows
     }
 
-    pub(crate) fn empty(loops: Loops, dtype: DType, dim: usize) -> QueryRows {
-        QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0, row_size: dtype.size() }
+    pub(crate) fn empty(loops: Loops, dim: usize) -> QueryRows {
+        QueryRows { loops, data: Vec::new(), rows: 0, dim, stride: 0 }
     }
 
     /// Whether these buffers were made for the same loops and dimension.
@@ -102,17 +99,11 @@ impl QueryRows {
         }
         self.check_out(ptrs.len(), out.len(), stride);
         let (q, q_stride) = self.data();
-        let bytes = self.dim * self.row_size;
-        for (i, chunk) in ptrs.chunks(TILE).enumerate() {
-            // Rows may lie anywhere: those of the next chunk are fetched meanwhile.
-            let next = &ptrs[ptrs.len().min((i + 1) * TILE)..ptrs.len().min((i + 2) * TILE)];
-            let ahead = Ahead { rows: next, bytes };
-            // SAFETY: pointers by the caller's promise, output just checked, queries padded by
-            // `refill`; the table only offers levels this CPU has.
-            unsafe {
-                let out = out.as_mut_ptr().add(i * TILE);
-                (self.loops.dots)(q, q_stride, self.rows, self.dim, chunk, ahead, out, stride);
-            }
+        // SAFETY: pointers by the caller's promise, output just checked, queries padded by `refill`;
+        // the table only offers levels this CPU has.
+        unsafe {
+            let out = out.as_mut_ptr();
+            (self.loops.dots)(q, q_stride, self.rows, self.dim, ptrs, out, stride);
         }
     }
 

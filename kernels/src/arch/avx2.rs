@@ -11,7 +11,6 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     type F = __m256;
     const N: usize = 8;
-    const WIDE: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {

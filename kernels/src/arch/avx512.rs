@@ -49,7 +49,6 @@ pub(crate) unsafe fn sum16(v: &[__m512; 16]) -> __m512 {
 impl Simd for Avx512 {
     type F = __m512;
     const N: usize = 16;
-    const WIDE: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -136,6 +135,19 @@ impl Simd for Avx512 {
     unsafe fn hmax(a: __m512) -> f32 {
         // SAFETY: as above.
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn dots<E: Elem>(
+        q: *const u8,
+        q_stride: usize,
+        rows: usize,
+        dim: usize,
+        ptrs: &[*const u8],
+        out: *mut f32,
+        stride: usize,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { fused::dots::<Floats<E>>(q, q_stride, rows, dim, ptrs, out, stride) }
     }
     #[inline(always)]
     unsafe fn attend<E: Elem>(x: &mut Step) {

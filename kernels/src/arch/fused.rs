@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::avx512::{Avx512, sum16};
 use super::loops;
 use super::simd::{Elem, Simd};
-use super::tile::{BLOCK, Step, TILE, touch};
+use super::tile::{Ahead, BLOCK, Step, TILE, zero_row};
 
 /// Tokens of a round.
 const ROUND: usize = 16;
@@ -114,52 +114,23 @@ impl<E: Elem> Product for Floats<E> {
     }
 }
 
-/// The lines to ask for during a round, in the order in which the rows lie: those of the sixteen
-/// rows a tile ahead and, again, a quarter of a tile ahead.
-struct Ahead {
-    /// The current row, in a window.
-    row: *const *const u8,
-    at: usize,
-    /// Bytes of a row.
-    bytes: usize,
-}
-
-impl Ahead {
-    #[inline(always)]
-    unsafe fn touch(&mut self, lines: usize) {
-        for _ in 0..lines {
-            // SAFETY: sixteen rows of a round have a tile of rows behind them, and a round asks for
-            // no more lines than they have.
-            unsafe {
-                touch(*self.row.add(TILE), self.at);
-                touch(*self.row.add(TILE / 4), self.at);
-                self.at += 64;
-                if self.at >= self.bytes {
-                    (self.row, self.at) = (self.row.add(1), 0);
-                }
-            }
-        }
-    }
-}
-
-/// Raw scores of four rows and the four tokens at `k`, lanes `[row][token]`.
+/// Raw scores of four query rows and four keys, lanes `[row][token]`.
 #[inline(always)]
 unsafe fn scores<P: Product, const TOUCH: bool>(
     q: *const u8,
     q_stride: usize,
     dim: usize,
-    k: *const *const u8,
+    keys: [*const u8; 4],
     ahead: &mut Ahead,
 ) -> __m512 {
     // SAFETY: by the contract of `attend`.
     unsafe {
-        let rows = *k.cast::<[*const u8; 4]>();
         let mut acc = [_mm512_setzero_ps(); 16];
         let mut c = 0;
         while c + P::STEP <= dim {
-            let mut key = [P::load_k(rows[0], c); 4];
+            let mut key = [P::load_k(keys[0], c); 4];
             for t in 1..4 {
-                key[t] = P::load_k(rows[t], c);
+                key[t] = P::load_k(keys[t], c);
             }
             for r in 0..4 {
                 let x = P::load_q(q, r * q_stride + c);
@@ -173,9 +144,9 @@ unsafe fn scores<P: Product, const TOUCH: bool>(
             c += P::STEP;
         }
         if c < dim {
-            let mut key = [P::load_k_part(rows[0], c, dim - c); 4];
+            let mut key = [P::load_k_part(keys[0], c, dim - c); 4];
             for t in 1..4 {
-                key[t] = P::load_k_part(rows[t], c, dim - c);
+                key[t] = P::load_k_part(keys[t], c, dim - c);
             }
             for r in 0..4 {
                 let x = P::load_q(q, r * q_stride + c);
@@ -346,16 +317,17 @@ unsafe fn finite(m: __m512) -> __m512 {
 unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
     // SAFETY: by the contract of `attend`.
     unsafe {
-        let q = x.q.add(row * x.q_stride * if P::STEP == 32 { 2 } else { 4 });
+        let q = query_row::<P>(x.q, x.q_stride, row);
         let o = x.o.as_mut_ptr().add(row * x.o_stride);
         let mut state = load_state(&x.m[row..row + BLOCK], &x.l[row..row + BLOCK]);
         let mut weights = Weights([0; BLOCK * ROUND * 4]);
         for from in (0..x.n).step_by(ROUND) {
             let (k, v) = (x.k.as_ptr().add(from), x.v.as_ptr().add(from));
             let mut z = [_mm512_setzero_ps(); 4];
-            let mut ahead = Ahead { row: k, at: 0, bytes: x.dim_k * P::SIZE };
+            let mut ahead = Ahead::new(&x.k[from..], x.dim_k, P::SIZE);
             for i in 0..4 {
-                z[i] = scores::<P, TOUCH>(q, x.q_stride, x.dim_k, k.add(4 * i), &mut ahead);
+                let keys = *k.add(4 * i).cast::<[*const u8; 4]>();
+                z[i] = scores::<P, TOUCH>(q, x.q_stride, x.dim_k, keys, &mut ahead);
             }
             shape(&mut z, x, row, from);
             raise(&mut state, &z, o, x.o_stride);
@@ -365,7 +337,7 @@ unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
                 state.l = _mm512_add_ps(state.l, w);
                 P::put_weights(&mut weights, i, w);
             }
-            let mut ahead = Ahead { row: v, at: 0, bytes: x.dim_v * P::SIZE };
+            let mut ahead = Ahead::new(&x.v[from..], x.dim_v, P::SIZE);
             let mut c = 0;
             while c + 2 * WIDTH <= x.dim_v {
                 weigh::<P, 2, false, TOUCH>(&weights, v, c, WIDTH, &mut ahead, o, x.o_stride);
@@ -407,6 +379,55 @@ unsafe fn store_state(state: &State, m: &mut [f32], l: &mut [f32]) {
             (_mm512_maskz_compress_ps(0x1111, state.m), _mm512_maskz_compress_ps(0x1111, l4));
         _mm_storeu_ps(m.as_mut_ptr(), _mm512_castps512_ps128(m4));
         _mm_storeu_ps(l.as_mut_ptr(), _mm512_castps512_ps128(l4));
+    }
+}
+
+/// Query rows are bf16 where a register holds 32 elements, else f32.
+#[inline(always)]
+unsafe fn query_row<P: Product>(q: *const u8, q_stride: usize, row: usize) -> *const u8 {
+    // SAFETY: the caller vouches for the row.
+    unsafe { q.add(row * q_stride * (64 / P::STEP)) }
+}
+
+/// `out[r * stride + t] = q[r] . row(t)` for query rows padded to whole blocks.
+///
+/// # Safety
+/// The features of the product are enabled; pointers are valid for `dim` elements, `out` for the
+/// scores.
+#[inline(always)]
+pub(super) unsafe fn dots<P: Product>(
+    q: *const u8,
+    q_stride: usize,
+    rows: usize,
+    dim: usize,
+    ptrs: &[*const u8],
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: by the function's contract.
+    unsafe {
+        for first in (0..rows).step_by(BLOCK) {
+            let q = query_row::<P>(q, q_stride, first);
+            let mut ahead = Ahead::new(ptrs, dim, P::SIZE);
+            for (i, keys) in ptrs.chunks(4).enumerate() {
+                let mut four = [zero_row(); 4];
+                four[..keys.len()].copy_from_slice(keys);
+                let z = match first {
+                    0 => scores::<P, true>(q, q_stride, dim, four, &mut ahead),
+                    _ => scores::<P, false>(q, q_stride, dim, four, &mut ahead),
+                };
+                let mut lanes = [0f32; 16];
+                _mm512_storeu_ps(lanes.as_mut_ptr(), z);
+                for r in 0..(rows - first).min(BLOCK) {
+                    let to = out.add((first + r) * stride + 4 * i);
+                    if keys.len() == 4 {
+                        to.cast::<[f32; 4]>().write_unaligned(*lanes.as_ptr().add(4 * r).cast());
+                    } else {
+                        std::ptr::copy_nonoverlapping(&lanes[4 * r], to, keys.len());
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -18,7 +18,6 @@ fn each(f: impl FnMut(usize) -> f32) -> V {
 impl Simd for Generic {
     type F = V;
     const N: usize = 8;
-    const WIDE: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {

@@ -2,32 +2,7 @@
 //! element type.
 
 use super::simd::{Elem, Simd};
-use super::tile::{Step, TILE, touch};
-
-/// Rows that will be read next: the dot products of this chunk ask for them at an even rate.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ahead<'a> {
-    /// The rows; touched, never read.
-    pub(crate) rows: &'a [*const u8],
-    /// Bytes of a row.
-    pub(crate) bytes: usize,
-}
-
-impl Ahead<'_> {
-    /// Nothing to touch.
-    pub(crate) const NONE: Ahead<'static> = Ahead { rows: &[], bytes: 0 };
-
-    /// Touches the lines of rows `first..first + count`, as far as there are such.
-    #[inline(always)]
-    pub(crate) fn touch(&self, first: usize, count: usize) {
-        let rows = &self.rows[first.min(self.rows.len())..(first + count).min(self.rows.len())];
-        for &row in rows {
-            for at in (0..self.bytes).step_by(64) {
-                touch(row, at);
-            }
-        }
-    }
-}
+use super::tile::{Ahead, Step, TILE};
 
 const LOG2E: f32 = std::f32::consts::LOG2_E;
 
@@ -86,7 +61,8 @@ unsafe fn dot_block<S: Simd, E: Elem, const R: usize, const T: usize, const RT: 
     }
 }
 
-/// All tokens of a tile for R query rows.
+/// All tokens of a tile for R query rows; asks for the rows of `later` meanwhile, of which the tile
+/// is the first part.
 ///
 /// # Safety
 /// As for [`dot_block`].
@@ -96,15 +72,19 @@ unsafe fn dot_rows<S: Simd, E: Elem, const R: usize, const T: usize, const RT: u
     q_stride: usize,
     dim: usize,
     ptrs: &[*const u8],
-    ahead: Ahead,
+    later: &[*const u8],
     out: *mut f32,
     stride: usize,
 ) {
+    let mut ahead = Ahead::new(later, dim, E::SIZE);
+    let lines = T * (dim * E::SIZE).div_ceil(64);
     let mut t = 0;
     // SAFETY: by the function's contract; t stays inside `ptrs`.
     unsafe {
         while t + T <= ptrs.len() {
-            ahead.touch(t, T);
+            if !later.is_empty() {
+                ahead.touch(lines);
+            }
             let at = ptrs.as_ptr().add(t);
             dot_block::<S, E, R, T, RT>(q, q_stride, dim, at, out.add(t), stride);
             t += T;
@@ -128,7 +108,7 @@ pub(crate) unsafe fn dots<S: Simd, E: Elem>(
     rows: usize,
     dim: usize,
     ptrs: &[*const u8],
-    ahead: Ahead,
+    later: &[*const u8],
     out: *mut f32,
     stride: usize,
 ) {
@@ -138,16 +118,12 @@ pub(crate) unsafe fn dots<S: Simd, E: Elem>(
     unsafe {
         while r < rows {
             let (x, o) = (q.add(r * q_stride), out.add(r * stride));
-            let ahead = if r == 0 { ahead } else { Ahead::NONE };
-            match (rows - r, S::WIDE) {
-                (1, true) => dot_rows::<S, E, 1, 16, 16>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (2, true) => dot_rows::<S, E, 2, 8, 16>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (3, true) => dot_rows::<S, E, 3, 4, 12>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (_, true) => dot_rows::<S, E, 4, 4, 16>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (1, false) => dot_rows::<S, E, 1, 8, 8>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (2, false) => dot_rows::<S, E, 2, 4, 8>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (3, false) => dot_rows::<S, E, 3, 2, 6>(x, q_stride, dim, ptrs, ahead, o, stride),
-                (_, false) => dot_rows::<S, E, 4, 2, 8>(x, q_stride, dim, ptrs, ahead, o, stride),
+            let later = if r == 0 { later } else { &[] };
+            match rows - r {
+                1 => dot_rows::<S, E, 1, 8, 8>(x, q_stride, dim, ptrs, later, o, stride),
+                2 => dot_rows::<S, E, 2, 4, 8>(x, q_stride, dim, ptrs, later, o, stride),
+                3 => dot_rows::<S, E, 3, 2, 6>(x, q_stride, dim, ptrs, later, o, stride),
+                _ => dot_rows::<S, E, 4, 2, 8>(x, q_stride, dim, ptrs, later, o, stride),
             }
             r += 4;
         }
@@ -162,7 +138,7 @@ pub(crate) unsafe fn dots<S: Simd, E: Elem>(
 unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
     p: *const f32,
     ptrs: &[*const u8],
-    ahead: &[*const u8],
+    mut ahead: Option<&mut Ahead>,
     c: usize,
     part: usize,
     alpha: *const f32,
@@ -173,10 +149,10 @@ unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
     unsafe {
         let mut acc = [[S::splat(0.0); C]; R];
         for (t, &row) in ptrs.iter().enumerate() {
-            if let Some(&next) = ahead.get(t)
-                && (c * E::SIZE).is_multiple_of(64)
+            if (c * E::SIZE).is_multiple_of(64)
+                && let Some(ahead) = &mut ahead
             {
-                touch(next, c * E::SIZE);
+                ahead.touch(1);
             }
             let mut v = [S::splat(0.0); C];
             for j in 0..C {
@@ -207,7 +183,7 @@ unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
 unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
     p: *const f32,
     ptrs: &[*const u8],
-    ahead: &[*const u8],
+    mut ahead: Option<Ahead>,
     dim: usize,
     alpha: *const f32,
     o: *mut f32,
@@ -217,12 +193,12 @@ unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
     // SAFETY: by the contract of `accumulate`; c stays below the padded dim.
     unsafe {
         while c + 2 * S::N <= dim {
-            acc_block::<S, E, R, 2>(p, ptrs, ahead, c, 0, alpha, o, o_stride);
+            acc_block::<S, E, R, 2>(p, ptrs, ahead.as_mut(), c, 0, alpha, o, o_stride);
             c += 2 * S::N;
         }
         while c < dim {
             let part = if c + S::N <= dim { 0 } else { dim - c };
-            acc_block::<S, E, R, 1>(p, ptrs, ahead, c, part, alpha, o, o_stride);
+            acc_block::<S, E, R, 1>(p, ptrs, ahead.as_mut(), c, part, alpha, o, o_stride);
             c += S::N;
         }
     }
@@ -236,16 +212,16 @@ unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
 unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
     let (values, dim, o_stride) = (&x.v[..x.n], x.dim_v, x.o_stride);
     for r in (0..x.rows).step_by(4) {
-        let ahead = if r == 0 { &x.v[TILE..TILE + x.n] } else { &[] };
+        let ahead = || (r == 0).then(|| Ahead::new(x.v, dim, E::SIZE));
         // SAFETY: by the function's contract; r stays below `rows`.
         unsafe {
             let (p, a) = (x.s.as_ptr().add(r * TILE), x.alpha.as_ptr().add(r));
             let o = x.o.as_mut_ptr().add(r * o_stride);
             match x.rows - r {
-                1 => acc_rows::<S, E, 1>(p, values, ahead, dim, a, o, o_stride),
-                2 => acc_rows::<S, E, 2>(p, values, ahead, dim, a, o, o_stride),
-                3 => acc_rows::<S, E, 3>(p, values, ahead, dim, a, o, o_stride),
-                _ => acc_rows::<S, E, 4>(p, values, ahead, dim, a, o, o_stride),
+                1 => acc_rows::<S, E, 1>(p, values, ahead(), dim, a, o, o_stride),
+                2 => acc_rows::<S, E, 2>(p, values, ahead(), dim, a, o, o_stride),
+                3 => acc_rows::<S, E, 3>(p, values, ahead(), dim, a, o, o_stride),
+                _ => acc_rows::<S, E, 4>(p, values, ahead(), dim, a, o, o_stride),
             }
         }
     }
@@ -259,9 +235,8 @@ unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
 pub(crate) unsafe fn attend<S: Simd, E: Elem>(x: &mut Step) {
     // SAFETY: by the function's contract.
     unsafe {
-        let ahead = Ahead { rows: &x.k[TILE..TILE + x.n], bytes: x.dim_k * E::SIZE };
         let s = x.s.as_mut_ptr();
-        dots::<S, E>(x.q, x.q_stride, x.rows, x.dim_k, &x.k[..x.n], ahead, s, TILE);
+        dots::<S, E>(x.q, x.q_stride, x.rows, x.dim_k, &x.k[..x.n], x.k, s, TILE);
         softmax::<S>(x);
         accumulate::<S, E>(x);
     }

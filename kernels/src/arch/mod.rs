@@ -32,13 +32,11 @@ mod fused;
 
 use crate::{DType, Isa};
 use generic::Generic;
-pub(crate) use loops::Ahead;
 use simd::{ElemBf16, ElemF16, ElemF32, Simd};
 pub(crate) use tile::{BLOCK, Step, TILE, Window, zero_row};
 
-/// `(q, q_stride, rows, dim, row pointers, rows to fetch ahead, out, out_stride)`
-pub(crate) type DotsFn =
-    unsafe fn(*const u8, usize, usize, usize, &[*const u8], Ahead, *mut f32, usize);
+/// `(q, q_stride, rows, dim, row pointers, out, out_stride)`; query rows are padded to whole blocks.
+pub(crate) type DotsFn = unsafe fn(*const u8, usize, usize, usize, &[*const u8], *mut f32, usize);
 /// Advances the state by one tile.
 pub(crate) type AttendFn = unsafe fn(&mut Step);
 
@@ -81,12 +79,11 @@ macro_rules! table {
                 rows: usize,
                 dim: usize,
                 ptrs: &[*const u8],
-                ahead: Ahead,
                 out: *mut f32,
                 stride: usize,
             ) {
                 // SAFETY: passed on from the caller; the feature is enabled above.
-                unsafe { loops::dots::<$simd, $elem>(q, q_stride, rows, dim, ptrs, ahead, out, stride) }
+                unsafe { <$simd as Simd>::dots::<$elem>(q, q_stride, rows, dim, ptrs, out, stride) }
             }
 
             $(#[target_feature(enable = $feature)])?

@@ -16,8 +16,6 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// Lanes.
     const N: usize;
-    /// Thirty-two registers: blocks of 16 accumulators instead of 8.
-    const WIDE: bool;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -42,6 +40,21 @@ pub(crate) trait Simd: Copy {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane; NaN lanes may be ignored.
     unsafe fn hmax(a: Self::F) -> f32;
+    /// Dot products of query rows with rows of `E`: `out[r * stride + t] = q[r] . row(t)`.
+    #[inline(always)]
+    unsafe fn dots<E: Elem>(
+        q: *const u8,
+        q_stride: usize,
+        rows: usize,
+        dim: usize,
+        ptrs: &[*const u8],
+        out: *mut f32,
+        stride: usize,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { loops::dots::<Self, E>(q, q_stride, rows, dim, ptrs, ptrs, out, stride) }
+    }
+
     /// One tile of attention over rows of `E`.
     #[inline(always)]
     unsafe fn attend<E: Elem>(x: &mut Step) {

@@ -353,9 +353,7 @@ impl Job<'_> {
         let rows = scratch.q.chunks(dim);
         match &mut scratch.query {
             Some(q) if q.fits(&self.loops, dim) => q.refill(rows),
-            other => {
-                other.insert(QueryRows::empty(self.loops, self.pool.dtype(), dim)).refill(rows)
-            }
+            other => other.insert(QueryRows::empty(self.loops, dim)).refill(rows),
         }
     }
 

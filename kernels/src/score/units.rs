@@ -11,7 +11,7 @@ use crate::summary::{UnitKind, UnitSpec};
 use crate::{DIM_MAX, Isa};
 
 /// Units per call of the dot products; bounds the list of pointers on the stack.
-const BATCH: usize = 64;
+const BATCH: usize = 1024;
 
 /// The queries of one KV head's group, ready for scoring unit rows.
 #[derive(Clone, Debug)]
