@@ -18,7 +18,7 @@ use dump::Dump;
 use pages::{RECENT, SINKS, Units};
 use truth::Truth;
 
-/// Steps of the dump that are measured: every eighth.
+/// Of the mass rows every eighth step is measured, of the certificate rows every one.
 const EVERY: usize = 8;
 /// Missed mass the certificate rows ask for.
 const MISSED: f32 = 0.1;
@@ -53,6 +53,8 @@ fn rows(budget: usize) -> Vec<(&'static str, Row)> {
 struct Tally {
     mass: Vec<f64>,
     relative: f64,
+    /// Share of the oracle's tokens that were chosen.
+    recall: f64,
     error: f64,
     tokens: f64,
     summary: f64,
@@ -148,10 +150,11 @@ fn attend(dump: &Dump, layer: usize, step: usize, s: &Sequence) -> Result<Attend
     Ok(s.attend(0, &q, &options, &mut out)?)
 }
 
-/// Calls `each(step, len, attended)` for the measured steps of a layer.
+/// Calls `each(step, len, attended)` for every `every`th step of a layer.
 fn steps(
     dump: &Dump,
     layer: usize,
+    every: usize,
     select: Option<&Select>,
     mut each: impl FnMut(usize, usize, Option<&AttendInfo>) -> Result<(), Error>,
 ) -> Result<(), Error> {
@@ -161,7 +164,7 @@ fn steps(
         if let Some(s) = &mut sequence {
             append(dump, layer, position, position + 1, s)?;
         }
-        if step % EVERY == EVERY - 1 {
+        if step % every == every - 1 {
             let info = sequence.as_ref().map(|s| attend(dump, layer, step, s)).transpose()?;
             each(step, position + 1, info.as_ref())?;
         }
@@ -184,7 +187,7 @@ fn measure(
         }
         _ => Vec::new(),
     };
-    steps(dump, layer, select, |step, len, info| {
+    steps(dump, layer, EVERY, select, |step, len, info| {
         for head in 0..dump.kv_heads {
             let truth = Truth::of(dump, layer, step, head, len);
             let q = &dump.query(layer, step)[head * dump.group() * dump.dim_k..];
@@ -195,13 +198,19 @@ fn measure(
                 (Row::Units(_), _) => units[head].choose(dump, q, len, budget)?,
                 _ => pages::oracle_tokens(&truth, len, budget),
             };
-            let best = truth.covered(&pages::oracle_tokens(&truth, len, budget));
+            let best = pages::oracle_tokens(&truth, len, budget);
             let covered = truth.covered(&chosen);
-            tally.relative += covered.iter().sum::<f64>() / best.iter().sum::<f64>();
+            let most: f64 = truth.covered(&best).iter().sum();
+            tally.relative += covered.iter().sum::<f64>() / most;
+            let hits = best.iter().filter(|t| chosen.binary_search(t).is_ok()).count();
+            tally.recall += hits as f64 / best.len() as f64;
             tally.mass.extend(covered);
             tally.error += truth.output_error(dump, layer, head, &chosen);
             tally.tokens += chosen.len() as f64;
             tally.count += 1.0;
+            if let Row::Units(_) = row {
+                tally.summary += units[head].bytes_per_token();
+            }
         }
         if let Some(info) = info {
             let tokens = (len * dump.kv_heads) as f64;
@@ -214,7 +223,7 @@ fn measure(
 
 fn certify(dump: &Dump, layer: usize, select: &Select, tally: &mut Tally) -> Result<(), Error> {
     let token = (dump.dim_k + dump.dim_v) * DType::Bf16.size();
-    steps(dump, layer, Some(select), |step, len, info| {
+    steps(dump, layer, 1, Some(select), |step, len, info| {
         let Some(info) = info else { return Ok(()) };
         let (Some(selected), Some(bound)) = (&info.selected, &info.missed_mass_bound) else {
             return Ok(());
@@ -269,10 +278,18 @@ fn mass_line(dump: &Dump, name: &str, budget: usize, t: &Tally) -> Line {
     let mean = mass.iter().sum::<f64>() / mass.len().max(1) as f64;
     // Bytes per token and KV head, as if the head dimension were 128.
     let wide = 128.0 / dump.dim_k as f64 / t.count;
+    // Quest forces its last page only, as published.
+    let keep = match name.starts_with("quest") {
+        true => "last page".to_owned(),
+        false => format!("{SINKS} sinks + {RECENT} recent"),
+    };
     let columns = Params::new()
         .with("of_oracle", t.relative / t.count)
         .with("p05", mass.get(mass.len() / 20).copied().unwrap_or(0.0))
+        .with("min", mass.first().copied().unwrap_or(0.0))
+        .with("token_recall", t.recall / t.count)
         .with("output_error", t.error / t.count)
+        .with("keep", keep)
         .with("tokens_read", t.tokens / t.count)
         .with("summary_bytes_per_token_d128", t.summary * wide)
         .with("extra_key_bytes_per_token_d128", t.keys * wide);

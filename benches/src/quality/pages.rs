@@ -87,6 +87,11 @@ impl Units {
         Ok(Units { spec, cells, ids: (0..tiles as u32).collect() })
     }
 
+    /// Bytes of a unit's row per token.
+    pub(crate) fn bytes_per_token(&self) -> f64 {
+        self.spec.row_bytes() as f64 / UNIT as f64
+    }
+
     /// The best units for one query group by softmax mass of the unit scores.
     pub(crate) fn choose(
         &self,
