@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use crate::arch::{self, BLOCK, Loops};
+use crate::arch::{self, BLOCK, Dots, Loops};
 use crate::{DType, Isa};
 
 /// Query rows made ready for dot products with rows of one element type.
@@ -99,12 +99,12 @@ impl QueryRows {
         }
         self.check_out(ptrs.len(), out.len(), stride);
         let (q, q_stride) = self.data();
+        let (rows, dim) = (self.rows, self.dim);
+        let out = out.as_mut_ptr();
+        let x = Dots { q, q_stride, rows, dim, keys: ptrs, later: ptrs, out, stride };
         // SAFETY: pointers by the caller's promise, output just checked, queries padded by `refill`;
         // the table only offers levels this CPU has.
-        unsafe {
-            let out = out.as_mut_ptr();
-            (self.loops.dots)(q, q_stride, self.rows, self.dim, ptrs, out, stride);
-        }
+        unsafe { (self.loops.dots)(&x) }
     }
 
     fn check_out(&self, tokens: usize, len: usize, stride: usize) {

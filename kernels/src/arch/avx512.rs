@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::fused::{self, Floats};
 use super::simd::{Elem, Simd};
-use super::tile::Step;
+use super::tile::{Dots, Step};
 
 /// Sixteen lanes in a `zmm` register.
 #[derive(Clone, Copy)]
@@ -137,17 +137,9 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
-    unsafe fn dots<E: Elem>(
-        q: *const u8,
-        q_stride: usize,
-        rows: usize,
-        dim: usize,
-        ptrs: &[*const u8],
-        out: *mut f32,
-        stride: usize,
-    ) {
+    unsafe fn dots<E: Elem>(x: &Dots) {
         // SAFETY: passed on from the caller.
-        unsafe { fused::dots::<Floats<E>>(q, q_stride, rows, dim, ptrs, out, stride) }
+        unsafe { fused::dots::<Floats<E>>(x) }
     }
     #[inline(always)]
     unsafe fn attend<E: Elem>(x: &mut Step) {

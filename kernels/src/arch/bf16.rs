@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::fused::{self, Product, Weights};
-use super::tile::Step;
+use super::tile::{Dots, Step};
 
 /// Elements of one register.
 const N: usize = 32;
@@ -102,17 +102,9 @@ impl Product for Pairs {
 /// # Safety
 /// AVX-512 BF16 is available; otherwise as for [`fused::dots`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(crate) unsafe fn dots(
-    q: *const u8,
-    q_stride: usize,
-    rows: usize,
-    dim: usize,
-    ptrs: &[*const u8],
-    out: *mut f32,
-    stride: usize,
-) {
+pub(crate) unsafe fn dots(x: &Dots) {
     // SAFETY: by the function's contract.
-    unsafe { fused::dots::<Pairs>(q, q_stride, rows, dim, ptrs, out, stride) }
+    unsafe { fused::dots::<Pairs>(x) }
 }
 
 /// As [`fused::attend`] for bf16 rows; output rows are interleaved.

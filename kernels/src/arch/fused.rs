@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::avx512::{Avx512, sum16};
 use super::loops;
 use super::simd::{Elem, Simd};
-use super::tile::{Ahead, BLOCK, Step, TILE, zero_row};
+use super::tile::{Ahead, BLOCK, Dots, Step, TILE, zero_row};
 
 /// Tokens of a round.
 const ROUND: usize = 16;
@@ -114,46 +114,51 @@ impl<E: Elem> Product for Floats<E> {
     }
 }
 
+/// Adds the products of four query rows and four keys at channel `c`.
+#[inline(always)]
+unsafe fn multiply<P: Product>(
+    acc: &mut [__m512; 16],
+    q: *const u8,
+    q_stride: usize,
+    c: usize,
+    keys: [P::X; 4],
+) {
+    for r in 0..4 {
+        // SAFETY: by the contract of `attend`.
+        unsafe {
+            let x = P::load_q(q, r * q_stride + c);
+            for t in 0..4 {
+                acc[r * 4 + t] = P::dot(acc[r * 4 + t], x, keys[t]);
+            }
+        }
+    }
+}
+
 /// Raw scores of four query rows and four keys, lanes `[row][token]`.
 #[inline(always)]
 unsafe fn scores<P: Product, const TOUCH: bool>(
     q: *const u8,
     q_stride: usize,
     dim: usize,
-    keys: [*const u8; 4],
+    [k0, k1, k2, k3]: [*const u8; 4],
     ahead: &mut Ahead,
 ) -> __m512 {
     // SAFETY: by the contract of `attend`.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); 16];
-        let mut c = 0;
-        while c + P::STEP <= dim {
-            let mut key = [P::load_k(keys[0], c); 4];
-            for t in 1..4 {
-                key[t] = P::load_k(keys[t], c);
-            }
-            for r in 0..4 {
-                let x = P::load_q(q, r * q_stride + c);
-                for t in 0..4 {
-                    acc[r * 4 + t] = P::dot(acc[r * 4 + t], x, key[t]);
-                }
-            }
-            if TOUCH && (c * P::SIZE).is_multiple_of(64) {
-                ahead.touch(4);
-            }
-            c += P::STEP;
-        }
-        if c < dim {
-            let mut key = [P::load_k_part(keys[0], c, dim - c); 4];
-            for t in 1..4 {
-                key[t] = P::load_k_part(keys[t], c, dim - c);
-            }
-            for r in 0..4 {
-                let x = P::load_q(q, r * q_stride + c);
-                for t in 0..4 {
-                    acc[r * 4 + t] = P::dot(acc[r * 4 + t], x, key[t]);
-                }
-            }
+        for c in (0..dim).step_by(P::STEP) {
+            let keys = if c + P::STEP <= dim {
+                [P::load_k(k0, c), P::load_k(k1, c), P::load_k(k2, c), P::load_k(k3, c)]
+            } else {
+                let n = dim - c;
+                [
+                    P::load_k_part(k0, c, n),
+                    P::load_k_part(k1, c, n),
+                    P::load_k_part(k2, c, n),
+                    P::load_k_part(k3, c, n),
+                ]
+            };
+            multiply::<P>(&mut acc, q, q_stride, c, keys);
             if TOUCH && (c * P::SIZE).is_multiple_of(64) {
                 ahead.touch(4);
             }
@@ -389,37 +394,28 @@ unsafe fn query_row<P: Product>(q: *const u8, q_stride: usize, row: usize) -> *c
     unsafe { q.add(row * q_stride * (64 / P::STEP)) }
 }
 
-/// `out[r * stride + t] = q[r] . row(t)` for query rows padded to whole blocks.
+/// Dot products.
 ///
 /// # Safety
-/// The features of the product are enabled; pointers are valid for `dim` elements, `out` for the
-/// scores.
+/// The features of the product are enabled; pointers are as [`Dots`] says.
 #[inline(always)]
-pub(super) unsafe fn dots<P: Product>(
-    q: *const u8,
-    q_stride: usize,
-    rows: usize,
-    dim: usize,
-    ptrs: &[*const u8],
-    out: *mut f32,
-    stride: usize,
-) {
+pub(super) unsafe fn dots<P: Product>(x: &Dots) {
     // SAFETY: by the function's contract.
     unsafe {
-        for first in (0..rows).step_by(BLOCK) {
-            let q = query_row::<P>(q, q_stride, first);
-            let mut ahead = Ahead::new(ptrs, dim, P::SIZE);
-            for (i, keys) in ptrs.chunks(4).enumerate() {
+        for first in (0..x.rows).step_by(BLOCK) {
+            let q = query_row::<P>(x.q, x.q_stride, first);
+            let mut ahead = Ahead::new(x.later, x.dim, P::SIZE);
+            for (i, keys) in x.keys.chunks(4).enumerate() {
                 let mut four = [zero_row(); 4];
                 four[..keys.len()].copy_from_slice(keys);
                 let z = match first {
-                    0 => scores::<P, true>(q, q_stride, dim, four, &mut ahead),
-                    _ => scores::<P, false>(q, q_stride, dim, four, &mut ahead),
+                    0 => scores::<P, true>(q, x.q_stride, x.dim, four, &mut ahead),
+                    _ => scores::<P, false>(q, x.q_stride, x.dim, four, &mut ahead),
                 };
                 let mut lanes = [0f32; 16];
                 _mm512_storeu_ps(lanes.as_mut_ptr(), z);
-                for r in 0..(rows - first).min(BLOCK) {
-                    let to = out.add((first + r) * stride + 4 * i);
+                for r in 0..(x.rows - first).min(BLOCK) {
+                    let to = x.out.add((first + r) * x.stride + 4 * i);
                     if keys.len() == 4 {
                         to.cast::<[f32; 4]>().write_unaligned(*lanes.as_ptr().add(4 * r).cast());
                     } else {

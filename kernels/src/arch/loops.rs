@@ -2,7 +2,7 @@
 //! element type.
 
 use super::simd::{Elem, Simd};
-use super::tile::{Ahead, Step, TILE};
+use super::tile::{Ahead, Dots, Step, TILE};
 
 const LOG2E: f32 = std::f32::consts::LOG2_E;
 
@@ -97,35 +97,24 @@ unsafe fn dot_rows<S: Simd, E: Elem, const R: usize, const T: usize, const RT: u
     }
 }
 
-/// `out[r * stride + t] = q[r] . row(t)`; `q` is f32 `[rows][q_stride]`.
+/// Dot products; queries are f32.
 ///
 /// # Safety
 /// As for [`dot_block`], for all `rows`.
 #[inline(always)]
-pub(crate) unsafe fn dots<S: Simd, E: Elem>(
-    q: *const u8,
-    q_stride: usize,
-    rows: usize,
-    dim: usize,
-    ptrs: &[*const u8],
-    later: &[*const u8],
-    out: *mut f32,
-    stride: usize,
-) {
-    let q = q.cast::<f32>();
-    let mut r = 0;
-    // SAFETY: by the function's contract; r stays below `rows`.
-    unsafe {
-        while r < rows {
-            let (x, o) = (q.add(r * q_stride), out.add(r * stride));
-            let later = if r == 0 { later } else { &[] };
-            match rows - r {
-                1 => dot_rows::<S, E, 1, 8, 8>(x, q_stride, dim, ptrs, later, o, stride),
-                2 => dot_rows::<S, E, 2, 4, 8>(x, q_stride, dim, ptrs, later, o, stride),
-                3 => dot_rows::<S, E, 3, 2, 6>(x, q_stride, dim, ptrs, later, o, stride),
-                _ => dot_rows::<S, E, 4, 2, 8>(x, q_stride, dim, ptrs, later, o, stride),
+pub(crate) unsafe fn dots<S: Simd, E: Elem>(x: &Dots) {
+    let (dim, stride) = (x.dim, x.stride);
+    for r in (0..x.rows).step_by(4) {
+        let later = if r == 0 { x.later } else { &[] };
+        // SAFETY: by the function's contract; r stays below `rows`.
+        unsafe {
+            let (q, o) = (x.q.cast::<f32>().add(r * x.q_stride), x.out.add(r * stride));
+            match x.rows - r {
+                1 => dot_rows::<S, E, 1, 8, 8>(q, x.q_stride, dim, x.keys, later, o, stride),
+                2 => dot_rows::<S, E, 2, 4, 8>(q, x.q_stride, dim, x.keys, later, o, stride),
+                3 => dot_rows::<S, E, 3, 2, 6>(q, x.q_stride, dim, x.keys, later, o, stride),
+                _ => dot_rows::<S, E, 4, 2, 8>(q, x.q_stride, dim, x.keys, later, o, stride),
             }
-            r += 4;
         }
     }
 }
@@ -235,8 +224,16 @@ unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
 pub(crate) unsafe fn attend<S: Simd, E: Elem>(x: &mut Step) {
     // SAFETY: by the function's contract.
     unsafe {
-        let s = x.s.as_mut_ptr();
-        dots::<S, E>(x.q, x.q_stride, x.rows, x.dim_k, &x.k[..x.n], x.k, s, TILE);
+        dots::<S, E>(&Dots {
+            q: x.q,
+            q_stride: x.q_stride,
+            rows: x.rows,
+            dim: x.dim_k,
+            keys: &x.k[..x.n],
+            later: x.k,
+            out: x.s.as_mut_ptr(),
+            stride: TILE,
+        });
         softmax::<S>(x);
         accumulate::<S, E>(x);
     }

@@ -33,10 +33,10 @@ mod fused;
 use crate::{DType, Isa};
 use generic::Generic;
 use simd::{ElemBf16, ElemF16, ElemF32, Simd};
-pub(crate) use tile::{BLOCK, Step, TILE, Window, zero_row};
+pub(crate) use tile::{BLOCK, Dots, Step, TILE, Window, zero_row};
 
-/// `(q, q_stride, rows, dim, row pointers, out, out_stride)`; query rows are padded to whole blocks.
-pub(crate) type DotsFn = unsafe fn(*const u8, usize, usize, usize, &[*const u8], *mut f32, usize);
+/// Computes dot products.
+pub(crate) type DotsFn = unsafe fn(&Dots);
 /// Advances the state by one tile.
 pub(crate) type AttendFn = unsafe fn(&mut Step);
 
@@ -73,17 +73,9 @@ macro_rules! table {
             use super::*;
 
             $(#[target_feature(enable = $feature)])?
-            pub(super) unsafe fn dots(
-                q: *const u8,
-                q_stride: usize,
-                rows: usize,
-                dim: usize,
-                ptrs: &[*const u8],
-                out: *mut f32,
-                stride: usize,
-            ) {
+            pub(super) unsafe fn dots(x: &Dots) {
                 // SAFETY: passed on from the caller; the feature is enabled above.
-                unsafe { <$simd as Simd>::dots::<$elem>(q, q_stride, rows, dim, ptrs, out, stride) }
+                unsafe { <$simd as Simd>::dots::<$elem>(x) }
             }
 
             $(#[target_feature(enable = $feature)])?

@@ -4,7 +4,7 @@
 //! enable the instruction set, so that everything here inlines.
 
 use super::loops;
-use super::tile::Step;
+use super::tile::{Dots, Step};
 
 /// A vector of `N` f32 lanes.
 ///
@@ -42,17 +42,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn hmax(a: Self::F) -> f32;
     /// Dot products of query rows with rows of `E`: `out[r * stride + t] = q[r] . row(t)`.
     #[inline(always)]
-    unsafe fn dots<E: Elem>(
-        q: *const u8,
-        q_stride: usize,
-        rows: usize,
-        dim: usize,
-        ptrs: &[*const u8],
-        out: *mut f32,
-        stride: usize,
-    ) {
+    unsafe fn dots<E: Elem>(x: &Dots) {
         // SAFETY: passed on from the caller.
-        unsafe { loops::dots::<Self, E>(q, q_stride, rows, dim, ptrs, ptrs, out, stride) }
+        unsafe { loops::dots::<Self, E>(x) }
     }
 
     /// One tile of attention over rows of `E`.

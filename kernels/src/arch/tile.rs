@@ -18,6 +18,21 @@ pub(crate) fn zero_row() -> *const u8 {
     ZEROS.as_ptr().cast()
 }
 
+/// Dot products: `out[r * stride + t] = q[r] . keys[t]`.
+pub(crate) struct Dots<'a> {
+    /// Query rows as [`Step::q`].
+    pub(crate) q: *const u8,
+    pub(crate) q_stride: usize,
+    /// Query rows.
+    pub(crate) rows: usize,
+    pub(crate) dim: usize,
+    pub(crate) keys: &'a [*const u8],
+    /// What will be read in this order: `keys` first.
+    pub(crate) later: &'a [*const u8],
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+}
+
 /// One tile of attention: the rows to read and the state to advance.
 pub(crate) struct Step<'a> {
     /// Query rows as the loops' element type, `[rows][q_stride]`, zero-padded to whole blocks and
