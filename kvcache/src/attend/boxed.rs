@@ -302,18 +302,20 @@ fn straddlers(
         let tile = tile_of(&ids[0]);
         let factor = factor(sigma[tile]);
         let (low, high) = (cut / factor, cut * factor);
-        let before = near.tokens.len();
+        let (mut within, mut n) = ([0u32; TILE], 0);
+        let (mut above, mut m) = ([0u32; TILE], 0);
         for &t in ids {
+            // Written always, counted where it holds: a branch would be mispredicted. Both counts
+            // stay below the number of ids, at most a tile.
             let w = weights[t as usize];
-            if w > high || w.is_nan() {
-                near.above.push(t);
-            } else if w >= low {
-                near.tokens.push(t);
-            }
+            (within[n], above[m]) = (t, t);
+            n += usize::from(w >= low && w <= high);
+            m += usize::from(w > high || w.is_nan());
         }
-        if near.tokens.len() - before > keys {
-            near.tokens.truncate(before);
-            near.tiles.push(tile as u32);
+        near.above.extend(&above[..m]);
+        match n > keys {
+            true => near.tiles.push(tile as u32),
+            false => near.tokens.extend(&within[..n]),
         }
     }
     near
