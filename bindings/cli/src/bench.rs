@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Date for the header instead of the clock's.
     #[arg(long)]
     date: Option<String>,
-    /// A file of real q, k, v made by kvist.hf.dump.
+    /// A file of real q, k, v made by `python -m kvist dump`.
     #[arg(long)]
     dump: Option<String>,
     /// Peers to run: all or none.

@@ -8,10 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::dlpack::{Input, Kind, Library, Storage};
-use crate::error::{Failure, from_store, option_error, raise, shape_error};
+use crate::error::{Failure, from_store, shape_error};
 use crate::info::{PyAttendInfo, stats_object};
+use crate::number::{Whole, optional};
 use crate::select::{self, SelectArg};
-use crate::sequence::{AttendArgs, PySequence, layer_of};
+use crate::sequence::{AttendArgs, PySequence};
 
 /// The KV cache of one model: pages of all its sequences under one byte budget.
 #[pyclass(frozen, name = "Cache", module = "kvist")]
@@ -31,41 +32,47 @@ impl PyCache {
 impl PyCache {
     #[new]
     #[pyo3(
-        signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, page_tokens=64,
-                     host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None),
+        signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None,
+                     page_tokens=Whole::from(64), host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None),
         text_signature = "(*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, \
                           page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
         py: Python,
-        layers: usize,
-        q_heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
+        layers: Whole,
+        q_heads: Whole,
+        kv_heads: Whole,
+        head_dim: Whole,
         dtype: &Bound<PyAny>,
-        value_dim: Option<usize>,
-        page_tokens: usize,
+        value_dim: Option<Whole>,
+        page_tokens: Whole,
         host: Option<&Bound<PyAny>>,
         select: SelectArg,
-        budget: Option<usize>,
-        dense_layers: Vec<usize>,
-        threads: Option<usize>,
+        budget: Option<Whole>,
+        dense_layers: Vec<Whole>,
+        threads: Option<Whole>,
     ) -> PyResult<PyCache> {
-        let mut geometry =
-            Geometry::new(layers, q_heads, kv_heads, head_dim, select::dtype_of(dtype)?);
-        geometry.dim_v = value_dim.unwrap_or(head_dim);
-        geometry.page_tokens = page_tokens;
+        let head_dim = head_dim.get("head_dim")?;
+        let mut geometry = Geometry::new(
+            layers.get("layers")?,
+            q_heads.get("q_heads")?,
+            kv_heads.get("kv_heads")?,
+            head_dim,
+            select::dtype_of(dtype)?,
+        );
+        geometry.dim_v = optional(value_dim, "value_dim")?.unwrap_or(head_dim);
+        geometry.page_tokens = page_tokens.get("page_tokens")?;
+        let dense_layers = dense_layers.into_iter().map(Whole::layer);
+        let dense_layers = dense_layers.collect::<PyResult<Vec<_>>>()?;
         let mut builder = kvist::Cache::builder(geometry)
-            .select(select.resolve(py, budget)?)
+            .select(select.resolve(py, optional(budget, "budget")?)?)
             .dense_layers(&dense_layers);
         if let Some(host) = host {
             builder = builder.host_bytes(select::parse_bytes(host)?);
         }
-        match threads {
-            Some(0) => return Err(option_error("threads", "at least 1", 0)),
-            Some(threads) => builder = builder.threads(threads),
-            None => {}
+        if let Some(threads) = threads {
+            builder = builder.threads(threads.threads()?);
         }
         let cache = py.detach(|| builder.build()).map_err(from_store)?;
         Ok(PyCache { inner: RwLock::new(Some(cache)) })
@@ -78,34 +85,39 @@ impl PyCache {
 
     /// Attention of several sequences in one call; pages they share are read once.
     #[pyo3(signature = (layer, q, sequences, *, queries=None, info=false, scale=None, soft_cap=0.0,
-                        window=0, sinks=None, selected=None, bound=None))]
+                        window=Whole::from(0), sinks=None, selected=None, bound=None),
+           text_signature = "($self, layer, q, sequences, *, queries=None, info=False, scale=None, \
+                             soft_cap=0.0, window=0, sinks=None, selected=None, bound=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn attend_batch<'py>(
         &self,
         py: Python<'py>,
-        layer: i64,
+        layer: Whole,
         q: &Bound<'py, PyAny>,
         sequences: Vec<Bound<'py, PySequence>>,
-        queries: Option<Vec<usize>>,
+        queries: Option<Vec<Whole>>,
         info: bool,
         scale: Option<f32>,
         soft_cap: f32,
-        window: usize,
+        window: Whole,
         sinks: Option<&Bound<'py, PyAny>>,
         selected: Option<bool>,
         bound: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (cache, layer) = (self.get()?, layer_of(layer)?);
+        let (cache, layer) = (self.get()?, layer.layer()?);
         let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows3("[sum of queries, q_heads, head_dim]")?;
-        let queries = queries.unwrap_or_else(|| vec![1; sequences.len()]);
-        if queries.len() != sequences.len() || queries.iter().sum::<usize>() != rows.shape()[0] {
-            let expected = format!(
-                "{} queries for {} sequences",
-                queries.iter().sum::<usize>(),
-                sequences.len()
-            );
+        let queries = match queries {
+            Some(queries) => {
+                let queries = queries.into_iter().map(|n| n.get("queries"));
+                queries.collect::<PyResult<Vec<_>>>()?
+            }
+            None => vec![1; sequences.len()],
+        };
+        let total = queries.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+        if queries.len() != sequences.len() || total != rows.shape()[0] {
+            let expected = format!("{total} queries for {} sequences", sequences.len());
             return Err(shape_error("q", &expected, &rows.shape()));
         }
         let single = queries.iter().all(|&n| n == 1);
@@ -227,10 +239,4 @@ impl PyCache {
             cache.select().name()
         )
     }
-}
-
-/// A length or number from Python that must not be negative.
-pub(crate) fn natural(what: &str, n: i64) -> PyResult<usize> {
-    let bad = |_| raise("PositionError", format!("{what}: expected 0 or more, found {n}"));
-    usize::try_from(n).map_err(bad)
 }

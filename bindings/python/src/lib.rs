@@ -6,6 +6,7 @@ mod dlpack;
 mod error;
 mod info;
 mod kernels;
+mod number;
 mod select;
 mod sequence;
 

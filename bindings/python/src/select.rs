@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::error::{from_policy, option_error, raise};
+use crate::number::{Whole, optional};
 
 /// Dense attention over every token.
 #[pyclass(frozen, eq, name = "Full", module = "kvist")]
@@ -33,8 +34,10 @@ pub(crate) struct PyQuest(Quest);
 #[pymethods]
 impl PyQuest {
     #[new]
-    #[pyo3(signature = (*, budget=1024, unit_tokens=16))]
-    fn new(budget: usize, unit_tokens: usize) -> PyResult<PyQuest> {
+    #[pyo3(signature = (*, budget=Whole::from(1024), unit_tokens=Whole::from(16)),
+           text_signature = "(*, budget=1024, unit_tokens=16)")]
+    fn new(budget: Whole, unit_tokens: Whole) -> PyResult<PyQuest> {
+        let (budget, unit_tokens) = (budget.get("budget")?, unit_tokens.get("unit_tokens")?);
         let quest = Quest { budget, unit_tokens };
         checked(Select::Quest(quest.clone())).map(|_| PyQuest(quest))
     }
@@ -63,22 +66,34 @@ pub(crate) struct PyBoxed(Boxed);
 impl PyBoxed {
     #[new]
     #[pyo3(signature = (*, planes=None, budget=None, top_p=None, max_missed_mass=None,
-                        min_tokens=None, max_tokens=None, sinks=16, recent=64))]
+                        min_tokens=None, max_tokens=None, sinks=Whole::from(16),
+                        recent=Whole::from(64)),
+           text_signature = "(*, planes=None, budget=None, top_p=None, max_missed_mass=None, \
+                             min_tokens=None, max_tokens=None, sinks=16, recent=64)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
-        planes: Option<u32>,
-        budget: Option<usize>,
+        planes: Option<Whole>,
+        budget: Option<Whole>,
         top_p: Option<f32>,
         max_missed_mass: Option<f32>,
-        min_tokens: Option<usize>,
-        max_tokens: Option<usize>,
-        sinks: usize,
-        recent: usize,
+        min_tokens: Option<Whole>,
+        max_tokens: Option<Whole>,
+        sinks: Whole,
+        recent: Whole,
     ) -> PyResult<PyBoxed> {
         // A certificate reads every plane, and a finer one proves more.
+        let planes = optional(planes, "planes")?;
         let planes = planes.unwrap_or(if max_missed_mass.is_some() { 4 } else { 3 });
-        let boxed =
-            Boxed { planes, budget, top_p, max_missed_mass, min_tokens, max_tokens, sinks, recent };
+        let boxed = Boxed {
+            planes: u32::try_from(planes).unwrap_or(u32::MAX),
+            budget: optional(budget, "budget")?,
+            top_p,
+            max_missed_mass,
+            min_tokens: optional(min_tokens, "min_tokens")?,
+            max_tokens: optional(max_tokens, "max_tokens")?,
+            sinks: sinks.get("sinks")?,
+            recent: recent.get("recent")?,
+        };
         checked(Select::Boxed(boxed.clone())).map(|_| PyBoxed(boxed))
     }
 
@@ -186,9 +201,9 @@ pub(crate) fn object_of(py: Python, select: &Select) -> PyResult<Py<PyAny>> {
 pub(crate) fn selection(
     py: Python,
     select: SelectArg,
-    budget: Option<usize>,
+    budget: Option<Whole>,
 ) -> PyResult<Py<PyAny>> {
-    object_of(py, &select.resolve(py, budget)?)
+    object_of(py, &select.resolve(py, optional(budget, "budget")?)?)
 }
 
 /// Name, one line and source of every selector.

@@ -7,10 +7,10 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::cache::natural;
 use crate::dlpack::{Input, Kind, Library, Storage};
 use crate::error::{Failure, raise, shape_error};
 use crate::info::{PyAttendInfo, stats_object};
+use crate::number::{Whole, optional};
 use crate::select::{self, SelectArg};
 
 /// One token stream: append to its layers, attend over them, fork it.
@@ -35,7 +35,7 @@ impl AttendArgs {
         info: bool,
         scale: Option<f32>,
         soft_cap: f32,
-        window: usize,
+        window: Whole,
         sinks: Option<&Bound<PyAny>>,
         selected: Option<bool>,
         bound: Option<bool>,
@@ -47,6 +47,7 @@ impl AttendArgs {
             return Err(shape_error("sinks", "[q_heads]", sinks.shape()));
         }
         let sinks = sinks.map(|s| s.floats());
+        let window = window.get("window")?;
         let (selected, bound) = (selected.unwrap_or(info), bound.unwrap_or(info));
         Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound })
     }
@@ -78,6 +79,15 @@ impl PySequence {
     /// Runs `f` on the sequence, unless closed. May wait for another thread's append.
     fn with<T>(&self, f: impl FnOnce(&kvist::Sequence) -> Outcome<T>) -> Outcome<T> {
         f(self.lock().as_ref().ok_or(Failure::Closed("sequence"))?)
+    }
+
+    /// `with` while other Python threads run: one of them may be appending.
+    fn look<T: Send>(
+        &self,
+        py: Python,
+        f: impl FnOnce(&kvist::Sequence) -> Outcome<T> + Send,
+    ) -> PyResult<T> {
+        Ok(py.detach(|| self.with(f))?)
     }
 
     /// Runs `f` on the sequence alone, unless closed.
@@ -114,13 +124,13 @@ impl PySequence {
     fn append(
         &self,
         py: Python,
-        layer: i64,
+        layer: Whole,
         k: &Bound<PyAny>,
         v: &Bound<PyAny>,
-        position: Option<i64>,
+        position: Option<Whole>,
     ) -> PyResult<()> {
-        let layer = layer_of(layer)?;
-        let position = position.map(|p| natural("position", p)).transpose()?;
+        let layer = layer.layer()?;
+        let position = position.map(|p| p.position("position")).transpose()?;
         let (k, v) = (Input::new(k, "keys")?, Input::new(v, "values")?);
         let expected = "[tokens, kv_heads, head_dim]";
         let (k, v) = (k.rows3(expected)?, v.rows3(expected)?);
@@ -135,28 +145,30 @@ impl PySequence {
 
     /// Attention with the last positions of a layer: `q` `[q_heads, head_dim]` or `[queries, q_heads,
     /// head_dim]`; the result has the same form, dtype and library. With `info` also what was read.
-    #[pyo3(signature = (layer, q, *, info=false, scale=None, soft_cap=0.0, window=0, sinks=None,
-                        selected=None, bound=None))]
+    #[pyo3(signature = (layer, q, *, info=false, scale=None, soft_cap=0.0, window=Whole::from(0),
+                        sinks=None, selected=None, bound=None),
+           text_signature = "($self, layer, q, *, info=False, scale=None, soft_cap=0.0, window=0, \
+                             sinks=None, selected=None, bound=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn attend<'py>(
         &self,
         py: Python<'py>,
-        layer: i64,
+        layer: Whole,
         q: &Bound<'py, PyAny>,
         info: bool,
         scale: Option<f32>,
         soft_cap: f32,
-        window: usize,
+        window: Whole,
         sinks: Option<&Bound<'py, PyAny>>,
         selected: Option<bool>,
         bound: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let layer = layer_of(layer)?;
+        let layer = layer.layer()?;
         let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows()?;
         let flat = input.shape().len() == 2;
-        let dim_v = self.with(|s| Ok(s.cache().geometry().dim_v))?;
+        let dim_v = self.look(py, |s| Ok(s.cache().geometry().dim_v))?;
         let shape = [rows.shape()[0], rows.shape()[1], dim_v];
         let mut storage =
             Storage::new(Kind::Float(input.dtype()), if flat { &shape[1..] } else { &shape });
@@ -177,43 +189,55 @@ impl PySequence {
         &self,
         py: Python,
         select: Option<SelectArg>,
-        budget: Option<usize>,
+        budget: Option<Whole>,
     ) -> PyResult<PySequence> {
+        let budget = optional(budget, "budget")?;
         if select.is_none() && budget.is_none() {
-            return Ok(self.with(|s| Ok(PySequence::new(s.fork())))?);
+            return self.look(py, |s| Ok(PySequence::new(s.fork())));
         }
         let chosen = match select {
             Some(select) => select.resolve(py, budget)?,
             None => {
-                let own = self.with(|s| Ok(s.select().clone()))?;
+                let own = self.look(py, |s| Ok(s.select().clone()))?;
                 SelectArg::Object(select::object_of(py, &own)?).resolve(py, budget)?
             }
         };
-        Ok(py.detach(|| self.with(|s| Ok(PySequence::new(s.fork_with(&chosen)?))))?)
+        self.look(py, |s| Ok(PySequence::new(s.fork_with(&chosen)?)))
     }
 
     /// Forgets the tokens from `length` on.
-    fn truncate(&self, py: Python, length: i64) -> PyResult<()> {
-        let length = natural("truncate", length)?;
+    fn truncate(&self, py: Python, length: Whole) -> PyResult<()> {
+        let length = length.position("truncate")?;
         Ok(py.detach(|| self.with_mut(|s| Ok(s.truncate(length)?)))?)
     }
 
     /// Keys and values of a layer from position `start` to `stop` (the end), f32 arrays
     /// `[tokens, kv_heads, dim]`.
-    #[pyo3(signature = (layer, start=0, stop=None))]
+    #[pyo3(signature = (layer, start=Whole::from(0), stop=None),
+           text_signature = "($self, layer, start=0, stop=None)")]
     fn read<'py>(
         &self,
         py: Python<'py>,
-        layer: i64,
-        start: i64,
-        stop: Option<i64>,
+        layer: Whole,
+        start: Whole,
+        stop: Option<Whole>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let (layer, start) = (layer_of(layer)?, natural("start", start)?);
-        let stop = stop.map(|s| natural("stop", s)).transpose()?;
-        let (k, v) = self.with(|s| {
-            let stop = stop.map_or_else(|| s.layer_len(layer), Ok)?;
+        let (layer, start) = (layer.layer()?, start.position("start")?);
+        let stop = stop.map(|s| s.position("stop")).transpose()?;
+        if let Some(stop) = stop.filter(|&stop| stop < start) {
+            let text = format!("stop: expected at least start, {start}, found {stop}");
+            return Err(raise("PositionError", text));
+        }
+        let (k, v) = self.look(py, |s| {
+            let len = s.layer_len(layer)?;
+            let stop = stop.unwrap_or(len);
+            // Before the memory is asked for: a slip must not end the process.
+            let found = start.max(stop);
+            if found > len {
+                return Err(kvist::Error::Length { what: "read", layer, len, found }.into());
+            }
             let g = s.cache().geometry();
-            let n = stop.saturating_sub(start);
+            let n = stop - start;
             let (mut k, mut v) =
                 (vec![0f32; n * g.kv_heads * g.dim_k], vec![0f32; n * g.kv_heads * g.dim_v]);
             s.read(layer, start, &mut k, &mut v)?;
@@ -225,14 +249,14 @@ impl PySequence {
     }
 
     /// Tokens of one layer.
-    fn layer_len(&self, layer: i64) -> PyResult<usize> {
-        let layer = layer_of(layer)?;
-        Ok(self.with(|s| Ok(s.layer_len(layer)?))?)
+    fn layer_len(&self, py: Python, layer: Whole) -> PyResult<usize> {
+        let layer = layer.layer()?;
+        self.look(py, |s| Ok(s.layer_len(layer)?))
     }
 
     /// Bytes this sequence uses, shared ones included.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let s = self.with(|s| Ok(s.stats()))?;
+        let s = self.look(py, |s| Ok(s.stats()))?;
         stats_object(
             py,
             "SequenceStats",
@@ -248,7 +272,7 @@ impl PySequence {
     /// The selector of this sequence.
     #[getter]
     fn select(&self, py: Python) -> PyResult<Py<PyAny>> {
-        let own = self.with(|s| Ok(s.select().clone()))?;
+        let own = self.look(py, |s| Ok(s.select().clone()))?;
         select::object_of(py, &own)
     }
 
@@ -258,12 +282,12 @@ impl PySequence {
     }
 
     #[getter]
-    fn closed(&self) -> bool {
-        self.lock().is_none()
+    fn closed(&self, py: Python) -> bool {
+        py.detach(|| self.lock().is_none())
     }
 
-    fn __len__(&self) -> PyResult<usize> {
-        Ok(self.with(|s| Ok(s.len()))?)
+    fn __len__(&self, py: Python) -> PyResult<usize> {
+        self.look(py, |s| Ok(s.len()))
     }
 
     fn __bool__(&self) -> bool {
@@ -283,16 +307,10 @@ impl PySequence {
         Err(PyTypeError::new_err("a Sequence owns pages of a cache and cannot be pickled"))
     }
 
-    fn __repr__(&self) -> String {
-        match self.with(|s| Ok((s.len(), s.select().name()))) {
+    fn __repr__(&self, py: Python) -> String {
+        match self.look(py, |s| Ok((s.len(), s.select().name()))) {
             Ok((tokens, select)) => format!("Sequence(tokens={tokens}, select='{select}')"),
             Err(_) => "Sequence(closed)".to_owned(),
         }
     }
-}
-
-/// Negative layers do not count from the end: they are outside every cache.
-pub(crate) fn layer_of(layer: i64) -> PyResult<usize> {
-    let bad = |_| raise("RangeError", format!("layer: expected 0 or more, found {layer}"));
-    usize::try_from(layer).map_err(bad)
 }

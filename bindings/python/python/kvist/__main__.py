@@ -1,4 +1,4 @@
-"""`python -m kvist`: the demo, the benchmarks, the list of selectors."""
+"""`python -m kvist`: the demo, the benchmarks, the list of selectors, dumps of a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ commands:
   demo      a real model on a long text: its own cache against kvist (needs torch, transformers)
   bench     measure kvist beside the machine's limit and its peers (`bench --list`)
   presets   the selectors that `select=` takes
+  dump      a model's real queries, keys and values in one file, for the benchmarks
 """
 
 
@@ -24,13 +25,17 @@ def main(argv: list[str] | None = None) -> int:
         from .demo import main as demo
 
         return demo(args[1:])
+    if command == "dump":
+        from ._dump_command import main as dump
+
+        return dump(args[1:])
     if command in ("bench", "presets"):
         from ._kvist import run_cli
 
         return run_cli(["kvist", *args])
     import difflib
 
-    near = difflib.get_close_matches(command, ["demo", "bench", "presets"], n=1)
+    near = difflib.get_close_matches(command, ["demo", "bench", "presets", "dump"], n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"error: unknown command {command!r}{hint}\n\n{USAGE}", file=sys.stderr, end="")
     return 2

@@ -1,4 +1,3 @@
-from collections.abc import Iterable
 from collections.abc import Sequence as _Seq
 from typing import Any, Literal, TypeAlias, final, overload
 
@@ -139,7 +138,7 @@ class Cache:
         host: str | int | None = "1GiB",
         select: _Select = "full",
         budget: int | None = None,
-        dense_layers: Iterable[int] = (),
+        dense_layers: _Seq[int] = (),
         threads: int | None = None,
     ) -> Cache: ...
     def sequence(self) -> Sequence: ...

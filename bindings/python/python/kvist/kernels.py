@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _kvist as _k
-from ._errors import DTypeError, OptionError, RangeError, UnknownNameError
+from ._errors import DTypeError, RangeError, UnknownNameError
 
 Summary = _k.Summary
 """Digests of keys `[tokens, kv_heads, dim]` that are scored instead of the keys.
@@ -26,8 +26,6 @@ Summary = _k.Summary
 of 64). `summary.score(q)` gives `[q_heads, units]` in units of q.k, unscaled.
 """
 
-_LAYOUTS = {"NHD": False, "HND": True}
-
 
 def _ids(values: ArrayLike, what: str) -> NDArray[np.uint32]:
     array = np.asarray(values)
@@ -35,7 +33,7 @@ def _ids(values: ArrayLike, what: str) -> NDArray[np.uint32]:
         raise DTypeError(f"{what}: expected integers, found {array.dtype}")
     if array.size and (array.min() < 0 or array.max() >= 2**32):
         raise RangeError(f"{what}: expected 0..2^32, found {array.min()}..{array.max()}")
-    return np.ascontiguousarray(array, dtype=np.uint32)
+    return np.require(array, np.uint32, ["C", "A"])
 
 
 def _optional(values: ArrayLike | None, what: str) -> NDArray[np.uint32] | None:
@@ -43,29 +41,17 @@ def _optional(values: ArrayLike | None, what: str) -> NDArray[np.uint32] | None:
 
 
 def _common(
-    q: Any,
-    lists: int,
     layout: str,
     query_indptr: ArrayLike | None,
     query_positions: ArrayLike | None,
-    per_head: bool,
-    threads: int,
     **params: Any,
 ) -> dict[str, Any]:
-    if layout not in _LAYOUTS:
+    if layout not in ("NHD", "HND"):
         raise UnknownNameError(f"layout: expected 'NHD' or 'HND', found {layout!r}")
-    if threads < 1:
-        raise OptionError(f"threads: expected at least 1, found {threads}")
-    if query_indptr is None:
-        # One query per sequence, or all of one sequence.
-        rows = len(q)
-        query_indptr = [0, rows] if per_head or lists == 1 else np.arange(rows + 1)
     return {
-        "heads_first": _LAYOUTS[layout],
-        "query_indptr": _ids(query_indptr, "query_indptr"),
+        "heads_first": layout == "HND",
+        "query_indptr": _optional(query_indptr, "query_indptr"),
         "query_positions": _optional(query_positions, "query_positions"),
-        "per_head": per_head,
-        "threads": threads,
         **params,
     }
 
@@ -94,16 +80,15 @@ def attend_pages(
 
     List `i` reads `frames[indptr[i]:indptr[i + 1]]`, `lens[i]` tokens of them; there is one list per
     sequence, or with `per_head` one per (sequence, KV head). `query_indptr` says which queries belong
-    to which sequence (default: one each, or all to the only one; with `per_head` one sequence). `query_positions` (needed for `causal` and `window`) and
-    `first_positions` are absolute.
+    to which sequence (default: one each, or all to the only one; with `per_head` one sequence).
+    `query_positions` (needed for `causal` and `window`) and `first_positions` are absolute.
     """
-    indptr = _ids(indptr, "indptr")
     common = _common(
-        q, len(indptr) - 1, layout, query_indptr, query_positions, per_head, threads,
+        layout, query_indptr, query_positions, per_head=per_head, threads=threads,
         scale=scale, soft_cap=soft_cap, window=window, causal=causal, sinks=sinks,
     )  # fmt: skip
     return _k.attend_pages(
-        q, k, v, indptr, _ids(frames, "frames"), _ids(lens, "lens"),
+        q, k, v, _ids(indptr, "indptr"), _ids(frames, "frames"), _ids(lens, "lens"),
         _optional(first_positions, "first_positions"), common,
     )  # fmt: skip
 
@@ -131,14 +116,14 @@ def attend_slots(
 
     `positions` (one per slot) is needed for `causal` and `window`.
     """
-    indptr = _ids(indptr, "indptr")
     common = _common(
-        q, len(indptr) - 1, layout, query_indptr, query_positions, per_head, threads,
+        layout, query_indptr, query_positions, per_head=per_head, threads=threads,
         scale=scale, soft_cap=soft_cap, window=window, causal=causal, sinks=sinks,
     )  # fmt: skip
     return _k.attend_slots(
-        q, k, v, indptr, _ids(slots, "slots"), _optional(positions, "positions"), common
-    )
+        q, k, v, _ids(indptr, "indptr"), _ids(slots, "slots"),
+        _optional(positions, "positions"), common,
+    )  # fmt: skip
 
 
 def merge(parts: Sequence[tuple[Any, Any]]) -> tuple[Any, NDArray[np.float32]]:

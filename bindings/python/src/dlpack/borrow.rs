@@ -64,14 +64,17 @@ impl Ids {
         }
         let &[len] = &dims[..] else { return Err(shape_error(what, "one dimension", &dims)) };
         let (data, _readonly): (usize, bool) = interface.get_item("data")?.extract()?;
-        let ptr = address(std::ptr::with_exposed_provenance(data), 0, &dims).cast();
+        let ptr = address(std::ptr::with_exposed_provenance(data), 0, &dims).cast::<u32>();
+        if !ptr.is_aligned() {
+            return Err(dtype_error(what, "aligned uint32", "an address in between"));
+        }
         Ok(Ids { ptr, len, _hold: object.clone().unbind() })
     }
 
     /// The numbers.
     pub(crate) fn as_slice(&self) -> &[u32] {
-        // SAFETY: NumPy vouches for address and length of a contiguous array, which is held; it is
-        // aligned, as NumPy's own arrays are.
+        // SAFETY: NumPy vouches for address and length of a contiguous array, which is held; that it
+        // is aligned was checked.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 }

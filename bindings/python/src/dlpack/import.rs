@@ -63,6 +63,7 @@ impl Input {
     /// Borrows `object`; `what` names it in errors.
     pub(crate) fn new(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
         let py = object.py();
+        refuse_negated(object, what)?;
         let input = if let Some(api) = exchange_of(object) {
             from_exchange(object, api, what)?
         } else if let Ok(interface) = object.getattr(intern!(py, "__array_interface__")) {
@@ -192,6 +193,30 @@ pub(crate) fn exchange_of(object: &Bound<PyAny>) -> Option<&'static raw::Exchang
     (api.version.major == raw::MAJOR).then_some(api)
 }
 
+/// PyTorch negates lazily (`x.conj().imag`), and says so in no exchange format: the memory alone holds
+/// the wrong numbers.
+fn refuse_negated(object: &Bound<PyAny>, what: &str) -> PyResult<()> {
+    match object.getattr(intern!(object.py(), "is_neg")) {
+        Ok(is_neg) if is_neg.call0()?.is_truthy()? => Err(PyBufferError::new_err(format!(
+            "{what}: expected a tensor as it is in memory, found a lazily negated one; call \
+             resolve_neg()"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The library could not export its tensor: its first line says why, the rest may be a C++ trace.
+fn refused(cause: PyErr, object: &Bound<PyAny>, what: &str) -> PyErr {
+    let py = object.py();
+    let text = cause.value(py).to_string();
+    let reason = text.lines().next().unwrap_or_default();
+    let error = PyBufferError::new_err(format!(
+        "{what}: expected a dense CPU tensor, found one that cannot be exported ({reason})"
+    ));
+    error.set_cause(py, Some(cause));
+    error
+}
+
 fn from_exchange(
     object: &Bound<PyAny>,
     api: &raw::Exchange,
@@ -203,7 +228,7 @@ fn from_exchange(
     // copied at once and the data lives as long as the object, which is held.
     unsafe {
         if view_of(object.as_ptr().cast(), view.as_mut_ptr()) != 0 {
-            return Err(PyErr::fetch(object.py()));
+            return Err(refused(PyErr::fetch(object.py()), object, what));
         }
         describe(view.assume_init_ref(), what, Hold::Object(object.clone().unbind()))
     }
@@ -222,7 +247,7 @@ fn from_capsule(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
     let capsule = match object.call_method(method, (), Some(&options)) {
         // Older exporters do not know the argument.
         Err(e) if e.is_instance_of::<PyTypeError>(py) => object.call_method0(method)?,
-        other => other?,
+        other => other.map_err(|e| refused(e, object, what))?,
     };
     let capsule = capsule.cast_into::<PyCapsule>().map_err(|_| {
         PyBufferError::new_err(format!("{what}: expected a capsule from __dlpack__, found none"))

@@ -11,17 +11,19 @@ use kvist_kernels::Executor;
 use pyo3::prelude::*;
 
 use crate::error::raise;
+use crate::number::Whole;
 
 /// The pool of so many threads; made once.
-fn executor(threads: usize) -> PyResult<Executor> {
+fn executor(threads: Whole) -> PyResult<Executor> {
+    let threads = threads.threads()?;
     static POOLS: OnceLock<Mutex<HashMap<usize, Executor>>> = OnceLock::new();
     let pools = POOLS.get_or_init(Mutex::default);
     let mut pools = pools.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pool) = pools.get(&threads) {
         return Ok(pool.clone());
     }
-    let pool = Executor::with_threads(threads)
-        .map_err(|e| raise("KvistError", format!("threads: expected to start {threads}, {e}")))?;
+    let pool =
+        Executor::with_threads(threads).map_err(|e| raise("KvistError", e.to_string()))?;
     pools.insert(threads, pool.clone());
     Ok(pool)
 }

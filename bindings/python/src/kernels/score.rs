@@ -6,7 +6,8 @@ use kvist_kernels::{DType, Isa};
 use pyo3::prelude::*;
 
 use crate::dlpack::{CellSpec, Input, Storage, build_cells, numpy};
-use crate::error::{from_kernel, raise, shape_error};
+use crate::error::{from_kernel, option_error, raise, shape_error};
+use crate::number::Whole;
 
 /// The summaries of one layer's keys, all KV heads.
 #[pyclass(frozen, module = "kvist.kernels")]
@@ -53,17 +54,24 @@ fn spec_of(
 impl Summary {
     /// Summarises keys `[tokens, kv_heads, dim]`.
     #[new]
-    #[pyo3(signature = (keys, kind="box", *, unit_tokens=16, planes=3))]
+    #[pyo3(signature = (keys, kind="box", *, unit_tokens=Whole::from(16), planes=Whole::from(3)),
+           text_signature = "(keys, kind='box', *, unit_tokens=16, planes=3)")]
     fn new(
         py: Python,
         keys: &Bound<PyAny>,
         kind: &str,
-        unit_tokens: usize,
-        planes: u32,
+        unit_tokens: Whole,
+        planes: Whole,
     ) -> PyResult<Summary> {
         let input = Input::new(keys, "keys")?;
         let rows = input.rows3("[tokens, kv_heads, dim]")?;
         let [tokens, heads, dim] = rows.shape();
+        if heads == 0 {
+            let expected = "[tokens, kv_heads, dim] with at least one KV head";
+            return Err(shape_error("keys", expected, &rows.shape()));
+        }
+        let planes = u32::try_from(planes.get("planes")?).unwrap_or(u32::MAX);
+        let unit_tokens = unit_tokens.get("unit_tokens")?;
         let (spec, kind) = spec_of(kind, dim, input.dtype(), unit_tokens, planes)?;
         let tiles = match spec {
             CellSpec::Units(_) => tokens.div_ceil(TILE),
@@ -88,12 +96,15 @@ impl Summary {
         let &[q_heads, dim] = input.shape() else {
             return Err(shape_error("q", &expected, input.shape()));
         };
-        if dim != self.dim || q_heads == 0 || !q_heads.is_multiple_of(heads.max(1)) {
+        if dim != self.dim || q_heads == 0 || !q_heads.is_multiple_of(heads) {
             let expected = format!("[a multiple of {heads}, {}]", self.dim);
             return Err(shape_error("q", &expected, input.shape()));
         }
         let (rows, group) = (input.floats(), q_heads / heads);
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
+        if !scale.is_finite() || scale <= 0.0 {
+            return Err(option_error("scale", "finite and above 0", scale));
+        }
         let scores = py.detach(|| {
             let pairs = self.cells.iter().zip(rows.chunks_exact(group * dim));
             pairs

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from .._models import missing, smollm2
+
 
 def main(argv: list[str]) -> int:
     """Runs the demo; the exit status says whether it could."""
@@ -29,9 +31,9 @@ def main(argv: list[str]) -> int:
             f"error: the demo needs torch, transformers, tqdm and matplotlib: {e}", file=sys.stderr
         )
         return 1
-    model = args.model or _model_dir()
-    if not (model / "config.json").exists():
-        print(f"error: no model in {model}: run `make models` or pass --model", file=sys.stderr)
+    model = args.model or smollm2()
+    if problem := missing(model):
+        print(problem, file=sys.stderr)
         return 1
     start = time.perf_counter()
     result = measure.run(model, quick=args.quick)
@@ -40,14 +42,3 @@ def main(argv: list[str]) -> int:
     args.out.write_text(report.html(result, time.perf_counter() - start), encoding="utf-8")
     print(f"\nreport: {args.out.resolve()}  ({time.perf_counter() - start:.0f} s)")
     return 0
-
-
-def _model_dir() -> Path:
-    """Where `make models` puts SmolLM2: `KVIST_MODELS_DIR`, else `.cache/models` here or above."""
-    if given := os.environ.get("KVIST_MODELS_DIR"):
-        return Path(given) / "smollm2-135m"
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / ".cache" / "models" / "smollm2-135m").exists():
-            return folder / ".cache" / "models" / "smollm2-135m"
-    return here / ".cache" / "models" / "smollm2-135m"

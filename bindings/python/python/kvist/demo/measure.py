@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
 import kvist
 from kvist.hf import KvistCache
@@ -20,8 +21,6 @@ from . import text
 
 CHUNK = 512
 """Tokens of a prefill step."""
-OWN_STEPS = 24
-"""Held-out tokens decoded with the model's own cache, which is slow at this length."""
 ANSWER_TOKENS = 10
 
 
@@ -44,7 +43,7 @@ class Row:
     agree: int = 0
     """Answers equal to those of kvist full, token for token."""
     bound: float | None = None
-    """Largest proven missed mass over all heads and steps."""
+    """Largest proven missed mass over all heads, at the traced step."""
 
 
 @dataclass
@@ -58,8 +57,17 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     reads: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """`[heads, bins]`: share of a head's reads that fall into each part of the text."""
+    reads_end: float = 1.0
+    """Where the last bin ends: after the text (1) comes the question."""
     read_by: str = ""
+    asked: str = ""
+    """The place asked for while reads were traced."""
+    asked_depth: float = 0.0
+    layers: int = 0
+    """Layers that `reads` covers."""
     threads: int = 0
+    weights: int = 0
+    """Bytes of the model's parameters."""
     prefill_s: float = 0.0
 
 
@@ -76,6 +84,7 @@ def rows_to_run(tokens: int, quick: bool) -> list[tuple[str, Any, int | None]]:
 
 def run(model_dir: Path, quick: bool) -> Result:
     """Measures everything; shows progress."""
+    disable_progress_bar()
     bar = tqdm(
         total=100, desc="loading the model", bar_format="{desc:<38}{percentage:3.0f}%|{bar}|"
     )
@@ -87,6 +96,8 @@ def run(model_dir: Path, quick: bool) -> Result:
     full = KvistCache.for_model(model, select="full", host="8GiB")
     result = Result(model_dir.name, len(task.context), len(task.questions), task.depths)
     result.threads = torch.get_num_threads()
+    result.weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    result.layers = len(full.kvist_layers)
     with torch.inference_mode():
         start = time.perf_counter()
         last = _prefill(model, full, task.context, bar)
@@ -109,8 +120,10 @@ def run(model_dir: Path, quick: bool) -> Result:
             done = bench.row(name, _forker(full, select, budget), reference)
             result.rows.append(done.row)
             if name.endswith("boxed 1/8"):
-                result.reads, result.read_by = done.reads, name
+                result.reads, result.reads_end, result.read_by = *done.reads, name
             _advance(bar, share)
+        result.asked = text.FACTS[bench.asked][0]
+        result.asked_depth = task.depths[bench.asked]
     bar.update(100 - bar.n)
     bar.close()
     return result
@@ -139,12 +152,14 @@ class _Done:
     row: Row
     log_probs: torch.Tensor
     answers: list[list[int]]
-    reads: np.ndarray
+    reads: tuple[np.ndarray, float]
 
 
 class _Bench:
     def __init__(self, model: Any, tokenizer: Any, task: text.Task, last: torch.Tensor) -> None:
         self.model, self.tokenizer, self.task, self.last = model, tokenizer, task, last
+        self.asked = len(task.questions) // 2
+        """The question whose first step is traced."""
 
     def row(
         self, name: str, fork: Callable[[], KvistCache], reference: _Done | None = None
@@ -152,15 +167,18 @@ class _Bench:
         """Held-out tokens one by one, then the questions, each on a fork of its own."""
         row = Row(name)
         cache = fork()
-        log_probs, seconds = self._held_out(cache, len(self.task.held_out))
+        log_probs, seconds = self._held_out(cache)
         row.steps, row.tokens_per_s = len(log_probs), len(log_probs) / seconds
         report = cache.report()
         row.tokens_read, row.bytes_read = report.tokens_read, report.bytes_read
         row.resident = report.resident_bytes
         self._compare(row, log_probs, reference.log_probs if reference else log_probs)
         answers = [self._answer(fork(), question) for question, _ in self.task.questions]
-        self._score(row, answers, reference.answers if reference else answers)
-        reads = self._trace(cache, row)
+        found = self._score(row, answers, reference.answers if reference else answers)
+        if reference is None and found:
+            # The middle one of those that the model can answer at all.
+            self.asked = min(found, key=lambda i: abs(self.task.depths[i] - 0.5))
+        reads = self._trace(fork(), row)
         return _Done(row, log_probs, answers, reads)
 
     def own_row(self, full: KvistCache, reference: _Done) -> Row:
@@ -168,7 +186,7 @@ class _Bench:
         row = Row("own cache (DynamicCache, sdpa)")
         cache = self._dynamic(full)
         past = cache.get_seq_length()
-        log_probs, seconds = self._held_out(cache, OWN_STEPS)
+        log_probs, seconds = self._held_out(cache)
         row.steps, row.tokens_per_s = len(log_probs), len(log_probs) / seconds
         row.tokens_read = past + len(log_probs) / 2
         tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
@@ -191,22 +209,22 @@ class _Bench:
             cache.update(k.transpose(0, 1)[None], v.transpose(0, 1)[None], layer)
         return cache
 
-    def _held_out(self, cache: Any, steps: int) -> tuple[torch.Tensor, float]:
-        """Log-probabilities after each of the first `steps` held-out tokens, and seconds."""
+    def _held_out(self, cache: Any) -> tuple[torch.Tensor, float]:
+        """Log-probabilities after each held-out token, and seconds."""
         out = []
         start = time.perf_counter()
-        for token in self.task.held_out[:steps]:
+        for token in self.task.held_out:
             logits = self.model(torch.tensor([[token]]), past_key_values=cache).logits
             out.append(logits[0, -1].log_softmax(-1))
         return torch.stack(out), time.perf_counter() - start
 
     def _compare(self, row: Row, log_probs: torch.Tensor, reference: torch.Tensor) -> None:
-        reference = reference[: len(log_probs)]
-        kl = (reference.exp() * (reference - log_probs)).sum(-1)
+        # Rounding may leave a sum of nothing just below zero.
+        kl = (reference.exp() * (reference - log_probs)).sum(-1).clamp(min=0)
         row.kl, row.kl_max = float(kl.mean()), float(kl.max())
         # The first held-out token is predicted by the text itself, the same for every row.
         before = torch.cat([self.last[None], log_probs[:-1]])
-        target = torch.tensor(self.task.held_out[: len(log_probs)])
+        target = torch.tensor(self.task.held_out)
         row.perplexity = float(torch.exp(-before.gather(1, target[:, None]).mean()))
 
     def _answer(self, cache: Any, question: list[int]) -> list[int]:
@@ -218,16 +236,22 @@ class _Bench:
             answer.append(int(ids))
         return answer
 
-    def _score(self, row: Row, answers: list[list[int]], reference: list[list[int]]) -> None:
+    def _score(self, row: Row, answers: list[list[int]], reference: list[list[int]]) -> list[int]:
+        """Fills the row; returns the questions that were answered right."""
         texts = [self.tokenizer.decode(a) for a in answers]
-        row.found = sum(code in t for t, (_, code) in zip(texts, self.task.questions))
+        found = [i for i, (_, code) in enumerate(self.task.questions) if code in texts[i]]
+        row.found = len(found)
         row.agree = sum(a == b for a, b in zip(answers, reference))
+        return found
 
-    def _trace(self, cache: KvistCache, row: Row, bins: int = 60) -> np.ndarray:
-        """One more step with tracing on: where each head read, and what was proven."""
+    def _trace(self, cache: KvistCache, row: Row, bins: int = 60) -> tuple[np.ndarray, float]:
+        """The step that begins an answer, traced: where each head reads (and where, in units of the
+        text, the last bin ends), and what is proven."""
+        question, _ = self.task.questions[self.asked]
         store = cache._store
+        self.model(torch.tensor([question[:-1]]), past_key_values=cache, logits_to_keep=1)
         store.tracing = True
-        self.model(torch.tensor([[self.task.held_out[-1]]]), past_key_values=cache)
+        self.model(torch.tensor([question[-1:]]), past_key_values=cache)
         store.tracing = False
         tokens = cache.get_seq_length()
         reads, bounds = [], []
@@ -240,4 +264,4 @@ class _Bench:
                 bounds.append(float(np.max(info.missed_mass_bound)))
         dense = len(store.options.dense_slots)
         row.bound = max(bounds[dense:]) if len(bounds) == len(store.last) else None
-        return np.array(reads)
+        return np.array(reads), tokens / len(self.task.context)

@@ -40,7 +40,7 @@ def _cells(row: Row, facts: int) -> list[str]:
         f"{row.resident / 1e6:.0f}",
         f"{row.found}/{facts}",
         f"{row.agree}/{facts}",
-        f"{row.perplexity:.3f}" + ("" if row.steps >= 32 else f" ({row.steps} tok)"),
+        f"{row.perplexity:.3f}",
         f"{row.kl:.5f}",
         f"{row.kl_max:.4f}",
         "-" if row.bound is None else f"{row.bound:.3f}",
@@ -57,11 +57,15 @@ def table(result: Result) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     note = (
-        f"{result.model}, f32, {result.context} tokens, {result.threads} threads; read and tokens per "
+        f"{result.model}, f32, {result.context} tokens, {_threads(result)}; read and tokens per "
         "decode step (tokens per KV head, layers 0 and 1 dense); perplexity and KL over "
         f"{result.rows[1].steps} held-out tokens, KL to kvist full."
     )
     return "\n".join([*lines, "", note])
+
+
+def _threads(result: Result) -> str:
+    return "1 thread" if result.threads == 1 else f"{result.threads} threads"
 
 
 def _png(figure: Any) -> str:
@@ -86,11 +90,15 @@ def _loss(result: Result) -> str:
     certified = [r for r in result.rows if "missed" in r.name]
     for r in certified:
         axis.plot(r.bytes_read / 1e6, r.kl, "D", color="#1a7f4b", label="boxed, missed mass <= 0.1")
+    dense = next(r for r in result.rows if r.name == "kvist full").bytes_read / 1e6
+    axis.axvline(dense, color=COLOURS["full"], lw=1, ls="--", label="all keys and values (dense)")
     axis.set_yscale("log")
+    axis.margins(y=0.12)
+    axis.set_xlim(0, 1.05 * dense)
     axis.set_xlabel("MB of summaries, keys and values read per step")
     axis.set_ylabel("KL to dense attention (mean)")
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    axis.legend(edgecolor="none", framealpha=1, fontsize=8, loc="upper right")
     return _png(figure)
 
 
@@ -110,12 +118,15 @@ def _reads(result: Result) -> str:
     shares = np.maximum(result.reads, 1e-4)
     image = axis.imshow(
         shares, aspect="auto", cmap="magma", norm=matplotlib.colors.LogNorm(1e-3, 0.3),
-        extent=(0, 1, len(shares), 0), interpolation="nearest",
+        extent=(0, result.reads_end, result.layers, 0), interpolation="nearest",
     )  # fmt: skip
     for depth in result.depths:
         axis.axvline(depth, color="white", lw=0.6, ls=":")
-    axis.set_xlabel("place in the text (dotted: planted facts)")
-    axis.set_ylabel("KV head, layer by layer")
+    # Above the picture: a line would hide what it points at.
+    axis.plot(result.asked_depth, -0.4, "v", color=COLOURS["boxed"], ms=9, clip_on=False)
+    axis.set_ylim(result.layers, 0)
+    axis.set_xlabel("place in the text (dotted: planted facts; triangle: the one asked for)")
+    axis.set_ylabel("layer (a line per KV head)")
     figure.colorbar(image, label="share of the head's reads")
     return _png(figure)
 
@@ -127,14 +138,14 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2.5em a
 h1 {{ font-size: 1.7em; margin-bottom: 0; }} h2 {{ font-size: 1.15em; margin-top: 2em; }}
 .sub {{ color: #59636e; }} table {{ border-collapse: collapse; width: 100%; font-size: 13px; }}
 th, td {{ padding: .35em .6em; text-align: right; border-bottom: 1px solid #e3e6ea; }}
-th:first-child, td:first-child {{ text-align: left; }} th {{ color: #59636e; font-weight: 600; }}
+th:first-child, td:first-child {{ text-align: left; white-space: nowrap; }} th {{ color: #59636e; font-weight: 600; }}
 tr.boxed td:first-child {{ color: #2f6fde; font-weight: 600; }}
 .two {{ display: flex; gap: 2em; flex-wrap: wrap; }} img {{ max-width: 100%; }}
-.two img {{ max-width: 500px; }}
+.two > div {{ flex: 1 1 0; min-width: 400px; }}
 </style></head><body>
 <h1>kvist demo</h1>
 <p class="sub">{model}, f32 &middot; {context} tokens of CPython documentation, {facts} planted facts
-&middot; {threads} threads on {machine} &middot; kvist {version} &middot; prefill {prefill:.0f} s, all
+&middot; {threads} on {machine} &middot; kvist {version} &middot; prefill {prefill:.0f} s, all
 {seconds:.0f} s</p>
 <p>The text was read once. Every row decodes from a fork of the same pages; the model's own cache was
 filled with the same keys and values. Layers 0 and 1 read everything in every row.</p>
@@ -142,10 +153,13 @@ filled with the same keys and values. Layers 0 and 1 read everything in every ro
 <p class="sub">Tokens read: per KV head and step, mean over layers. MB read: summaries, keys and values
 of all layers per step. Same answers: equal to kvist full token for token. Perplexity and KL (to kvist
 full): {steps} held-out tokens, one by one. Proven miss: largest upper bound, over all query heads of
-the selecting layers at one step, of the softmax mass not read.</p>
+the selecting layers at one step, of the softmax mass not read; a fixed budget promises none.</p>
 <div class="two"><div><h2>Loss against bytes read</h2><img src="data:image/png;base64,{loss}"></div>
-<div><h2>Speed</h2><img src="data:image/png;base64,{speed}"></div></div>
-<h2>Where in the text each head reads ({read_by})</h2><img src="data:image/png;base64,{reads}">
+<div><h2>Speed</h2><img src="data:image/png;base64,{speed}">
+<p class="sub">Every step also reads the model's weights, {weights:.0f} MB: the shorter the text, the
+less the cache decides.</p></div></div>
+<h2>Where in the text each head reads ({read_by})</h2>
+<p class="sub">The step that begins the answer to "what is the secret code of {asked}?"</p><img src="data:image/png;base64,{reads}">
 </body></html>
 """
 
@@ -162,7 +176,7 @@ def html(result: Result, seconds: float) -> str:
         model=escape.escape(result.model),
         context=result.context,
         facts=result.facts,
-        threads=result.threads,
+        threads=_threads(result),
         machine=escape.escape(platform.machine()),
         version=kvist.__version__,
         prefill=result.prefill_s,
@@ -173,5 +187,7 @@ def html(result: Result, seconds: float) -> str:
         loss=_loss(result),
         speed=_speed(result),
         reads=_reads(result),
+        weights=result.weights / 1e6,
         read_by=escape.escape(result.read_by),
+        asked=escape.escape(result.asked),
     )

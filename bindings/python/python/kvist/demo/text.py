@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pydoc_data.topics import topics
 from typing import Any
 
+from .._errors import OptionError
+
 # Names and numbers that the documentation does not contain.
 FACTS = (
     ("Amsterdam", "47215"),
@@ -39,13 +41,15 @@ def build(tokenizer: Any, tokens: int, held_out: int) -> Task:
     # A token is two characters at least: enough text, without encoding all of it.
     ids = tokenizer(documentation[: 8 * tokens], add_special_tokens=False).input_ids
     if len(ids) < tokens + held_out:
-        raise ValueError(f"the documentation has {len(ids)} tokens, {tokens + held_out} are needed")
+        raise OptionError(
+            f"tokens: expected at most {len(ids) - held_out}, as much text as there is, found {tokens}"
+        )
     context: list[int] = []
-    depths = []
+    places = []
     piece = tokens // (len(FACTS) + 1)
     for i, (place, code) in enumerate(FACTS):
         context += ids[i * piece : (i + 1) * piece]
-        depths.append(len(context) / tokens)
+        places.append(len(context))
         fact = f"\n\nNote: the secret code of {place} is {code}.\n\n"
         context += tokenizer(fact, add_special_tokens=False).input_ids
     end = (len(FACTS) + 1) * piece
@@ -55,4 +59,5 @@ def build(tokenizer: Any, tokens: int, held_out: int) -> Task:
         (tokenizer(ask.format(place, place), add_special_tokens=False).input_ids, code)
         for place, code in FACTS
     ]
+    depths = [place / len(context) for place in places]
     return Task(context, questions, depths, ids[end : end + held_out])

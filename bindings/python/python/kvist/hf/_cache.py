@@ -17,7 +17,7 @@ from transformers.cache_utils import (
 
 import kvist
 
-from .._errors import KvistError, OptionError, UnsupportedError
+from .._errors import OptionError, UnsupportedError
 from ._attention import NAME
 from ._masks import KvLength
 from ._report import Report, report_of
@@ -46,8 +46,7 @@ class KvistLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the *new* keys and values only; the attention function finds the rest by handle."""
         self._check_previous()
-        if self.store.broken is not None:
-            raise KvistError(self.store.broken)
+        self.store.check_usable()
         self.is_initialized = True
         handle = Handle(self.store, self.slot, self.store.seen[self.slot])
         self.store.seen[self.slot] += key_states.shape[-2]
@@ -231,7 +230,9 @@ class KvistCache(Cache):
 
         A positive number is the length to keep, as older transformers had it.
         """
-        seen = max(self._store.seen)
+        self._store.check_open()
+        # Assisted generation counts in tensors, which `seen` must not share between layers.
+        tokens_to_remove, seen = int(tokens_to_remove), max(self._store.seen)
         length = seen + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
         if length < 0:
             raise kvist.PositionError(
@@ -244,6 +245,10 @@ class KvistCache(Cache):
 
     def reset(self) -> None:
         """Forgets everything; the cache can be used again."""
+        self._store.check_open()
+        self._clear()
+
+    def _clear(self) -> None:
         self._store.reset()
         for layer in self._foreign():
             _reset(layer)
@@ -282,6 +287,7 @@ class KvistCache(Cache):
 
         With `select` (and `budget`) the fork reads by another rule: prefill once, compare many.
         """
+        self._store.check_open()
         chosen = None
         if select is not None or budget is not None:
             chosen = kvist.selection(
@@ -313,9 +319,10 @@ class KvistCache(Cache):
         return report_of(self._store, self._slots, self.layers)
 
     def close(self) -> None:
-        """Gives all pages back now instead of when the cache is collected."""
-        self._store.reset()
-        self._store.broken = "the cache was closed"
+        """Gives all memory back now instead of when the cache is collected; every later use raises
+        `ClosedError`."""
+        self._clear()
+        self._store.closed = True
 
     def __enter__(self) -> KvistCache:
         return self
@@ -328,10 +335,11 @@ class KvistCache(Cache):
 
 
 def _reset(layer: Any) -> None:
-    """The library's `reset` zeroes a layer that grows; what is wanted is an empty one."""
-    layer.reset()
+    """An empty layer. The library's `reset` zeroes the tensors instead, in place, which tensors made
+    in inference mode do not allow: it gets the layer without them."""
     if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
         layer.keys, layer.values, layer.is_initialized = None, None, False
+    layer.reset()
 
 
 def _without_useless_windows(types: list[str], config: PreTrainedConfig) -> list[str]:

@@ -94,7 +94,7 @@ def _write(
     if len(scales) != 1:
         raise UnsupportedError(f"scale: expected one for all layers, found {sorted(scales)}")
     header: dict[str, Any] = {
-        "model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "model": _name(model),
         "source": source,
         "layers": layers,
         "q_heads": arrays["q"].shape[2],
@@ -108,12 +108,21 @@ def _write(
     }
     header["arrays"] = {name: _place(array) for name, array in arrays.items()}
     text = _settle(header)
-    with path.open("wb") as file:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
         file.write(text)
         for name, array in arrays.items():
             file.write(bytes(header["arrays"][name]["offset"] - file.tell()))
             file.write(array.contiguous().view(torch.uint8).numpy().tobytes())
+    # A reader never finds half a file.
+    part.replace(path)
     return header
+
+
+def _name(model: PreTrainedModel) -> str:
+    """The model's name; of a local directory its last part."""
+    name = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _place(array: torch.Tensor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 import kvist
 
-from .._errors import KvistError, ShapeError, UnsupportedError
+from .._errors import ClosedError, KvistError, ShapeError, UnsupportedError
 from ._masks import Plan, plan_of_tensor
 from ._recorder import Recorder
 
@@ -72,6 +72,18 @@ class Store:
         self.foreign = False
         """Whether the cache has layers that are not kept here."""
         self.broken: str | None = None
+        self.closed = False
+
+    def check_open(self) -> None:
+        """Raises `ClosedError` after `close`."""
+        if self.closed:
+            raise ClosedError("cache: expected an open one, found it closed; make a new one")
+
+    def check_usable(self) -> None:
+        """Raises if nothing more may be appended."""
+        self.check_open()
+        if self.broken is not None:
+            raise KvistError(self.broken)
 
     # -- attention ---------------------------------------------------------------------------
 
