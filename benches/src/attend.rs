@@ -71,7 +71,7 @@ fn one(
     options: &Options,
 ) -> Result<(f64, Sample), Error> {
     let (pool, lists) = (data.pool()?, data.lists(order));
-    let exec = Executor::with_threads(threads).map_err(|e| Error::Python(e.to_string()))?;
+    let exec = Executor::with_threads(threads)?;
     let read = best_read(data.bytes(), threads);
     let numbers = Rng::new(3).normals(shape.q_heads * shape.head_dim);
     let q = Tensor3::contiguous(&numbers, [1, shape.q_heads, shape.head_dim])?;

@@ -71,7 +71,7 @@ pub(crate) const FLAGS: [(&str, &str); 13] = [
     ("repeats", "a number of at least 1"),
     ("seconds", "a positive number"),
     ("date", "a date"),
-    ("dump", "a file made by kvist.hf.dump"),
+    ("dump", "a file made by `python -m kvist dump`"),
     ("peers", "all or none"),
 ];
 

@@ -42,7 +42,7 @@ fn filled(shape: Shape, context: usize, dtype: DType, threads: usize) -> Result<
     let Shape { q_heads, kv_heads, head_dim } = shape;
     let geometry = Geometry::new(1, q_heads, kv_heads, head_dim, dtype);
     let bytes = 2 * (context + CHUNK) * kv_heads * geometry.token_bytes();
-    let exec = Executor::with_threads(threads).map_err(|e| Error::Python(e.to_string()))?;
+    let exec = Executor::with_threads(threads)?;
     let cache = Cache::builder(geometry).host_bytes(bytes as u64).executor(exec).build()?;
     let mut sequence = cache.sequence();
     let mut rng = Rng::new(21);

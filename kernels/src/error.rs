@@ -36,6 +36,14 @@ pub enum Error {
         /// The type given.
         found: DType,
     },
+    /// The operating system refused to start threads.
+    #[error("threads: expected to start {count}, found: {reason}")]
+    Threads {
+        /// How many were wanted.
+        count: usize,
+        /// What the system said.
+        reason: String,
+    },
     /// Strided memory does not lie inside its buffer.
     #[error("{what}: reaches element {last} of a buffer of {len}")]
     OutOfBounds {

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::Error;
+
 /// Runs numbered tasks, in any order, possibly at once.
 #[derive(Clone, Debug, Default)]
 pub struct Executor {
@@ -19,18 +21,26 @@ impl Executor {
         Executor { pool: None }
     }
 
+    /// Most threads of a pool: far above any machine, so that a slip does not fill the process table.
+    pub const THREADS_MAX: usize = 1024;
+
     /// A new pool of `threads` threads; `0` and `1` mean inline.
     ///
     /// # Errors
-    /// If the operating system refuses to start threads; the message is rayon's.
-    pub fn with_threads(threads: usize) -> Result<Executor, rayon::ThreadPoolBuildError> {
+    /// [`Error::Range`] above [`Executor::THREADS_MAX`], [`Error::Threads`] if the operating system
+    /// refuses to start that many.
+    pub fn with_threads(threads: usize) -> Result<Executor, Error> {
         if threads <= 1 {
             return Ok(Executor::inline());
+        }
+        if threads > Executor::THREADS_MAX {
+            return Err(Error::range("threads", format!("1..={}", Executor::THREADS_MAX), threads));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("kvist-{i}"))
-            .build()?;
+            .build()
+            .map_err(|e| Error::Threads { count: threads, reason: e.to_string() })?;
         Ok(Executor { pool: Some(Arc::new(pool)) })
     }
 

@@ -107,11 +107,7 @@ impl Builder {
             (Some(exec), _) => exec,
             (None, threads) => {
                 let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
-                let refused = |e: rayon::ThreadPoolBuildError| Error::System {
-                    what: "starting threads",
-                    reason: e.to_string(),
-                };
-                Executor::with_threads(threads.unwrap_or_else(all)).map_err(refused)?
+                Executor::with_threads(threads.unwrap_or_else(all))?
             }
         };
         let shared = Shared {

@@ -38,11 +38,11 @@ impl Default for Quest {
 /// where the decision is close, folded over the query group by softmax mass.
 ///
 /// Set a `budget`, or a `top_p`, or `max_missed_mass`, or a combination: the budget is then what is
-/// read at least, `max_tokens` what is read at most.
+/// read at least, `max_tokens` what is read at most. With none of them set the budget is 1024.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Boxed {
-    /// Bit planes stored per key channel, 2 to 4. Two are read for every token, later ones where
-    /// the choice is close, all of them for a certificate.
+    /// Bit planes stored per key channel, 2 to 4. Up to three are read for every token, the fourth
+    /// where the choice is close, all of them for a certificate.
     pub planes: u32,
     /// Tokens read per KV head and query, keeps included.
     pub budget: Option<usize>,

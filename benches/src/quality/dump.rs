@@ -1,4 +1,4 @@
-//! A dump of real queries, keys and values, as `kvist.hf.dump` writes it (see `docs/formats.md`).
+//! A dump of real queries, keys and values, as `kvist dump` writes it (see `docs/formats.md`).
 //! The file is not trusted: every length is checked before it is used.
 
 use std::path::Path;

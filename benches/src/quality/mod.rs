@@ -100,10 +100,10 @@ fn dump_path(options: &Options, sink: &Sink) -> Result<Option<PathBuf>, Error> {
     let path = std::env::temp_dir().join("kvist-smollm2.kvdump");
     if !path.exists() {
         sink.note("making a dump of real q, k, v (a minute)");
-        let args = ["-m", "kvist.hf.dump", "--out"];
+        let args = ["-m", "kvist", "dump", "--out"];
         let made = Command::new(interpreter()).args(args).arg(&path).status();
         if !made.map_err(Error::io("starting python"))?.success() {
-            sink.note("no dump: kvist.hf or the model is missing (see make demo); left out");
+            sink.note("no dump: the Python package or the model is missing (make develop models); left out");
             return Ok(None);
         }
     }

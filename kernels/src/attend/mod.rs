@@ -209,10 +209,13 @@ fn check(queries: &Queries, pool: &KvPool, params: &Params, out: &Out) -> Result
     if !(params.soft_cap.is_finite() && params.soft_cap >= 0.0) {
         return Err(Error::range("soft_cap", "finite and at least 0", params.soft_cap));
     }
-    if let Some(s) = params.sinks
-        && s.len() != heads
-    {
-        return Err(Error::shape("sinks", format!("{heads} logits"), s.len()));
+    if let Some(s) = params.sinks {
+        if s.len() != heads {
+            return Err(Error::shape("sinks", format!("{heads} logits"), s.len()));
+        }
+        if let Some(x) = s.iter().find(|x| x.is_nan() || **x == f32::INFINITY) {
+            return Err(Error::range("sinks", "finite logits or -inf", x));
+        }
     }
     Ok(indptr.len() - 1)
 }

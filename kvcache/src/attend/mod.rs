@@ -150,11 +150,14 @@ impl Cache {
                 return Err(Error::Length { what: "queries to attend", layer, len, found: n });
             }
         }
-        if let Some(sinks) = options.sinks
-            && sinks.len() != g.q_heads
-        {
-            let (expected, found) = (g.q_heads, sinks.len());
-            return Err(Error::Count { what: "sink logits", expected, found });
+        if let Some(sinks) = options.sinks {
+            if sinks.len() != g.q_heads {
+                let (expected, found) = (g.q_heads, sinks.len());
+                return Err(Error::Count { what: "sink logits", expected, found });
+            }
+            if let Some(x) = sinks.iter().find(|x| x.is_nan() || **x == f32::INFINITY) {
+                return Err(Error::setting("sinks", "finite logits or -inf", x));
+            }
         }
         let scale = options.scale.unwrap_or(1.0 / (g.dim_k as f32).sqrt());
         if !(scale.is_finite() && scale > 0.0) {
