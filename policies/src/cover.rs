@@ -1,6 +1,9 @@
 //! The arithmetic of the certificate: which tokens to read so that every query head's missed
 //! softmax mass is provably small. Masses are relative to one reference per head, sums in f64.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
 /// Upper bound of the missed share: `unread / (unread + read)`, where `unread` bounds the mass not
 /// read from above and `read` the mass read from below. 0 where nothing is unread; 1 where that
 /// cannot be said (a NaN or infinite bound).
@@ -33,26 +36,39 @@ pub fn fewest(mass: &[Vec<f64>], need: &[f64], max: usize) -> Vec<u32> {
             let w: f64 = mass.iter().zip(&left).map(of_head).sum();
             if w.is_nan() { f64::INFINITY } else { w }
         };
-        let mut ranked: Vec<(f64, u32)> = open.iter().map(|&t| (worth(t), t)).collect();
-        ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut ranked: BinaryHeap<Ranked> = open.iter().map(|&t| Ranked(worth(t), t)).collect();
         // Until the first head is satisfied; then the rest are ranked anew.
         let satisfied = left.iter().filter(|&&n| n <= 0.0).count();
-        let mut taken = 0;
-        for &(_, t) in &ranked {
-            if chosen.len() >= max || left.iter().filter(|&&n| n <= 0.0).count() > satisfied {
-                break;
-            }
+        while chosen.len() < max && left.iter().filter(|&&n| n <= 0.0).count() == satisfied {
+            let Some(Ranked(_, t)) = ranked.pop() else { break };
             chosen.push(t);
-            taken += 1;
             for (n, m) in left.iter_mut().zip(mass) {
                 *n -= if m[t as usize].is_nan() { 0.0 } else { m[t as usize] };
             }
         }
-        open = ranked[taken..].iter().map(|r| r.1).collect();
+        open = ranked.into_iter().map(|r| r.1).collect();
     }
     put_back(mass, &mut left, &mut chosen);
     chosen.sort_unstable();
     chosen
+}
+
+/// A token by its worth, then by its number, lower ones first.
+#[derive(PartialEq)]
+struct Ranked(f64, u32);
+
+impl Eq for Ranked {}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Ranked) -> Ordering {
+        self.0.total_cmp(&other.0).then(other.1.cmp(&self.1))
+    }
+}
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Ranked) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// Drops chosen tokens, the last first, whose mass no head needs.

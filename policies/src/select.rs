@@ -148,8 +148,9 @@ impl Boxed {
                 budget.to_string(),
             );
         }
-        if self.cap_tokens() < self.floor_tokens() {
-            let expected = format!("at least the tokens read anyway, {}", self.floor_tokens());
+        let anyway = self.floor_tokens().max(keeps);
+        if self.cap_tokens() < anyway {
+            let expected = format!("at least the tokens read anyway, {anyway}");
             return err("max_tokens", &expected, self.cap_tokens().to_string());
         }
         Ok(())
@@ -312,6 +313,12 @@ mod tests {
         for share in [0.0, 1.0, -0.5, f32::NAN, f32::INFINITY] {
             assert!(bad(Boxed::with_max_missed_mass(share)).contains("max_missed_mass"));
         }
+        let proven = Boxed { recent: 0, ..Boxed::with_max_missed_mass(0.1) };
+        assert_eq!(
+            bad(Boxed { max_tokens: Some(78), ..proven.clone() }),
+            "boxed: max_tokens must be at least the tokens read anyway, 79, found 78"
+        );
+        assert!(Select::Boxed(Boxed { max_tokens: Some(79), ..proven }).validate().is_ok());
         let quest = Select::Quest(Quest { budget: 16, unit_tokens: 16 });
         assert!(quest.validate().unwrap_err().to_string().contains("two units of 16"));
     }

@@ -47,10 +47,6 @@ impl Scored<'_> {
     pub(super) fn kept_tokens(&self) -> usize {
         self.keep[0].len() + self.keep[1].len()
     }
-
-    pub(super) fn kept_positions(&self) -> impl Iterator<Item = u32> {
-        self.keep.clone().into_iter().flatten().map(|p| p as u32)
-    }
 }
 
 pub(super) fn choose(work: &Work, boxed: &Boxed) -> Result<Choice, Error> {
@@ -178,12 +174,13 @@ fn read_keys(
     Ok(())
 }
 
-/// The tokens above every doubt, and the heaviest of the doubtful ones up to `count` in all.
+/// The tokens above every doubt, and the heaviest of the doubtful ones up to `count` in all. More
+/// than that can only be above where tiles are open; their first tokens are taken then.
 fn fill_up(count: usize, near: &Near, weights: &[f32], chosen: &mut Vec<u32>) {
     let doubtful: Vec<f32> = near.tokens.iter().map(|&t| weights[t as usize]).collect();
     select::top_k(&doubtful, count.saturating_sub(near.above.len()), chosen);
     chosen.iter_mut().for_each(|i| *i = near.tokens[*i as usize]);
-    chosen.extend(&near.above);
+    chosen.extend(near.above.iter().take(count));
     chosen.sort();
 }
 

@@ -35,7 +35,7 @@ impl Certificate {
     /// From the exact logits of the positions read.
     pub(super) fn of_read(work: &Work, positions: &[u32]) -> Result<Certificate, Error> {
         let logits = work.logits(&work.exact_query(true), positions.iter().copied())?;
-        let scale = f64::from(work.call.params.scale) * std::f64::consts::LOG2_E;
+        let scale = scale(work);
         let slack = slack(work);
         let n = positions.len();
         let read = (0..work.group).map(|h| {
@@ -88,18 +88,14 @@ fn uppers(work: &Work, scored: &Scored, bounds: &[f32]) -> Vec<Vec<f64>> {
     (0..work.group).map(of_head).collect()
 }
 
-/// Scores with every stored plane and returns upper bounds with the scores.
+/// Scores with every stored plane; `bounds` `[group][tiles]` says how far off they can be.
 fn bounded<'a>(
     work: &Work,
     boxed: &Boxed,
     estimates: &'a mut Vec<f32>,
-    bounds: &mut Vec<f32>,
-) -> Result<(Scored<'a>, Vec<Vec<f64>>), Error> {
-    let bounds = sized(bounds, work.group * work.cells().len());
-    let scored =
-        boxed::score(work, boxed, boxed.planes, estimates, Some(&mut *bounds), None, true)?;
-    let uppers = uppers(work, &scored, bounds);
-    Ok((scored, uppers))
+    bounds: &mut [f32],
+) -> Result<Scored<'a>, Error> {
+    boxed::score(work, boxed, boxed.planes, estimates, Some(bounds), None, true)
 }
 
 fn plane_bytes(work: &Work, boxed: &Boxed) -> u64 {
@@ -116,7 +112,9 @@ pub(super) fn prove(
     positions: &[u32],
     scratch: &mut Scratch,
 ) -> Result<Vec<f32>, Error> {
-    let (scored, uppers) = bounded(work, boxed, &mut scratch.estimates, &mut scratch.bounds)?;
+    let bounds = sized(&mut scratch.bounds, work.group * work.cells().len());
+    let scored = bounded(work, boxed, &mut scratch.estimates, bounds)?;
+    let uppers = uppers(work, &scored, bounds);
     let first = scored.candidates().start;
     let mut read = vec![false; scored.candidates().len()];
     for &p in positions {
@@ -133,61 +131,105 @@ pub(super) fn prove(
 
 /// Masses of one head relative to its reference.
 struct Masses {
+    /// Reference in base-2 logits.
+    top: f64,
     /// Kept tokens, from below.
     kept: f64,
     /// Candidates, from above, before any key is read.
     upper: Vec<f64>,
-    top: f64,
+    /// Estimated total.
+    total: f64,
+    /// Bound of the rounding of an exact raw logit.
+    slack: f64,
+    /// A mass from above is this times the mass from below, once the key is known.
+    growth: f64,
 }
 
-fn masses(work: &Work, scored: &Scored, uppers: &[Vec<f64>], slack: &[f64]) -> Vec<Masses> {
-    let scale = f64::from(work.call.params.scale) * std::f64::consts::LOG2_E;
-    let kept = scored.kept_tokens();
-    let of_head = |h: usize| {
-        let row = &scored.kept[h * kept..(h + 1) * kept];
-        let low = row.iter().map(|&x| (f64::from(x) - slack[h]) * scale);
-        let highest = uppers[h].iter().copied().filter(|x| x.is_finite());
-        let top = low.clone().chain(highest.map(|x| x * scale)).fold(f64::NEG_INFINITY, f64::max);
+impl Masses {
+    fn of_head(work: &Work, scored: &Scored, bounds: &[f32], slack: f64, head: usize) -> Masses {
+        let scale = scale(work);
+        let (kept, candidates) = (scored.kept_tokens(), scored.candidates());
+        let row = &scored.kept[head * kept..(head + 1) * kept];
+        let low = row.iter().map(|&x| (f64::from(x) - slack) * scale);
+        let estimates = &scored.estimates[head * scored.stride..][..scored.stride];
+        let highest =
+            estimates[candidates.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let top = low.clone().fold(f64::from(highest) * scale, f64::max);
         let top = if top.is_finite() { top } else { 0.0 };
-        let upper = uppers[h].iter().map(|&x| (x * scale - top).exp2()).collect();
-        Masses { kept: low.map(|x| (x - top).exp2()).sum(), upper, top }
-    };
-    (0..work.group).map(of_head).collect()
-}
-
-/// Estimated total mass of a head, relative to its reference.
-fn total(work: &Work, scored: &Scored, masses: &Masses, head: usize) -> f64 {
-    let scale = f64::from(work.call.params.scale) * std::f64::consts::LOG2_E;
-    let row = &scored.estimates[head * scored.stride..];
-    let estimate = |t: usize| (f64::from(row[t]) * scale - masses.top).exp2();
-    let sum: f64 = scored.candidates().map(estimate).filter(|x| x.is_finite()).sum();
-    masses.kept + sum
-}
-
-/// Candidates in the order in which their keys should be read, and how many of them: until what
-/// stays unread is small for every head.
-fn to_read(masses: &[Masses], totals: &[f64], eps: f64) -> (Vec<u32>, usize) {
-    let n = masses[0].upper.len();
-    let worst = |t: u32| {
-        let share =
-            |(m, &total): (&Masses, &f64)| m.upper[t as usize] / total.max(f64::MIN_POSITIVE);
-        masses.iter().zip(totals).map(share).fold(0.0, f64::max)
-    };
-    let mut order: Vec<(f64, u32)> = (0..n as u32).map(|t| (worst(t), t)).collect();
-    order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let order: Vec<u32> = order.into_iter().map(|x| x.1).collect();
-    let mut count = n;
-    let mut unread = vec![0f64; masses.len()];
-    while count > 0 {
-        let t = order[count - 1] as usize;
-        unread.iter_mut().zip(masses).for_each(|(u, m)| *u += m.upper[t]);
-        let within = |(u, total): (&f64, &f64)| *u <= UNREAD_SHARE * eps * total;
-        if !unread.iter().zip(totals).all(within) {
-            break;
+        let kept = low.map(|x| (x - top).exp2()).sum();
+        let (mut upper, mut total) = (Vec::with_capacity(candidates.len()), kept);
+        let tiles = scored.stride / TILE;
+        let mut at = candidates.start;
+        while at < candidates.end {
+            let tile = at / TILE;
+            let end = ((tile + 1) * TILE).min(candidates.end);
+            let widest = (f64::from(bounds[head * tiles + tile]) * scale).exp2();
+            for &x in &estimates[at..end] {
+                let mass = (f64::from(x) * scale - top).exp2();
+                // An open tile's estimate is NaN: nothing is known of it.
+                let known = mass.is_finite();
+                total += if known { mass } else { 0.0 };
+                upper.push(if known { mass * widest } else { f64::INFINITY });
+            }
+            at = end;
         }
-        count -= 1;
+        let growth = (2.0 * slack * scale).exp2();
+        Masses { top, kept, upper, total, slack, growth }
     }
-    (order, count)
+}
+
+/// Factor from raw logits to base 2.
+fn scale(work: &Work) -> f64 {
+    f64::from(work.call.params.scale) * std::f64::consts::LOG2_E
+}
+
+/// Candidates by the largest share of a head's mass that each could hold.
+struct Order(Vec<Ranked>);
+
+/// A share and a candidate.
+type Ranked = (f64, u32);
+
+impl Order {
+    fn new(masses: &[Masses]) -> Order {
+        let mut worst = vec![0f64; masses[0].upper.len()];
+        for m in masses {
+            let share = 1.0 / m.total.max(f64::MIN_POSITIVE);
+            worst.iter_mut().zip(&m.upper).for_each(|(w, u)| *w = w.max(u * share));
+        }
+        Order(worst.into_iter().zip(0..).collect())
+    }
+
+    /// Puts the `count - from` candidates of largest share among `from..to` first.
+    fn part(&mut self, from: usize, to: usize, count: usize) {
+        if (from..to).contains(&count) {
+            self.0[from..to].select_nth_unstable_by(count - from, |a, b| {
+                b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+            });
+        }
+    }
+
+    /// How many keys to read, those of largest share, so that what stays unread is small for every
+    /// head. They are put first.
+    fn count(&mut self, masses: &[Masses], eps: f64) -> usize {
+        // Candidates from `high` on stay unread, which is little enough; those before `low` may not.
+        let (mut low, mut high) = (0, self.0.len());
+        let mut unread = vec![0f64; masses.len()];
+        while low < high {
+            let middle = low + (high - low) / 2;
+            self.part(low, high, middle);
+            let more = |(m, u): (&Masses, &f64)| -> f64 {
+                u + self.0[middle..high].iter().map(|&(_, t)| m.upper[t as usize]).sum::<f64>()
+            };
+            let with: Vec<f64> = masses.iter().zip(&unread).map(more).collect();
+            let small = |(m, u): (&Masses, &f64)| *u <= UNREAD_SHARE * eps * m.total;
+            if masses.iter().zip(&with).all(small) {
+                (unread, high) = (with, middle);
+            } else {
+                low = middle + 1;
+            }
+        }
+        high
+    }
 }
 
 /// What the certificate works on.
@@ -195,28 +237,26 @@ struct Proof<'a> {
     work: &'a Work<'a>,
     boxed: &'a Boxed,
     scored: Scored<'a>,
-    slack: Vec<f64>,
     masses: Vec<Masses>,
-    /// Candidates, those whose keys to read first in front.
-    order: Vec<u32>,
 }
 
 /// Reads keys until the certificate can be given, then attends to the fewest tokens that give it.
 pub(super) fn choose(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
     let eps = boxed.max_missed_mass.map_or(0.0, f64::from);
-    let (scored, uppers) = bounded(work, boxed, &mut scratch.estimates, &mut scratch.bounds)?;
-    let slack = slack(work);
-    let masses = masses(work, &scored, &uppers, &slack);
-    let totals: Vec<f64> =
-        masses.iter().enumerate().map(|(h, m)| total(work, &scored, m, h)).collect();
-    let (order, mut count) = to_read(&masses, &totals, eps);
-    let proof = Proof { work, boxed, scored, slack, masses, order };
-    let n = proof.order.len();
+    let bounds = sized(&mut scratch.bounds, work.group * work.cells().len());
+    let scored = bounded(work, boxed, &mut scratch.estimates, bounds)?;
+    let of_head = |(h, &slack): (usize, &f64)| Masses::of_head(work, &scored, bounds, slack, h);
+    let masses: Vec<Masses> = slack(work).iter().enumerate().map(of_head).collect();
+    let mut order = Order::new(&masses);
+    let n = order.0.len();
+    let mut count = order.count(&masses, eps);
+    let proof = Proof { work, boxed, scored, masses };
     loop {
         if count as f64 > SCAN_SHARE * n as f64 {
             count = n;
         }
-        let choice = proof.with_keys(count, eps)?;
+        order.part(0, n, count);
+        let choice = proof.with_keys(&order.0[..count], &order.0[count..], eps)?;
         let proven = choice.bound.iter().flatten().all(|&b| f64::from(b) <= eps);
         // Estimated totals were too high: more keys. Or the cap on tokens binds: more will not help.
         if proven || count == n || choice.positions.len() >= boxed.cap_tokens() {
@@ -227,61 +267,77 @@ pub(super) fn choose(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Resul
 }
 
 impl Proof<'_> {
-    /// The choice after reading the keys of the first `count` candidates in order.
-    fn with_keys(&self, count: usize, eps: f64) -> Result<Choice, Error> {
+    /// The choice after reading the keys of some candidates, and not those of the others.
+    fn with_keys(&self, near: &[Ranked], far: &[Ranked], eps: f64) -> Result<Choice, Error> {
         let (work, scored, masses) = (self.work, &self.scored, &self.masses);
         let first = scored.candidates().start as u32;
-        let mut read: Vec<u32> = self.order[..count].to_vec();
-        read.sort_unstable();
+        let read = ascending(near, near.len() + far.len());
         let logits = work.logits(&work.exact_query(true), read.iter().map(|&t| t + first))?;
-        let low = self.key_masses(&logits, -1.0);
-        let high = self.key_masses(&logits, 1.0);
-        let unread: Vec<f64> = masses
+        let low = self.key_masses(&logits);
+        // All that is not kept, from above.
+        let all: Vec<f64> = masses
             .iter()
-            .map(|m| self.order[count..].iter().map(|&t| m.upper[t as usize]).sum())
+            .zip(&low)
+            .map(|(m, low)| {
+                let unread: f64 = far.iter().map(|&(_, t)| m.upper[t as usize]).sum();
+                unread + low.all * m.growth
+            })
             .collect();
         // What is missed must stay below eps of everything: read >= (1 - eps) * all.
-        let need = |h: usize| {
-            let all = masses[h].kept + unread[h] + high[h].iter().sum::<f64>();
-            (1.0 - eps) * all * (1.0 + 1e-9) - masses[h].kept
-        };
-        let need: Vec<f64> = (0..work.group).map(need).collect();
+        let need = |(m, all): (&Masses, &f64)| (1.0 - eps) * (m.kept + all) * (1.0 + 1e-9) - m.kept;
+        let need: Vec<f64> = masses.iter().zip(&all).map(need).collect();
+        let low: Vec<Vec<f64>> = low.into_iter().map(|l| l.each).collect();
         let kept = scored.kept_tokens();
         let mut chosen = cover::fewest(&low, &need, self.boxed.cap_tokens().saturating_sub(kept));
         fill(&mut chosen, &low, self.boxed.floor_tokens().saturating_sub(kept));
-        let bound = (0..work.group).map(|h| {
-            let all = unread[h] + high[h].iter().sum::<f64>();
-            let missed = chosen.iter().fold(all, |m, &i| m - high[h][i as usize]);
-            let held = chosen.iter().fold(masses[h].kept, |m, &i| m + low[h][i as usize]);
+        let bound = masses.iter().zip(&all).zip(&low).map(|((m, all), low)| {
+            let held: f64 = chosen.iter().map(|&i| low[i as usize]).sum();
+            let missed = (all - held * m.growth).max(0.0);
+            let held = m.kept + held;
             // The subtraction may leave rounding dust of either sign.
-            round_up(cover::missed_share(missed.max(0.0) + (all + held) * 1e-12, held))
+            round_up(cover::missed_share(missed + (all + held) * 1e-12, held))
         });
         let mut choice = Choice { bound: Some(bound.collect()), ..Choice::default() };
-        choice.positions = scored.kept_positions().collect();
+        choice.positions.extend(scored.keep[0].clone().map(|p| p as u32));
         choice.positions.extend(chosen.iter().map(|&i| read[i as usize] + first));
-        choice.positions.sort_unstable();
+        choice.positions.extend(scored.keep[1].clone().map(|p| p as u32));
         choice.bytes.summary = plane_bytes(work, self.boxed);
         choice.bytes.keys = (read.len() - chosen.len()) as u64 * work.key_bytes();
         Ok(choice)
     }
 
-    /// Masses `[group][tokens]` of tokens whose raw logits are known: from below for `side` -1,
-    /// from above for 1.
-    fn key_masses(&self, logits: &[f32], side: f64) -> Vec<Vec<f64>> {
-        let scale = f64::from(self.work.call.params.scale) * std::f64::consts::LOG2_E;
+    /// Masses of tokens whose raw logits `[group][tokens]` are known.
+    fn key_masses(&self, logits: &[f32]) -> Vec<KeyMasses> {
+        let scale = scale(self.work);
         let tokens = logits.len() / self.work.group;
-        let mass = |h: usize, i: usize| {
-            let x = f64::from(logits[h * tokens + i]) + side * self.slack[h];
-            let mass = (x * scale - self.masses[h].top).exp2();
+        let of_head = |(h, m): (usize, &Masses)| {
+            let row = &logits[h * tokens..(h + 1) * tokens];
+            let mass = |&x: &f32| ((f64::from(x) - m.slack) * scale - m.top).exp2();
+            let mut each: Vec<f64> = row.iter().map(mass).collect();
             // A NaN key could hold anything: nothing from below, everything from above.
-            match (mass.is_nan(), side < 0.0) {
-                (false, _) => mass,
-                (true, true) => 0.0,
-                (true, false) => f64::INFINITY,
+            let all: f64 = each.iter().sum();
+            if all.is_nan() {
+                each.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = 0.0);
             }
+            KeyMasses { each, all: if all.is_nan() { f64::INFINITY } else { all } }
         };
-        (0..self.work.group).map(|h| (0..tokens).map(|i| mass(h, i)).collect()).collect()
+        self.masses.iter().enumerate().map(of_head).collect()
     }
+}
+
+/// Masses of tokens whose keys were read.
+struct KeyMasses {
+    /// From below.
+    each: Vec<f64>,
+    /// Their sum; infinite if it is not known.
+    all: f64,
+}
+
+/// The candidates of a part of the order, ascending; `n` in all.
+fn ascending(part: &[Ranked], n: usize) -> Vec<u32> {
+    let mut there = vec![false; n];
+    part.iter().for_each(|&(_, t)| there[t as usize] = true);
+    (0..n as u32).filter(|&t| there[t as usize]).collect()
 }
 
 /// Adds the heaviest tokens left until there are `least`.
