@@ -110,6 +110,33 @@ proptest! {
     }
 
     #[test]
+    fn a_constant_added_to_a_head_changes_no_mass(
+        quarters in prop::collection::vec(-160i32..160, 3 * 40), by in prop::collection::vec(-1000i32..1000, 3),
+    ) {
+        // I-12: such logits are exact in f32 before and after.
+        let est: Vec<f32> = quarters.iter().map(|&x| x as f32 / 4.0).collect();
+        let moved: Vec<f32> = est.iter().enumerate().map(|(i, x)| x + by[i / 40] as f32).collect();
+        let masses = |est: &[f32]| {
+            let (mut lse, mut out) = ([f32::NEG_INFINITY; 3], vec![0f32; 40]);
+            select::lse2(est, 40, 0.5, &mut lse);
+            select::fold_mass(est, 40, 0.5, &lse, &mut out);
+            out
+        };
+        for (a, b) in masses(&est).iter().zip(masses(&moved)) {
+            prop_assert!((a - b).abs() <= 1e-3 * a.abs() + 1e-30, "{} {}", a, b);
+        }
+    }
+
+    #[test]
+    fn a_choice_is_not_changed_by_choosing_again(w in prop::collection::vec(weight(), 1..300), k in 1usize..300) {
+        // I-8: no state between calls, and the same choice from a longer buffer.
+        let first = top_k(&w, k);
+        let mut used = (0..1000).collect();
+        select::top_k(&w, k, &mut used);
+        prop_assert_eq!(first, used);
+    }
+
+    #[test]
     fn forced_ids_are_part_of_the_budget(
         w in prop::collection::vec(weight(), 1..120), k in 0usize..130,
         cuts in prop::collection::vec(0u32..120, 0..6),

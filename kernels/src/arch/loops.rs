@@ -261,22 +261,18 @@ unsafe fn softmax<S: Simd>(x: &mut Step) {
     let padded = x.n.next_multiple_of(16);
     for r in 0..x.rows {
         let s = &mut x.s[r * TILE..(r + 1) * TILE];
+        // SAFETY: by the function's contract; `padded` <= TILE is a multiple of every S::N.
+        unsafe { shape::<S>(&mut s[..padded], x.scale, x.cap) }
+        // After the cap, which would lift a hidden token to `-cap`.
         s[x.n..padded].fill(f32::NEG_INFINITY);
         if let Some(masks) = x.masks {
             mask_row(&mut s[..x.n], masks[r]);
         }
-        // SAFETY: by the function's contract; `padded` <= TILE is a multiple of every S::N.
+        // SAFETY: as above.
         unsafe {
             let mut top = S::splat(f32::NEG_INFINITY);
             for t in (0..padded).step_by(S::N) {
-                let at = s.as_mut_ptr().add(t);
-                let mut v = S::mul(S::load(at), S::splat(x.scale));
-                if x.cap > 0.0 {
-                    v = soft_cap_masked::<S>(v, x.cap);
-                }
-                v = S::mul(v, S::splat(LOG2E));
-                S::store(at, v);
-                top = S::max(v, top);
+                top = S::max(S::load(s.as_ptr().add(t)), top);
             }
             let old = x.m[r];
             let new = old.max(S::hmax(top));
@@ -296,14 +292,19 @@ unsafe fn softmax<S: Simd>(x: &mut Step) {
     }
 }
 
-/// Soft-cap that leaves masked lanes at -inf.
+/// Scaled and capped scores in base 2.
 #[inline(always)]
-unsafe fn soft_cap_masked<S: Simd>(v: S::F, cap: f32) -> S::F {
-    // SAFETY: the caller enabled the instruction set. The cap alone would lift a masked lane to
-    // -cap; `min(v, lowest) - lowest` is -inf there and 0 in every finite lane.
-    unsafe {
-        let lowest = S::splat(f32::MIN);
-        S::add(soft_cap::<S>(v, cap), S::sub(S::min(v, lowest), lowest))
+unsafe fn shape<S: Simd>(s: &mut [f32], scale: f32, cap: f32) {
+    for t in (0..s.len()).step_by(S::N) {
+        // SAFETY: the caller enabled the instruction set and passes whole vectors.
+        unsafe {
+            let at = s.as_mut_ptr().add(t);
+            let mut v = S::mul(S::load(at), S::splat(scale));
+            if cap > 0.0 {
+                v = soft_cap::<S>(v, cap);
+            }
+            S::store(at, S::mul(v, S::splat(LOG2E)));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use kvist_kernels::score::{self, CellList, UnitQuery};
 use kvist_kernels::summary::{self, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
+use proptest::prelude::*;
 
 use crate::common::{Keys, Rng, queries, shapes};
 
@@ -143,4 +144,101 @@ fn order_of_tokens_in_a_unit_does_not_matter() {
     let scores = unit_scores(Isa::level(), spec, &q, &cells, 1.0, false);
     assert!(scores[0].is_nan() && scores[1..].iter().all(|s| s.is_finite()));
     assert_eq!(unit_scores(Isa::level(), spec, &q, &cells, 1.0, true)[0], f32::INFINITY);
+}
+
+proptest! {
+    #[test]
+    fn bounds_hold_at_the_extremes_of_each_dtype(
+        dim in 1usize..40, dtype in prop::sample::select(DType::ALL.to_vec()),
+        tokens in prop::sample::select(vec![1usize, 2, 16, 64]),
+        picks in prop::collection::vec(0usize..12, 64 * 40),
+        numbers in prop::collection::vec(-2f32..2.0, 40),
+    ) {
+        // I-1, from above and, for the negated query, from below.
+        let size = |x: f32| match dtype {
+            DType::F32 => x,
+            DType::Bf16 => x.min(3.3e38),
+            DType::F16 => x.min(65504.0),
+        };
+        let some = [
+            0.0, -0.0, size(f32::MAX), -size(f32::MAX), f32::MIN_POSITIVE, -1e-7, 6e-8, 1.0, -1.0, 1e4, -3e3,
+            0.1,
+        ];
+        let keys = Keys::new(dtype, dim, (0..64 * dim).map(|i| some[picks[i]]).collect());
+        let spec = UnitSpec::new(UnitKind::Box, dim, dtype, tokens).unwrap();
+        let cells = keys.units(&spec);
+        let q = &numbers[..dim];
+        let negated: Vec<f32> = q.iter().map(|x| -x).collect();
+        for (q, sign) in [(q, 1.0), (&negated[..], -1.0)] {
+            let upper = unit_scores(Isa::level(), spec, q, &cells, 1.0, true);
+            for (unit, &u) in upper.iter().enumerate() {
+                for t in unit * tokens..(unit + 1) * tokens {
+                    let exact = keys.dot(q, t);
+                    prop_assert!(f64::from(u) >= exact, "{} {} {}", sign, u, exact);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn boxes_grow_in_any_steps(
+        dim in 1usize..70, dtype in prop::sample::select(DType::ALL.to_vec()), seed in any::<u64>(),
+        cuts in prop::collection::vec(1usize..64, 0..6),
+    ) {
+        // I-3
+        let keys = Keys::random(&mut Rng(seed), dtype, dim, 1);
+        let spec = UnitSpec::new(UnitKind::Box, dim, dtype, 64).unwrap();
+        let (fresh, ptrs) = (keys.units(&spec), keys.ptrs(0));
+        let mut cuts = [vec![0, 64], cuts].concat();
+        cuts.sort_unstable();
+        let mut cell = vec![0xa5u8; spec.cell_bytes()];
+        for step in cuts.windows(2) {
+            // SAFETY: the pointers are rows of `bytes`.
+            unsafe { summary::update_unit(&spec, &mut cell, 0, step[0], &ptrs[step[0]..step[1]]) }
+        }
+        prop_assert_eq!(&cell[..spec.row_bytes()], &fresh[..spec.row_bytes()]);
+    }
+}
+
+#[test]
+fn integers_score_the_same_at_every_level() {
+    // I-15: every product and sum is exact.
+    let mut rng = Rng(15);
+    for dim in [1, 15, 16, 33, 64, 100] {
+        let values = (0..3 * 64 * dim).map(|_| (rng.bits() % 17) as f32 - 8.0).collect();
+        let q: Vec<f32> = (0..5 * dim).map(|_| (rng.bits() % 17) as f32 - 8.0).collect();
+        for dtype in DType::ALL {
+            let keys = Keys::new(dtype, dim, Vec::clone(&values));
+            for kind in [UnitKind::Box, UnitKind::Mean] {
+                // Means of one token: whole numbers too.
+                let tokens = if kind == UnitKind::Box { 16 } else { 1 };
+                let spec = UnitSpec::new(kind, dim, dtype, tokens).unwrap();
+                let cells = keys.units(&spec);
+                let plain = unit_scores(Isa::Generic, spec, &q, &cells, 1.0, false);
+                for isa in Isa::available() {
+                    assert_eq!(unit_scores(isa, spec, &q, &cells, 1.0, false), plain, "{isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn equal_units_score_the_same() {
+    // I-13
+    let mut rng = Rng(16);
+    for dim in [1, 17, 64] {
+        let one = Keys::random(&mut rng, DType::Bf16, dim, 1);
+        let keys = Keys::new(DType::Bf16, dim, one.values.repeat(5));
+        let q = queries(&mut rng, 3, dim);
+        for kind in [UnitKind::Box, UnitKind::Mean, UnitKind::Moment2] {
+            let spec = UnitSpec::new(kind, dim, DType::Bf16, 64).unwrap();
+            for isa in Isa::available() {
+                let scores = unit_scores(isa, spec, &q, &keys.units(&spec), 0.2, false);
+                for of_head in scores.chunks(5) {
+                    assert!(of_head.iter().all(|s| s.to_bits() == of_head[0].to_bits()), "{isa:?}");
+                }
+            }
+        }
+    }
 }

@@ -22,8 +22,7 @@ fn executor(threads: Whole) -> PyResult<Executor> {
     if let Some(pool) = pools.get(&threads) {
         return Ok(pool.clone());
     }
-    let pool =
-        Executor::with_threads(threads).map_err(|e| raise("KvistError", e.to_string()))?;
+    let pool = Executor::with_threads(threads).map_err(|e| raise("KvistError", e.to_string()))?;
     pools.insert(threads, pool.clone());
     Ok(pool)
 }

@@ -1,0 +1,9 @@
+//! The store against a plain model: a vector of keys and values per sequence, attended in f64.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod calls;
+mod common;
+mod invariants;
+mod memory;
+mod model;
