@@ -13,7 +13,7 @@ use crate::summaries::{Spec, TILE};
 
 /// Tokens within this many rms errors of the cut are looked at more closely: by a further plane
 /// where a tile has many of them, by their true keys where it has few.
-const STRADDLE: f32 = 0.75;
+const STRADDLE: f32 = 0.5;
 /// Where all tokens below the cut hold less than this share of the mass, their order is not worth
 /// a closer look.
 const NEGLIGIBLE: f32 = 1e-4;
@@ -295,25 +295,27 @@ fn straddlers(
     let widest = sigma[first..=last].iter().copied().fold(0.0, f32::max);
     select::at_least(weights, cut / factor(widest), ids);
     let tile_of = |t: &u32| (*t as usize + candidates.start) / TILE;
+    // As long as they can get; the counts say how much of them is used.
+    (near.above, near.tokens) = (vec![0; ids.len()], vec![0; ids.len()]);
+    let (mut above, mut within) = (0, 0);
     for ids in ids.chunk_by(|a, b| tile_of(a) == tile_of(b)) {
         let tile = tile_of(&ids[0]);
         let factor = factor(sigma[tile]);
         let (low, high) = (cut / factor, cut * factor);
-        let (mut within, mut n) = ([0u32; TILE], 0);
-        let (mut above, mut m) = ([0u32; TILE], 0);
+        let before = within;
         for &t in ids {
-            // Written always, counted where it holds: a branch would be mispredicted. Both counts
-            // stay below the number of ids, at most a tile.
+            // Written always, counted where it holds: a branch would be mispredicted.
             let w = weights[t as usize];
-            (within[n], above[m]) = (t, t);
-            n += usize::from(w >= low && w <= high);
-            m += usize::from(w > high || w.is_nan());
+            (near.above[above], near.tokens[within]) = (t, t);
+            above += usize::from(w > high || w.is_nan());
+            within += usize::from(w >= low && w <= high);
         }
-        near.above.extend(&above[..m]);
-        match n > keys {
-            true => near.tiles.push(tile as u32),
-            false => near.tokens.extend(&within[..n]),
+        if within - before > keys {
+            within = before;
+            near.tiles.push(tile as u32);
         }
     }
+    near.above.truncate(above);
+    near.tokens.truncate(within);
     near
 }
