@@ -3,6 +3,8 @@
 /// Bits of the three digits, most significant first.
 const DIGITS: [(u32, u32); 3] = [(21, 11), (10, 11), (0, 10)];
 const BINS: usize = 1 << 11;
+/// Shorter lists are not worth the counters.
+const FEW: usize = 1024;
 /// Interleaved counters of the first digit: equal neighbours would wait for each other's store.
 const BANKS: usize = 4;
 
@@ -51,6 +53,11 @@ fn find(bins: &[u32], k: usize) -> (usize, usize) {
 /// The k-th largest key, `1 <= k <= weights.len()`. `buffer` is scratch.
 pub(super) fn kth(weights: &[f32], k: usize, buffer: &mut Vec<u32>) -> u32 {
     debug_assert!((1..=weights.len()).contains(&k));
+    if weights.len() <= FEW {
+        buffer.clear();
+        buffer.extend(weights.iter().map(|&x| key(x)));
+        return *buffer.select_nth_unstable_by(k - 1, |a, b| b.cmp(a)).1;
+    }
     let bins = count_first(weights.iter().map(|&x| key(x)));
     let (bin, above) = find(&bins, k);
     collect(weights, bin as u32, bins[bin] as usize, buffer);
