@@ -61,7 +61,7 @@ impl Executor {
         match &self.pool {
             Some(pool) if tasks > 1 => {
                 let next = AtomicUsize::new(0);
-                pool.broadcast(|_| {
+                let work = || {
                     loop {
                         let i = next.fetch_add(1, Ordering::Relaxed);
                         if i >= tasks {
@@ -69,6 +69,13 @@ impl Executor {
                         }
                         task(i);
                     }
+                };
+                // The caller works too instead of sleeping until the others, which must first wake
+                // up, are done.
+                let others = (pool.current_num_threads() - 1).min(tasks - 1);
+                pool.in_place_scope(|scope| {
+                    (0..others).for_each(|_| scope.spawn(|_| work()));
+                    work();
                 });
             }
             _ => (0..tasks).for_each(task),
