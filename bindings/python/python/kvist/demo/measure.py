@@ -19,6 +19,8 @@ from kvist.hf import KvistCache
 
 from . import text
 
+TURNS, STEPS = 5, 4
+"""Turns of each cache when speed is measured, and tokens of a turn."""
 CHUNK = 512
 """Tokens of a prefill step."""
 ANSWER_TOKENS = 10
@@ -103,7 +105,7 @@ def run(model_dir: Path, quick: bool) -> Result:
         last = _prefill(model, full, task.context, bar)
         result.prefill_s = time.perf_counter() - start
         others = rows_to_run(len(task.context), quick)
-        share = 70 / (len(others) + 2)
+        share = 65 / (len(others) + 2)
         bench = _Bench(model, tokenizer, task, last)
 
         bar.set_description_str("decoding: kvist full")
@@ -122,6 +124,11 @@ def run(model_dir: Path, quick: bool) -> Result:
             if name.endswith("boxed 1/8"):
                 result.reads, result.reads_end, result.read_by = *done.reads, name
             _advance(bar, share)
+        bar.set_description_str("measuring speed, in turns")
+        forks = [_forker(full, select, budget)() for _, select, budget in others]
+        speeds = bench.speeds(own_attention, [bench.dynamic(full), full.fork(), *forks])
+        for row, speed in zip(result.rows, speeds, strict=True):
+            row.tokens_per_s = speed
         result.asked = text.FACTS[bench.asked][0]
         result.asked_depth = task.depths[bench.asked]
     bar.update(100 - bar.n)
@@ -167,8 +174,8 @@ class _Bench:
         """Held-out tokens one by one, then the questions, each on a fork of its own."""
         row = Row(name)
         cache = fork()
-        log_probs, seconds = self._held_out(cache)
-        row.steps, row.tokens_per_s = len(log_probs), len(log_probs) / seconds
+        log_probs = self._held_out(cache)
+        row.steps = len(log_probs)
         report = cache.report()
         row.tokens_read, row.bytes_read = report.tokens_read, report.bytes_read
         row.resident = report.resident_bytes
@@ -184,10 +191,10 @@ class _Bench:
     def own_row(self, full: KvistCache, reference: _Done) -> Row:
         """The model's own cache, filled with the keys and values that kvist holds."""
         row = Row("own cache (DynamicCache, sdpa)")
-        cache = self._dynamic(full)
+        cache = self.dynamic(full)
         past = cache.get_seq_length()
-        log_probs, seconds = self._held_out(cache)
-        row.steps, row.tokens_per_s = len(log_probs), len(log_probs) / seconds
+        log_probs = self._held_out(cache)
+        row.steps = len(log_probs)
         row.tokens_read = past + len(log_probs) / 2
         tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
         row.resident = sum(t.numel() * t.element_size() for t in tensors)
@@ -201,7 +208,7 @@ class _Bench:
         self._score(row, answers, reference.answers)
         return row
 
-    def _dynamic(self, full: KvistCache) -> DynamicCache:
+    def dynamic(self, full: KvistCache) -> DynamicCache:
         cache = DynamicCache(config=self.model.config)
         sequence = full.sequences[0]
         for layer, slot in full.kvist_layers.items():
@@ -209,14 +216,27 @@ class _Bench:
             cache.update(k.transpose(0, 1)[None], v.transpose(0, 1)[None], layer)
         return cache
 
-    def _held_out(self, cache: Any) -> tuple[torch.Tensor, float]:
-        """Log-probabilities after each held-out token, and seconds."""
+    def speeds(self, own_attention: str, caches: list[Any]) -> list[float]:
+        """Tokens/s of each cache, the first being the model's own. They take turns, a few tokens
+        each, so that all see the same machine; the first turn warms up."""
+        times: list[list[float]] = [[] for _ in caches]
+        for _ in range(TURNS + 1):
+            for cache, seconds in zip(caches, times):
+                own = cache is caches[0]
+                self.model.set_attn_implementation(own_attention if own else "kvist")
+                start = time.perf_counter()
+                for token in self.task.held_out[:STEPS]:
+                    self.model(torch.tensor([[token]]), past_key_values=cache)
+                seconds.append((time.perf_counter() - start) / STEPS)
+        return [1 / float(np.median(seconds[1:])) for seconds in times]
+
+    def _held_out(self, cache: Any) -> torch.Tensor:
+        """Log-probabilities after each held-out token."""
         out = []
-        start = time.perf_counter()
         for token in self.task.held_out:
             logits = self.model(torch.tensor([[token]]), past_key_values=cache).logits
             out.append(logits[0, -1].log_softmax(-1))
-        return torch.stack(out), time.perf_counter() - start
+        return torch.stack(out)
 
     def _compare(self, row: Row, log_probs: torch.Tensor, reference: torch.Tensor) -> None:
         # Rounding may leave a sum of nothing just below zero.
