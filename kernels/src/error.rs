@@ -44,6 +44,12 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// Encoded bytes that no encoder wrote.
+    #[error("corrupt tile: {what}")]
+    Corrupt {
+        /// What does not fit.
+        what: &'static str,
+    },
     /// Strided memory does not lie inside its buffer.
     #[error("{what}: reaches element {last} of a buffer of {len}")]
     OutOfBounds {

@@ -10,6 +10,7 @@ mod arch;
 pub mod attend;
 pub mod convert;
 mod dtype;
+pub mod entropy;
 mod error;
 mod exec;
 mod isa;

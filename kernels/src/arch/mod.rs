@@ -6,6 +6,7 @@
     reason = "inner loops: raw pointers by argument, register arrays by index"
 )]
 
+pub(crate) mod expw;
 mod generic;
 mod loops;
 mod simd;
@@ -27,6 +28,18 @@ pub(crate) mod boxed_filter;
 pub(crate) mod boxed_fold;
 #[cfg(target_arch = "x86_64")]
 mod boxed_round;
+#[cfg(target_arch = "x86_64")]
+mod expw_avx2;
+#[cfg(target_arch = "x86_64")]
+mod expw_avx512;
+#[cfg(target_arch = "x86_64")]
+mod expw_bases;
+#[cfg(target_arch = "x86_64")]
+mod expw_decode;
+#[cfg(target_arch = "x86_64")]
+mod expw_encode;
+#[cfg(target_arch = "x86_64")]
+mod expw_lanes;
 #[cfg(target_arch = "x86_64")]
 mod fused;
 
