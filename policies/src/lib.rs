@@ -3,12 +3,15 @@
 //! replayed alone.
 //!
 //! Here: the selectors of query-aware decoding ([`Select`]) with their defaults and the tokens
-//! they always keep ([`Keep`]), and the arithmetic of the missed-mass certificate ([`cover`]).
+//! they always keep ([`Keep`]), the arithmetic of the missed-mass certificate ([`cover`]), which
+//! pages leave memory ([`place`]), and which come back before they are asked for ([`prefetch`]).
 #![forbid(unsafe_code)]
 
 pub mod cover;
 mod error;
 mod keep;
+pub mod place;
+pub mod prefetch;
 mod select;
 
 pub use error::Error;

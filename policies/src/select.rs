@@ -213,6 +213,16 @@ impl Select {
         }
     }
 
+    /// The tokens that are read whatever the query says.
+    #[must_use]
+    pub fn keep(&self) -> Keep {
+        match self {
+            Select::Full => Keep { sinks: 0, recent: 0 },
+            Select::Quest(q) => Keep { sinks: 0, recent: q.unit_tokens },
+            Select::Boxed(b) => b.keep(),
+        }
+    }
+
     /// Checks every setting.
     ///
     /// # Errors
