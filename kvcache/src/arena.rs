@@ -35,6 +35,8 @@ pub(crate) struct Arena {
     cell_bytes: usize,
     cells: usize,
     budget: Arc<Budget>,
+    /// Cells are wiped when nobody uses them any more.
+    wipes: bool,
     state: Mutex<State>,
 }
 
@@ -52,6 +54,24 @@ impl Arena {
         most: usize,
         budget: Arc<Budget>,
     ) -> Result<Arc<Arena>, Error> {
+        Arena::make(cell_bytes, most, budget, false).map(Arc::new)
+    }
+
+    /// [`Arena::new`] whose cells are wiped when nobody uses them any more.
+    pub(crate) fn wiping(
+        cell_bytes: usize,
+        most: usize,
+        budget: Arc<Budget>,
+    ) -> Result<Arc<Arena>, Error> {
+        Arena::make(cell_bytes, most, budget, true).map(Arc::new)
+    }
+
+    fn make(
+        cell_bytes: usize,
+        most: usize,
+        budget: Arc<Budget>,
+        wipes: bool,
+    ) -> Result<Arena, Error> {
         let cells = (budget.limit() / (cell_bytes as u64 + CELL_OVERHEAD)).min(most as u64);
         let cells = cells as usize;
         let len = (cells * cell_bytes).next_multiple_of(HUGE) + HUGE;
@@ -68,12 +88,17 @@ impl Arena {
         let start = map.as_ptr() as usize;
         let offset = start.next_multiple_of(HUGE) - start;
         let state = State { free: FreeList::default(), regions: Regions::new(cell_bytes, HUGE) };
-        Ok(Arc::new(Arena { map, offset, cell_bytes, cells, budget, state: Mutex::new(state) }))
+        Ok(Arena { map, offset, cell_bytes, cells, budget, wipes, state: Mutex::new(state) })
     }
 
     /// Start of cell 0.
     pub(crate) fn base(&self) -> *mut u8 {
         self.map.as_mut_ptr().wrapping_add(self.offset)
+    }
+
+    /// Where a cell starts.
+    pub(crate) fn at(&self, id: u32) -> *const u8 {
+        self.base().wrapping_add(id as usize * self.cell_bytes)
     }
 
     /// Bytes of a cell.
@@ -119,6 +144,15 @@ impl Arena {
         Ok(cells)
     }
 
+    /// Takes up to `n` cells: as many as are free.
+    pub(crate) fn take_some(self: &Arc<Arena>, n: usize) -> Vec<Arc<Cell>> {
+        let free = self.budget.limit().saturating_sub(self.budget.used());
+        let fit = free / (self.cell_bytes as u64 + CELL_OVERHEAD);
+        let fit = fit.min((self.cells - self.used()) as u64) as usize;
+        // Somebody may have been quicker; then there are none.
+        self.take(n.min(fit)).unwrap_or_default()
+    }
+
     fn give(&self, id: u32) {
         let mut state = self.lock();
         state.free.give(id as usize);
@@ -145,6 +179,11 @@ impl Cell {
         self.id
     }
 
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.arena.cell_bytes
+    }
+
     /// The cell's memory.
     pub(crate) fn ptr(&self) -> *mut u8 {
         self.arena.base().wrapping_add(self.id as usize * self.arena.cell_bytes)
@@ -159,6 +198,12 @@ impl Cell {
         Some(unsafe { std::slice::from_raw_parts_mut(cell.ptr(), len) })
     }
 
+    /// The cell's bytes, for a holder who knows that nobody writes any more.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: inside the map; `bytes_mut` needs the sole handle, and so ends before others exist.
+        unsafe { std::slice::from_raw_parts(self.ptr(), self.arena.cell_bytes) }
+    }
+
     /// Fresh cells read as NaN, so that a test notices a row that was never written.
     #[cfg(debug_assertions)]
     fn poison(&self) {
@@ -169,6 +214,10 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
+        if self.arena.wipes && !cfg!(kvist_bug = "not_wiped") {
+            // SAFETY: inside the map, and this is the last handle.
+            unsafe { std::ptr::write_bytes(self.ptr(), 0, self.arena.cell_bytes) }
+        }
         self.arena.give(self.id);
         self.arena.budget.release(self.arena.cell_bytes as u64 + CELL_OVERHEAD);
     }

@@ -1,14 +1,19 @@
 //! The cache: memory, budget, selector and threads that sequences share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvist_kernels::{Executor, KvLayout, KvPool};
 use kvist_policies::Select;
 
 use crate::arena::{Arena, CELL_OVERHEAD};
 use crate::budget::Budget;
+use crate::codec::Codec;
+use crate::disk::{Disk, DiskOptions};
+use crate::live::{self, Below, Shelf, Tier};
 use crate::stats::{Counters, Stats};
 use crate::summaries::{Selector, Stores};
+use crate::vfs::{self, Vfs};
 use crate::{Error, Geometry, Sequence};
 
 /// The KV cache of one model: pages of all its sequences under one byte budget.
@@ -30,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) selector: Selector,
     pub(crate) exec: Executor,
     pub(crate) counters: Counters,
+    pub(crate) tier: Option<Tier>,
 }
 
 /// Settings of a [`Cache`], each with a default.
@@ -41,7 +47,15 @@ pub struct Builder {
     dense_layers: Vec<usize>,
     threads: Option<usize>,
     exec: Option<Executor>,
+    below: Option<Arc<dyn Below>>,
+    live: live::Options,
+    disk: Option<DiskOptions>,
+    disk_codec: Codec,
+    vfs: Option<Arc<dyn Vfs>>,
 }
+
+/// How often room is made for one call.
+const ATTEMPTS: u32 = 20;
 
 /// Host tier where nothing is said.
 const HOST_BYTES_DEFAULT: u64 = 1 << 30;
@@ -82,6 +96,68 @@ impl Builder {
         self
     }
 
+    /// Whether pages that a layer will probably select are read before they are asked for. Default
+    /// yes. Only with a lower tier.
+    #[must_use]
+    pub fn prefetch(mut self, on: bool) -> Builder {
+        self.live.prefetch = on;
+        self
+    }
+
+    /// Whether finished pages are written below before their frames are needed, on a thread named
+    /// `kvist-demote`. Default yes; without, who needs a frame writes. Only with a lower tier.
+    #[must_use]
+    pub fn write_ahead(mut self, on: bool) -> Builder {
+        self.live.write_ahead = on;
+        self
+    }
+
+    /// Whether selectors pick whole pages even from sequences that are all in host memory, so that
+    /// what is selected never depends on what is there. Default no: such sequences are selected from
+    /// token by token. Only with a lower tier.
+    #[must_use]
+    pub fn whole_pages(mut self, on: bool) -> Builder {
+        self.live.whole_pages = on;
+        self
+    }
+
+    /// Reads from below that take longer are [`MissReason::Timeout`](crate::MissReason). Default 10 s.
+    #[must_use]
+    pub fn read_deadline(mut self, deadline: Duration) -> Builder {
+        self.live.deadline = deadline;
+        self
+    }
+
+    /// Keeps on disk what the host budget does not hold. Nothing of a sequence is lost when the disk
+    /// is full: appending is refused then.
+    #[must_use]
+    pub fn disk(mut self, options: DiskOptions) -> Builder {
+        self.disk = Some(options);
+        self
+    }
+
+    /// How pages are stored on disk. Default [`Codec::lossless`].
+    #[must_use]
+    pub fn disk_codec(mut self, codec: Codec) -> Builder {
+        self.disk_codec = codec;
+        self
+    }
+
+    /// The file system that the disk tier uses. Default: the operating system's.
+    #[must_use]
+    pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Builder {
+        self.vfs = Some(vfs);
+        self
+    }
+
+    /// Keeps what the host budget does not hold in this tier.
+    #[cfg(test)]
+    #[must_use]
+    pub(crate) fn below(mut self, below: Arc<dyn Below>) -> Builder {
+        self.below = Some(below);
+        self
+    }
+
     /// Makes the cache. Memory is reserved now and touched when used.
     ///
     /// # Errors
@@ -110,8 +186,20 @@ impl Builder {
                 Executor::with_threads(threads.unwrap_or_else(all))?
             }
         };
+        let most = u32::MAX as usize / self.geometry.page_tokens;
+        let pages = Arena::new(page, most, budget.clone())?;
+        let tier =
+            |below| Tier::new(below, self.live, &self.geometry, pages.clone(), budget.clone());
+        let below = match (self.below, self.disk) {
+            (None, Some(options)) => {
+                Some(shelf(self.vfs, options, &self.geometry, &self.disk_codec)?)
+            }
+            (below, _) => below,
+        };
+        let tier = below.map(tier).transpose()?;
         let shared = Shared {
-            pages: Arena::new(page, u32::MAX as usize / self.geometry.page_tokens, budget.clone())?,
+            pages,
+            tier,
             geometry: self.geometry,
             dense_layers,
             budget,
@@ -122,6 +210,21 @@ impl Builder {
         };
         Ok(Cache { shared: Arc::new(shared) })
     }
+}
+
+/// The disk tier for the pages of sequences.
+fn shelf(
+    vfs: Option<Arc<dyn Vfs>>,
+    options: DiskOptions,
+    geometry: &Geometry,
+    codec: &Codec,
+) -> Result<Arc<dyn Below>, Error> {
+    if options.is_sealed() {
+        let expected = "a prefix store; pages of sequences are not sealed";
+        return Err(Error::setting("seal", expected, "a cache"));
+    }
+    let disk = Arc::new(Disk::open(vfs::or_default(vfs)?, options)?);
+    Ok(Arc::new(Shelf::new(disk, geometry, codec)?))
 }
 
 impl Cache {
@@ -135,6 +238,11 @@ impl Cache {
             dense_layers: Vec::new(),
             threads: None,
             exec: None,
+            below: None,
+            disk: None,
+            disk_codec: Codec::lossless(),
+            vfs: None,
+            live: live::Options::default(),
         }
     }
 
@@ -160,6 +268,10 @@ impl Cache {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
+        let mut stats = Stats::default();
+        if let Some(tier) = &shared.tier {
+            tier.fill(&mut stats);
+        }
         let (pages, page_bytes) = (shared.pages.used() as u64, shared.pages.cell_bytes() as u64);
         let cells = pages + shared.stores.cells();
         let mut stats = Stats {
@@ -168,7 +280,7 @@ impl Cache {
             page_bytes: pages * page_bytes,
             summary_bytes: shared.stores.bytes(),
             overhead_bytes: cells * CELL_OVERHEAD + shared.budget.tables(),
-            ..Stats::default()
+            ..stats
         };
         shared.counters.fill(&mut stats);
         stats
@@ -179,6 +291,29 @@ impl Cache {
         if layer < layers { Ok(()) } else { Err(Error::Layer { layer, layers }) }
     }
 
+    /// Does something that takes memory, demoting pages while there is not enough. It must take all
+    /// it needs or nothing.
+    pub(crate) fn with_room<T>(
+        &self,
+        mut take: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        // What it takes before it fails is given back, and others may be quicker: so more room every
+        // time, and not for ever.
+        for attempt in 0..ATTEMPTS {
+            let Some(tier) = &self.shared.tier else { break };
+            match take() {
+                Err(Error::OverBudget { needed, free, budget }) if needed <= budget => {
+                    let room = needed.saturating_sub(free).max(1) << attempt;
+                    if !tier.make_room(room.min(budget), true) {
+                        break;
+                    }
+                }
+                done => return done,
+            }
+        }
+        take()
+    }
+
     /// All pages, as kernels see them.
     pub(crate) fn pool(&self) -> Result<KvPool<'_>, Error> {
         let shared = &self.shared;
@@ -186,8 +321,9 @@ impl Cache {
         let layout = KvLayout::page(g.page_tokens, g.dim_k, g.dim_v);
         let k = shared.pages.base();
         let v = k.wrapping_add(g.page_tokens * g.dim_k * g.dtype.size());
-        // SAFETY: lists only name pages that a borrowed sequence holds, up to its length; written
-        // pages have one holder, who is borrowed mutably meanwhile.
+        // SAFETY: lists only name pages that a borrowed sequence holds, up to its length, and that are
+        // leased where they could leave; written pages have one holder, who is borrowed mutably
+        // meanwhile.
         Ok(unsafe { KvPool::from_raw(k, v, g.dtype, layout, shared.pages.cells()) }?)
     }
 }

@@ -1,6 +1,10 @@
 //! What can go wrong, with the numbers a user needs to act on it.
 
+use std::path::PathBuf;
+
 use kvist_kernels::DType;
+
+use crate::MissReason;
 
 /// An operation was refused; whatever it would have changed is as it was.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -66,6 +70,24 @@ pub enum Error {
         /// The whole budget.
         budget: u64,
     },
+    /// A page is not in host memory and cannot be brought back.
+    #[error("page {page} of layer {layer} is missing: {reason}")]
+    Missing {
+        /// The layer.
+        layer: usize,
+        /// The page's number in its sequence.
+        page: usize,
+        /// Why.
+        reason: MissReason,
+    },
+    /// Pages could not be stored below; they stay in host memory.
+    #[error("pages could not be stored below: {reason} ({pages} others were)")]
+    Demote {
+        /// Pages that left host memory nevertheless.
+        pages: usize,
+        /// Why the last one could not.
+        reason: MissReason,
+    },
     /// The sequences of a batch belong to different caches.
     #[error("sequence {index} of the batch belongs to another cache")]
     ForeignSequence {
@@ -92,6 +114,16 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// No codec has that name.
+    #[error("unknown codec {name:?}{}; there are: {known}", hint(.suggestion))]
+    UnknownCodec {
+        /// The name given.
+        name: String,
+        /// A known name that is near to it.
+        suggestion: Option<&'static str>,
+        /// All known names.
+        known: String,
+    },
     /// The operating system refused memory or threads.
     #[error("{what}: {reason}")]
     System {
@@ -100,12 +132,82 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// Another process has the directory.
+    #[error("{} is in use by another process{}", path.display(), of_pid(*pid))]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process, if its lock file says.
+        pid: Option<u32>,
+    },
+    /// The directory may not be used.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Permission {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The directory has something else in it.
+    #[error("{} is not a kvist store, and not empty: it has {found:?}", path.display())]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+        /// Something in it.
+        found: String,
+    },
+    /// The directory has nothing in it.
+    #[error("{} holds no kvist store", path.display())]
+    NoStore {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory's description is damaged.
+    #[error("{}: kvist.meta is damaged; nothing was changed", path.display())]
+    BadMeta {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory was written by another version.
+    #[error("{} has format {found}, this version reads {supported}", path.display())]
+    Version {
+        /// The directory.
+        path: PathBuf,
+        /// Its major version.
+        found: u32,
+        /// The one that can be read.
+        supported: u32,
+    },
+    /// The file system refused.
+    #[error("{}: {reason}", path.display())]
+    Disk {
+        /// The directory.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// The handle was made before the process was forked.
+    #[error("this store belongs to the parent process; open another one after forking")]
+    Forked,
+    /// A tenant could not be erased for good.
+    #[error("the tenant could not be erased on disk: {refused:?}")]
+    Erase {
+        /// Why.
+        refused: crate::Refused,
+    },
     /// A selector's settings make no sense.
     #[error(transparent)]
     Select(#[from] kvist_policies::Error),
     /// A view or kernel argument does not fit.
     #[error(transparent)]
     Kernel(#[from] kvist_kernels::Error),
+}
+
+fn of_pid(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
 }
 
 impl Error {
@@ -116,4 +218,8 @@ impl Error {
     ) -> Error {
         Error::Setting { setting, expected: expected.to_string(), found: found.to_string() }
     }
+}
+
+fn hint(suggestion: &Option<&'static str>) -> String {
+    suggestion.map(|s| format!(", did you mean {s:?}?")).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! One layer of a sequence. Forks share whole layers; who writes first makes a copy of the tables.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use kvist_kernels::Tensor3;
@@ -8,6 +9,7 @@ use crate::Error;
 use crate::arena::Cell;
 use crate::budget::Charge;
 use crate::cache::Shared;
+use crate::live::{Lease, Stripe, Tier};
 use crate::pages::{CELL_ENTRY, Head, PAGE_ENTRY, Room};
 use crate::summaries::{Selector, Store, TILE};
 
@@ -19,6 +21,11 @@ const GROWTH: usize = 16;
 /// The pages of one layer.
 #[derive(Debug)]
 pub(crate) struct Layer {
+    number: usize,
+    /// Finished pages of all heads, which may leave host memory. Only with a lower tier; they end
+    /// where the last tile does that is summarised for good, so that only open pages are ever
+    /// written or summarised.
+    pub(crate) sealed: Vec<Arc<Stripe>>,
     pub(crate) heads: Vec<Head>,
     pub(crate) len: usize,
     /// Whether this layer keeps summaries (dense layers do not).
@@ -32,10 +39,18 @@ pub(crate) struct Layer {
 
 /// A cut that can no longer fail.
 pub(crate) enum Cut {
-    /// Of a layer held alone: fresh cells for the heads that share their cut one.
-    InPlace(Vec<Option<Arc<Cell>>>),
+    /// Of a layer held alone.
+    InPlace(Fresh),
     /// A cut copy of a shared layer.
     Copy(Arc<Layer>),
+}
+
+/// What a cut writes to.
+pub(crate) struct Fresh {
+    /// Summary cells for the heads that share their cut one.
+    cells: Vec<Option<Arc<Cell>>>,
+    /// Copies, by head, of the sealed pages that are open from now on.
+    pages: Vec<Vec<Arc<Cell>>>,
 }
 
 /// Room for somewhat more than `n` entries, so that tables rarely move.
@@ -44,10 +59,11 @@ fn roomy(n: usize) -> usize {
 }
 
 impl Layer {
-    pub(crate) fn new(shared: &Shared, summarised: bool) -> Layer {
+    pub(crate) fn new(shared: &Shared, number: usize, summarised: bool) -> Layer {
         let heads = (0..shared.geometry.kv_heads).map(|_| Head::default()).collect();
         let charge = Charge::none(shared.budget.clone());
-        Layer { heads, len: 0, summarised, charge, pages: 0, cells: 0 }
+        let sealed = Vec::new();
+        Layer { number, sealed, heads, len: 0, summarised, charge, pages: 0, cells: 0 }
     }
 
     /// Bytes of its tables.
@@ -83,8 +99,9 @@ impl Layer {
         pages: usize,
         cells: usize,
     ) -> Result<Layer, Error> {
-        let mut copy = Layer::new(shared, summarised);
+        let mut copy = Layer::new(shared, self.number, summarised);
         copy.reserve(pages, cells)?;
+        copy.sealed.extend_from_slice(&self.sealed[..self.sealed.len().min(pages)]);
         for (to, from) in copy.heads.iter_mut().zip(&self.heads) {
             to.copy_lists(from, pages, cells, self.summarised && summarised);
         }
@@ -144,8 +161,11 @@ impl Layer {
     ) -> Result<(), Error> {
         let (len, tokens) = (self.len, k.shape()[0]);
         let store = self.store(selector);
+        let page = shared.geometry.page_tokens;
         let rooms = self.rooms(shared, store, tokens)?;
-        let pages = (len + tokens).div_ceil(shared.geometry.page_tokens);
+        let pages = (len + tokens).div_ceil(page);
+        let done = sealable(len + tokens, page) - self.sealed.len();
+        let charges = shared.tier.as_ref().map_or(Ok(Vec::new()), |tier| tier.charges(done))?;
         self.reserve(pages, store.map_or(0, |s| s.spec.cells(len + tokens)))?;
         let grow = |i: usize, head: &mut Head, room: Room| {
             head.grow(room, len, (k, v), i, &shared.geometry, store);
@@ -162,7 +182,32 @@ impl Layer {
             });
         }
         self.len += tokens;
+        if let Some(tier) = &shared.tier {
+            self.seal(tier, charges, page, selector);
+        }
         Ok(())
+    }
+
+    /// Seals the first open pages, as many as there are charges.
+    fn seal(&mut self, tier: &Tier, charges: Vec<Charge>, page: usize, selector: &Selector) {
+        let (had, n) = (self.sealed.len(), charges.len());
+        let keep = selector.select.keep();
+        let (sinks, recent) = (keep.sinks.div_ceil(page), keep.recent.div_ceil(page));
+        let kept = |i: usize| i < sinks || i + recent >= had + n;
+        // What was recent before and is not now.
+        let left = had.saturating_sub(recent)..had;
+        left.filter(|&i| !kept(i)).for_each(|i| self.sealed[i].keep(false));
+        let mut heads: Vec<_> = self.heads.iter_mut().map(|h| h.seal(n)).collect();
+        for (i, charge) in charges.into_iter().enumerate() {
+            let cells = heads.iter_mut().filter_map(Iterator::next).collect();
+            let at = (self.number, had + i);
+            self.sealed.push(tier.seal(at, cells, kept(had + i), charge));
+        }
+    }
+
+    /// Frames of the open pages by head.
+    pub(crate) fn open_ids(&self) -> Vec<&[u32]> {
+        self.heads.iter().map(Head::ids).collect()
     }
 
     /// Prepares forgetting the tokens from `len` on: takes what that needs.
@@ -173,37 +218,53 @@ impl Layer {
         len: usize,
     ) -> Result<Cut, Error> {
         let store = this.store(selector);
-        let fresh = |layer: &Layer, shared: bool| -> Result<Vec<Option<Arc<Cell>>>, Error> {
-            let of_head = |head: &Head| {
-                let Some(store) = store else { return Ok(None) };
-                let cut = store.spec.cells(len) * TILE > len;
-                match cut && (shared || head.cut_is_shared(len, store)) {
-                    true => Ok(store.arena.take(1)?.pop()),
-                    false => Ok(None),
-                }
-            };
-            layer.heads.iter().map(of_head).collect()
-        };
         if Arc::get_mut(this).is_some() {
-            return Ok(Cut::InPlace(fresh(this, false)?));
+            return Ok(Cut::InPlace(this.fresh(shared, store, len, false)?));
         }
         let pages = len.div_ceil(shared.geometry.page_tokens);
         let cells = store.map_or(0, |s| s.spec.cells(len));
-        let cells_fresh = fresh(this, true)?;
+        let fresh = this.fresh(shared, store, len, true)?;
         let mut copy = this.copied(shared, this.summarised, pages, cells)?;
-        copy.cut(shared, selector, len, cells_fresh);
+        copy.cut(shared, selector, len, fresh);
         Ok(Cut::Copy(Arc::new(copy)))
     }
 
-    fn cut(
-        &mut self,
+    /// What cutting this layer (or a copy of it) at `len` writes to.
+    fn fresh(
+        &self,
         shared: &Shared,
-        selector: &Selector,
+        store: Option<&Store>,
         len: usize,
-        fresh: Vec<Option<Arc<Cell>>>,
-    ) {
+        copied: bool,
+    ) -> Result<Fresh, Error> {
+        let of_head = |head: &Head| {
+            let Some(store) = store else { return Ok(None) };
+            let cut = store.spec.cells(len) * TILE > len;
+            match cut && (copied || head.cut_is_shared(len, store)) {
+                true => Ok(store.arena.take(1)?.pop()),
+                false => Ok(None),
+            }
+        };
+        let cells = self.heads.iter().map(of_head).collect::<Result<_, Error>>()?;
+        let page = shared.geometry.page_tokens;
+        let sealed = self.sealed.len();
+        let open = sealable(len, page).min(sealed)..len.div_ceil(page).min(sealed);
+        let pages = match &shared.tier {
+            Some(tier) if !open.is_empty() => tier.copies(&self.sealed[open], &shared.pages)?,
+            _ => Vec::new(),
+        };
+        Ok(Fresh { cells, pages })
+    }
+
+    fn cut(&mut self, shared: &Shared, selector: &Selector, len: usize, fresh: Fresh) {
         let store = self.store(selector);
-        for (head, fresh) in self.heads.iter_mut().zip(fresh) {
+        let first = sealable(len, shared.geometry.page_tokens);
+        if first < self.sealed.len() {
+            let pages = fresh.pages.into_iter().chain(std::iter::repeat_with(Vec::new));
+            self.heads.iter_mut().zip(pages).for_each(|(head, pages)| head.open(first, pages));
+            self.sealed.truncate(first);
+        }
+        for (head, fresh) in self.heads.iter_mut().zip(fresh.cells) {
             head.cut(len, &shared.geometry, store, fresh);
         }
         self.len = len;
@@ -237,16 +298,82 @@ impl Layer {
         let mut layer = self.copied(shared, summarised, pages, 0)?;
         layer.reserve(pages, cells)?;
         let Some(store) = store else { return Ok(layer) };
-        let fresh: Vec<Vec<Arc<Cell>>> =
-            layer.heads.iter().map(|_| store.arena.take(cells)).collect::<Result<_, _>>()?;
-        let work: Vec<_> =
-            layer.heads.iter_mut().zip(fresh).map(|pair| Mutex::new(Some(pair))).collect();
-        shared.exec.run(work.len(), |i| {
-            if let Some((head, cells)) = work[i].lock().ok().and_then(|mut pair| pair.take()) {
-                head.resummarise(cells, self.len, &shared.geometry, store);
-            }
-        });
-        drop(work);
+        for head in &mut layer.heads {
+            head.replace_cells(store.arena.take(cells)?);
+        }
+        layer.resummarise(shared, store)?;
         Ok(layer)
     }
+
+    /// Builds all summaries from the keys.
+    fn resummarise(&mut self, shared: &Shared, store: &Store) -> Result<(), Error> {
+        let (page, tiles) = (shared.geometry.page_tokens, self.len.div_ceil(TILE));
+        let norms = self.heads.iter().any(|h| !h.has_norms());
+        // As many tiles at once as take a small part of the frames.
+        let pages_of = |tiles: usize| (tiles * TILE).div_ceil(page) * self.heads.len();
+        let step = match shared.tier {
+            Some(_) => (shared.pages.cells() / 8 / pages_of(1)).max(1),
+            None => tiles.max(1),
+        };
+        for from in (0..tiles).step_by(step) {
+            let tiles = from..(from + step).min(tiles);
+            let pages = from * TILE / page..(tiles.end * TILE).min(self.len).div_ceil(page);
+            let (_lease, frames) = self.bring(shared, pages.clone())?;
+            self.resummarise_tiles(shared, store, tiles, (pages.start, &frames), norms);
+        }
+        Ok(())
+    }
+
+    /// Brings some pages near, all at once, and pins them; their frames by head.
+    pub(crate) fn bring<'a>(
+        &self,
+        shared: &'a Shared,
+        pages: Range<usize>,
+    ) -> Result<(Option<Lease<'a>>, Vec<Vec<u32>>), Error> {
+        let sealed = self.sealed.len();
+        let far = &self.sealed[pages.start.min(sealed)..pages.end.min(sealed)];
+        let (mut lease, mut ids) = (None, Vec::new());
+        if let (Some(tier), false) = (&shared.tier, far.is_empty()) {
+            let heads = 0..self.heads.len();
+            let keys: Vec<_> = heads.flat_map(|h| far.iter().map(move |s| s.page(h))).collect();
+            let (pinned, frames) = tier.bring(&keys)?;
+            (lease, ids) = (Some(pinned), frames);
+        }
+        let open = pages.start.max(sealed) - sealed..pages.end.max(sealed) - sealed;
+        let of_head = |(h, head): (usize, &Head)| {
+            let far = &ids[h * far.len()..(h + 1) * far.len()];
+            [far, &head.ids()[open.clone()]].concat()
+        };
+        let frames = self.heads.iter().enumerate().map(of_head).collect();
+        Ok((lease, frames))
+    }
+
+    /// Builds the summaries of some tiles, whose pages from `first` on lie in these frames.
+    fn resummarise_tiles(
+        &mut self,
+        shared: &Shared,
+        store: &Store,
+        tiles: Range<usize>,
+        (first, frames): (usize, &[Vec<u32>]),
+        norms: bool,
+    ) {
+        let (len, g) = (self.len, &shared.geometry);
+        let row_bytes = g.dim_k * g.dtype.size();
+        let work: Vec<_> = self.heads.iter_mut().map(|head| Mutex::new(Some(head))).collect();
+        shared.exec.run(work.len(), |i| {
+            let row = |t: usize| {
+                let frame = frames[i][t / g.page_tokens - first];
+                shared.pages.at(frame).wrapping_add(t % g.page_tokens * row_bytes)
+            };
+            if let Some(head) = work[i].lock().ok().and_then(|mut head| head.take()) {
+                // SAFETY: rows below `len` were written; their pages are open, or leased by the caller.
+                unsafe { head.resummarise(tiles.clone(), len, norms, g, store, row) }
+            }
+        });
+    }
+}
+
+/// Pages that can be sealed of a layer with `len` tokens: those of finished tiles.
+fn sealable(len: usize, page_tokens: usize) -> usize {
+    len / TILE * TILE / page_tokens
 }

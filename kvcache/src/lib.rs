@@ -28,26 +28,48 @@
 //! # }
 //! ```
 
+// Tests inside share helpers with those outside.
+#[cfg(test)]
+extern crate self as kvist;
+
 mod arena;
 mod attend;
 mod budget;
 mod cache;
+mod codec;
+mod disk;
 mod error;
+pub mod format;
 mod free;
 mod geometry;
+pub mod inspect;
 mod layer;
+mod live;
+mod miss;
 mod pages;
+mod prefix;
+mod seal;
 mod sequence;
 mod stats;
 mod summaries;
+mod table;
+pub mod vfs;
 
 pub use attend::{AttendInfo, AttendOptions, BytesRead};
 pub use cache::{Builder, Cache};
+pub use codec::Codec;
+pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};
 pub use error::Error;
 pub use geometry::{Geometry, parse_bytes};
 pub use kvist_kernels as kernels;
 pub use kvist_kernels::{DType, Executor, Tensor3, Tensor3Mut};
 pub use kvist_policies as policies;
 pub use kvist_policies::{Boxed, Quest, Select, selection_presets};
+pub use live::Pin;
+pub use miss::MissReason;
+pub use prefix::{
+    BlockRows, BlockRowsMut, Lease, Prefix, PrefixBuilder, PrefixStats, PrefixStore, Restored,
+    Space, SpaceOptions, Strides, Ticket,
+};
 pub use sequence::Sequence;
 pub use stats::{SequenceStats, Stats};

@@ -1,5 +1,6 @@
 //! The pages and summaries of one (layer, KV head): lists of shared cells, copied when written.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvist_kernels::{Tensor3, convert, write};
@@ -15,6 +16,9 @@ pub(crate) const CELL_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>();
 /// Pages and summaries of one (layer, KV head).
 #[derive(Debug, Default)]
 pub(crate) struct Head {
+    /// Sealed pages in front of those below; the layer holds them. None without a lower tier.
+    sealed: usize,
+    /// The open pages.
     pages: Vec<Arc<Cell>>,
     /// Numbers of `pages`, so that a list for a kernel is a copy of a slice.
     ids: Vec<u32>,
@@ -54,6 +58,7 @@ fn extend(list: &mut Vec<Arc<Cell>>, ids: &mut Vec<u32>, mut fresh: Vec<Arc<Cell
 }
 
 impl Head {
+    /// Frames of the open pages: of all pages where there is no lower tier.
     pub(crate) fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -67,9 +72,9 @@ impl Head {
         self.norms.iter().fold(0.0, |m, &n| m.max(n))
     }
 
-    /// Pages and summary cells.
+    /// Pages, sealed ones included, and summary cells.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.pages.len(), self.cells.len())
+        (self.sealed + self.pages.len(), self.cells.len())
     }
 
     /// Whether someone else holds the last page or summary cell too.
@@ -81,8 +86,9 @@ impl Head {
     /// Makes the lists hold this many entries without growing again.
     pub(crate) fn reserve(&mut self, pages: usize, cells: usize) {
         let more = |have: usize, want: usize| want.saturating_sub(have);
-        self.pages.reserve_exact(more(self.pages.len(), pages));
-        self.ids.reserve_exact(more(self.ids.len(), pages));
+        let open = pages.saturating_sub(self.sealed);
+        self.pages.reserve_exact(more(self.pages.len(), open));
+        self.ids.reserve_exact(more(self.ids.len(), open));
         self.norms.reserve_exact(more(self.norms.len(), pages));
         self.cells.reserve_exact(more(self.cells.len(), cells));
         self.cell_ids.reserve_exact(more(self.cell_ids.len(), cells));
@@ -91,8 +97,9 @@ impl Head {
     /// Copies the first pages and cells of `from` to these empty lists; `norms` if those of `from` are
     /// kept up to date.
     pub(crate) fn copy_lists(&mut self, from: &Head, pages: usize, cells: usize, norms: bool) {
-        self.pages.extend_from_slice(&from.pages[..pages]);
-        self.ids.extend_from_slice(&from.ids[..pages]);
+        self.sealed = from.sealed.min(pages);
+        self.pages.extend_from_slice(&from.pages[..pages - self.sealed]);
+        self.ids.extend_from_slice(&from.ids[..pages - self.sealed]);
         self.norms.extend(from.norms.iter().take(if norms { pages } else { 0 }));
         self.cells.extend_from_slice(&from.cells[..cells]);
         self.cell_ids.extend_from_slice(&from.cell_ids[..cells]);
@@ -123,7 +130,7 @@ impl Head {
         let tokens = k.shape()[0];
         let mut done = 0;
         while done < tokens {
-            let (i, offset) = ((len + done) / page, (len + done) % page);
+            let (i, offset) = ((len + done) / page - self.sealed, (len + done) % page);
             let run = done..(done + page - offset).min(tokens);
             let Some(bytes) = self.pages[i].bytes_mut() else {
                 unreachable!("a shared page is copied before it is written")
@@ -157,30 +164,70 @@ impl Head {
     fn summarise(&mut self, had: usize, len: usize, geometry: &Geometry, store: &Store) {
         let row_bytes = geometry.dim_k * geometry.dtype.size();
         let page = geometry.page_tokens;
-        let pages = &self.pages;
-        let row = |t: usize| pages[t / page].ptr().wrapping_add(t % page * row_bytes).cast_const();
+        // Sealed pages end where a finished tile does, so what is still summarised is open.
+        let (pages, sealed) = (&self.pages, self.sealed);
+        let row = |t: usize| {
+            pages[t / page - sealed].ptr().wrapping_add(t % page * row_bytes).cast_const()
+        };
         for (tile, cell) in self.cells.iter_mut().enumerate().skip(had / TILE) {
             // SAFETY: rows below `len` were written and their pages are held by this head.
             unsafe { store.update(cell, geometry.dtype, tile, had, len, row) }
         }
     }
 
-    /// Takes fresh cells and summarises the first `len` tokens in them.
-    pub(crate) fn resummarise(
-        &mut self,
-        cells: Vec<Arc<Cell>>,
-        len: usize,
-        geometry: &Geometry,
-        store: &Store,
-    ) {
+    /// Takes fresh summary cells instead of those there are.
+    pub(crate) fn replace_cells(&mut self, cells: Vec<Arc<Cell>>) {
         self.cells.clear();
         self.cell_ids.clear();
         extend(&mut self.cells, &mut self.cell_ids, cells, false);
-        // Those of another layer with summaries were copied with its lists.
-        if self.norms.is_empty() {
-            self.read_norms(0, len, geometry);
+    }
+
+    /// Summarises the tokens of `tiles` from the keys that `row` finds, and notes their norms if they
+    /// are not known. Ascending calls must cover all tokens.
+    ///
+    /// # Safety
+    /// `row(t)` must be readable as a key for every token of the tiles below `len`.
+    pub(crate) unsafe fn resummarise(
+        &mut self,
+        tiles: Range<usize>,
+        len: usize,
+        norms: bool,
+        geometry: &Geometry,
+        store: &Store,
+        row: impl Fn(usize) -> *const u8,
+    ) {
+        if norms {
+            let mut key = vec![0f32; geometry.dim_k];
+            for t in tiles.start * TILE..(tiles.end * TILE).min(len) {
+                // SAFETY: readable, by the caller.
+                unsafe { convert::widen(geometry.dtype, row(t), &mut key) }
+                self.note_norm(t / geometry.page_tokens, norm(&key));
+            }
         }
-        self.summarise(0, len, geometry, store);
+        let end = tiles.end.min(self.cells.len());
+        for tile in tiles.start.min(end)..end {
+            // SAFETY: readable, by the caller.
+            unsafe { store.update(&mut self.cells[tile], geometry.dtype, tile, 0, len, &row) }
+        }
+    }
+
+    /// Whether the norms of all pages are known.
+    pub(crate) fn has_norms(&self) -> bool {
+        self.norms.len() == self.sealed + self.pages.len()
+    }
+
+    /// Takes the first `n` open pages out: they are sealed from now on.
+    pub(crate) fn seal(&mut self, n: usize) -> std::vec::Drain<'_, Arc<Cell>> {
+        self.sealed += n;
+        self.ids.drain(..n);
+        self.pages.drain(..n)
+    }
+
+    /// Opens sealed pages from `first` on: `pages` are copies of those that stay.
+    pub(crate) fn open(&mut self, first: usize, pages: Vec<Arc<Cell>>) {
+        self.sealed = first;
+        self.ids.splice(0..0, pages.iter().map(|c| c.id()));
+        self.pages.splice(0..0, pages);
     }
 
     /// Notes the norms of stored keys.
@@ -189,7 +236,8 @@ impl Head {
         let bytes = geometry.dim_k * geometry.dtype.size();
         for t in from..to {
             let page = t / geometry.page_tokens;
-            let at = self.pages[page].ptr().wrapping_add(t % geometry.page_tokens * bytes);
+            let at =
+                self.pages[page - self.sealed].ptr().wrapping_add(t % geometry.page_tokens * bytes);
             // SAFETY: rows below `to` were written and their pages are held by this head.
             unsafe { convert::widen(geometry.dtype, at, &mut row) }
             self.note_norm(page, norm(&row));
@@ -204,7 +252,7 @@ impl Head {
         store: Option<&Store>,
         fresh: Option<Arc<Cell>>,
     ) {
-        let pages = len.div_ceil(geometry.page_tokens);
+        let pages = len.div_ceil(geometry.page_tokens) - self.sealed;
         self.pages.truncate(pages);
         self.ids.truncate(pages);
         let Some(store) = store else { return };

@@ -1,16 +1,19 @@
 //! A sequence: one token stream with its pages.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvist_kernels::{Tensor3, Tensor3Mut, convert};
 use kvist_policies::Select;
+use kvist_policies::prefetch::Recent;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
 use crate::layer::{Cut, Layer};
 use crate::stats::SequenceStats;
 use crate::summaries::Selector;
-use crate::{Cache, Error};
+use crate::{Cache, Error, Pin};
 
 /// One token stream. Layers are appended to one by one, each in order of position.
 ///
@@ -21,15 +24,29 @@ pub struct Sequence {
     pub(crate) cache: Cache,
     pub(crate) selector: Selector,
     pub(crate) layers: Vec<Arc<Layer>>,
+    /// What each head of each layer read last, for prefetching; only with a lower tier.
+    recent: Vec<Mutex<Vec<Recent>>>,
+}
+
+fn no_recent(cache: &Cache) -> Vec<Mutex<Vec<Recent>>> {
+    let layers = cache.shared.tier.as_ref().map_or(0, |_| cache.geometry().layers);
+    std::iter::repeat_with(Mutex::default).take(layers).collect()
 }
 
 impl Sequence {
     pub(crate) fn new(cache: Cache, selector: Selector) -> Sequence {
         let shared = &cache.shared;
         let summarised = selector.store.is_some();
-        let layer = |&dense: &bool| Arc::new(Layer::new(shared, !dense && summarised));
-        let layers = shared.dense_layers.iter().map(layer).collect();
-        Sequence { cache, selector, layers }
+        let layer =
+            |(i, &dense): (usize, &bool)| Arc::new(Layer::new(shared, i, !dense && summarised));
+        let layers = shared.dense_layers.iter().enumerate().map(layer).collect();
+        let recent = no_recent(&cache);
+        Sequence { cache, selector, layers, recent }
+    }
+
+    /// What each head of a layer read last. Only with a lower tier.
+    pub(crate) fn recent(&self, layer: usize) -> MutexGuard<'_, Vec<Recent>> {
+        self.recent[layer].lock()
     }
 
     /// The cache this sequence belongs to.
@@ -71,7 +88,8 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Layer`], [`Error::Shape`], [`Error::DType`], or [`Error::OverBudget`] if the budget
-    /// does not hold the new pages. The sequence is unchanged then.
+    /// does not hold the new pages: with a lower tier, if not enough others can leave for them. The
+    /// sequence is unchanged then.
     pub fn append(&mut self, layer: usize, k: &Tensor3, v: &Tensor3) -> Result<(), Error> {
         self.cache.check_layer(layer)?;
         self.check_rows(k, v)?;
@@ -80,7 +98,8 @@ impl Sequence {
             return Ok(());
         }
         let shared = &self.cache.shared;
-        Layer::append(&mut self.layers[layer], shared, &self.selector, k, v)?;
+        let state = &mut self.layers[layer];
+        self.cache.with_room(|| Layer::append(state, shared, &self.selector, k, v))?;
         shared.counters.appended(tokens);
         Ok(())
     }
@@ -129,9 +148,16 @@ impl Sequence {
     /// verification) and dense layers read every token they may see. The tokens of the queries
     /// themselves must have been appended.
     ///
+    /// With a lower tier, pages that are not in host memory are read while attention runs over those
+    /// that are. While a layer has such pages, selectors pick whole pages, from summaries alone, under
+    /// the same budget of tokens; see [`Builder::whole_pages`](crate::Builder::whole_pages). Which
+    /// pages were in memory changes results by rounding only; when others arrive, not at all.
+    ///
     /// # Errors
     /// [`Error::Layer`], [`Error::Shape`], [`Error::Length`] if there are more queries than tokens,
-    /// [`Error::Setting`] for impossible options; `out` is unchanged then.
+    /// [`Error::Setting`] for impossible options; `out` is unchanged then. With a lower tier,
+    /// [`Error::Missing`] if a page cannot be read, and [`Error::OverBudget`] if no frame can be had
+    /// for one; rows of `out` that belong to other sequences of a batch may have been written then.
     pub fn attend(
         &self,
         layer: usize,
@@ -151,6 +177,7 @@ impl Sequence {
             cache: self.cache.clone(),
             selector: self.selector.clone(),
             layers: self.layers.clone(),
+            recent: no_recent(&self.cache),
         }
     }
 
@@ -159,7 +186,7 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Select`] for impossible settings, [`Error::OverBudget`] if the new summaries do not
-    /// fit.
+    /// fit, [`Error::Missing`] if a page cannot be brought back for them.
     pub fn fork_with(&self, select: &Select) -> Result<Sequence, Error> {
         let shared = &self.cache.shared;
         let selector = shared.stores.selector(select, &shared.geometry, &shared.budget)?;
@@ -170,11 +197,13 @@ impl Sequence {
                 return Ok(from.clone());
             }
             let summarised = selector.store.is_some();
-            Ok(Arc::new(from.with_selector(shared, &selector, summarised)?))
+            let fork = || from.with_selector(shared, &selector, summarised);
+            Ok(Arc::new(self.cache.with_room(fork)?))
         };
         let layers = self.layers.iter().zip(&shared.dense_layers).map(layer);
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Sequence { cache: self.cache.clone(), selector, layers })
+        let recent = no_recent(&self.cache);
+        Ok(Sequence { cache: self.cache.clone(), selector, layers, recent })
     }
 
     /// Forgets the tokens from `len` on, in every layer that has more. Equal to having appended
@@ -182,7 +211,8 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Length`] if a layer has fewer tokens, [`Error::OverBudget`] if something shared with
-    /// a fork must be copied and does not fit. The sequence is unchanged then.
+    /// a fork (or a finished page, which is written to again) must be copied and does not fit,
+    /// [`Error::Missing`] if such a page cannot be brought back. The sequence is unchanged then.
     pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
         let shortest = self.layers.iter().enumerate().min_by_key(|(_, l)| l.len);
         if let Some((layer, state)) = shortest
@@ -192,12 +222,14 @@ impl Sequence {
             return Err(Error::Length { what, layer, len: state.len, found });
         }
         let (shared, selector) = (&self.cache.shared, &self.selector);
+        let layers = &mut self.layers;
         // What the cuts need is taken first, so that nothing changes if it does not fit.
         let plan = |layer: &mut Arc<Layer>| match layer.len > len {
             true => Layer::plan_cut(layer, shared, selector, len).map(Some),
             false => Ok(None),
         };
-        let cuts: Vec<Option<Cut>> = self.layers.iter_mut().map(plan).collect::<Result<_, _>>()?;
+        let cuts: Vec<Option<Cut>> =
+            self.cache.with_room(|| layers.iter_mut().map(plan).collect::<Result<_, _>>())?;
         for (layer, cut) in self.layers.iter_mut().zip(cuts) {
             if let Some(cut) = cut {
                 Layer::apply(layer, shared, selector, len, cut);
@@ -211,7 +243,7 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::Layer`], [`Error::Length`] if the tokens are not there, [`Error::Count`] if the
-    /// slices have the wrong length.
+    /// slices have the wrong length, [`Error::Missing`] if a page cannot be brought back.
     pub fn read(
         &self,
         layer: usize,
@@ -234,19 +266,74 @@ impl Sequence {
             return Err(Error::Length { what: "read", layer, len, found: from + n });
         }
         let pool = self.cache.pool()?;
-        for (t, (k, v)) in k.chunks_mut(k_row).zip(v.chunks_mut(v_row)).enumerate() {
-            let (page, offset) = ((from + t) / g.page_tokens, (from + t) % g.page_tokens);
-            let rows = k.chunks_mut(g.dim_k).zip(v.chunks_mut(g.dim_v));
-            for (head, (k, v)) in self.layers[layer].heads.iter().zip(rows) {
-                let frame = head.ids()[page] as usize;
-                // SAFETY: the token is below the layer's length, its page held by this sequence.
-                unsafe {
-                    convert::widen(g.dtype, pool.k_row(frame, 0, offset), k);
-                    convert::widen(g.dtype, pool.v_row(frame, 0, offset), v);
+        let (layer, shared) = (&self.layers[layer], &self.cache.shared);
+        let mut rows = k.chunks_mut(k_row).zip(v.chunks_mut(v_row));
+        for page in from / g.page_tokens..(from + n).div_ceil(g.page_tokens) {
+            let (_lease, frames) = layer.bring(shared, page..page + 1)?;
+            let first = page * g.page_tokens;
+            let tokens = from.max(first)..(from + n).min(first + g.page_tokens);
+            for (t, (k, v)) in tokens.zip(&mut rows) {
+                let heads = k.chunks_mut(g.dim_k).zip(v.chunks_mut(g.dim_v));
+                for (frames, (k, v)) in frames.iter().zip(heads) {
+                    let (frame, offset) = (frames[0] as usize, t - first);
+                    // SAFETY: the token is below the layer's length; its page is open and held by
+                    // this sequence, or leased.
+                    unsafe {
+                        convert::widen(g.dtype, pool.k_row(frame, 0, offset), k);
+                        convert::widen(g.dtype, pool.v_row(frame, 0, offset), v);
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Moves all finished pages to the tier below, as far as they are not in use or pinned; summaries
+    /// stay. Returns how many pages left host memory: none without a lower tier. Pages shared with
+    /// forks leave for them too. They come back when they are read.
+    ///
+    /// # Errors
+    /// [`Error::Demote`] if some could not be stored; those stay.
+    pub fn offload(&self) -> Result<usize, Error> {
+        let Some(tier) = &self.cache.shared.tier else { return Ok(0) };
+        let stripes: Vec<_> = self.layers.iter().flat_map(|l| l.sealed.iter().cloned()).collect();
+        tier.demote(&stripes)
+    }
+
+    /// Brings pages back from the tier below: the newest first, as many as fit. Returns how many were
+    /// read. Pages of other sequences may leave for them.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if a page cannot be read; those before it are back.
+    pub fn restore(&self) -> Result<usize, Error> {
+        let Some(tier) = &self.cache.shared.tier else { return Ok(0) };
+        let most = self.layers.iter().map(|l| l.sealed.len()).max().unwrap_or(0);
+        let of_run = |page: usize| self.layers.iter().filter_map(move |l| l.sealed.get(page));
+        let stripes: Vec<_> = (0..most).rev().flat_map(of_run).cloned().collect();
+        tier.restore(&stripes)
+    }
+
+    /// Brings the pages of these tokens near, in every layer, and keeps them there until the pin is
+    /// dropped, whatever becomes of the sequence. Pages not finished yet are always near.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the tokens are not there, [`Error::OverBudget`] if the pages do not fit
+    /// at once, [`Error::Missing`] if one cannot be read. Nothing is pinned then.
+    pub fn pin(&self, tokens: Range<usize>) -> Result<Pin, Error> {
+        let shortest = self.layers.iter().enumerate().min_by_key(|(_, l)| l.len);
+        if let Some((layer, state)) = shortest
+            && (state.len < tokens.end || tokens.start > tokens.end)
+        {
+            let found = tokens.end.max(tokens.start);
+            return Err(Error::Length { what: "pin", layer, len: state.len, found });
+        }
+        let Some(tier) = &self.cache.shared.tier else { return Ok(Pin::default()) };
+        let page = self.cache.geometry().page_tokens;
+        let of_layer = |l: &Arc<Layer>| {
+            let end = tokens.end.div_ceil(page).min(l.sealed.len());
+            l.sealed[(tokens.start / page).min(end)..end].to_vec()
+        };
+        tier.pin(self.layers.iter().flat_map(of_layer).collect())
     }
 
     /// Bytes this sequence uses, shared ones included.
@@ -257,8 +344,11 @@ impl Sequence {
         let mut stats = SequenceStats { tokens: self.len(), ..SequenceStats::default() };
         for layer in &self.layers {
             stats.overhead_bytes += layer.table_bytes();
+            if let Some(tier) = &self.cache.shared.tier {
+                layer.sealed.iter().for_each(|stripe| tier.count(stripe, &mut stats));
+            }
             for head in &layer.heads {
-                let (pages, cells) = head.counts();
+                let (pages, cells) = (head.ids().len(), head.counts().1);
                 stats.page_bytes += pages as u64 * page_bytes;
                 stats.summary_bytes += cells as u64 * cell_bytes;
                 stats.overhead_bytes += (pages + cells) as u64 * CELL_OVERHEAD;

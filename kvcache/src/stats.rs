@@ -9,7 +9,7 @@ pub struct Stats {
     pub budget_bytes: u64,
     /// Bytes charged to it: pages, summaries and overhead.
     pub used_bytes: u64,
-    /// Bytes of pages in use; a page shared by forks counts once.
+    /// Bytes of pages in host memory; a page shared by forks counts once.
     pub page_bytes: u64,
     /// Bytes of summaries in use.
     pub summary_bytes: u64,
@@ -25,6 +25,24 @@ pub struct Stats {
     pub tokens_read: u64,
     /// Bytes of summaries, keys and values read for them.
     pub bytes_read: u64,
+    /// Bytes of pages stored in the tier below, whether or not they are in host memory too.
+    pub stored_bytes: u64,
+    /// Pages that attention found in host memory, of a sequence that is not there as a whole.
+    pub page_hits: u64,
+    /// Pages that it did not find there.
+    pub page_misses: u64,
+    /// Reads of pages that failed.
+    pub pages_failed: u64,
+    /// Bytes of pages brought back from the tier below.
+    pub below_read_bytes: u64,
+    /// Bytes of pages written to it.
+    pub below_written_bytes: u64,
+    /// Pages sent for before anybody asked for them.
+    pub prefetched: u64,
+    /// Those of them that were used.
+    pub prefetch_used: u64,
+    /// Those that left unused.
+    pub prefetch_wasted: u64,
 }
 
 /// One sequence's bytes.
@@ -32,8 +50,12 @@ pub struct Stats {
 pub struct SequenceStats {
     /// Tokens present in every layer.
     pub tokens: usize,
-    /// Bytes of its pages, shared ones included.
+    /// Bytes of its pages in host memory, shared ones included.
     pub page_bytes: u64,
+    /// Bytes of its pages that are only in the tier below.
+    pub demoted_bytes: u64,
+    /// Bytes of its pages stored there, whether or not they are in host memory too.
+    pub stored_bytes: u64,
     /// Bytes of its summaries, shared ones included.
     pub summary_bytes: u64,
     /// Bytes of its tables and handles.

@@ -18,7 +18,7 @@ const STRADDLE: f32 = 0.5;
 /// a closer look.
 const NEGLIGIBLE: f32 = 1e-4;
 /// Planes read for every token: three cost no more time than two, and spare a second look.
-const PLANES_FIRST: u32 = 3;
+pub(super) const PLANES_FIRST: u32 = 3;
 
 /// Estimates of one head group and where its candidates lie.
 pub(super) struct Scored<'a> {

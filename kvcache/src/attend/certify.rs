@@ -56,14 +56,14 @@ impl Certificate {
     }
 }
 
-fn round_up(x: f64) -> f32 {
+pub(super) fn round_up(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) < x { near.next_up() } else { near }
 }
 
 /// Error of an f32 dot product per head, before the scale: n terms of relative error 2^-24 each,
 /// bounded by the norms (doubled, for the order of summation and the product's own rounding).
-fn slack(work: &Work) -> Vec<f64> {
+pub(super) fn slack(work: &Work) -> Vec<f64> {
     let dim = work.q.len() / work.group;
     let key = f64::from(work.head.norm_max());
     let of_head = |q: &[f32]| {
@@ -179,7 +179,7 @@ impl Masses {
 }
 
 /// Factor from raw logits to base 2.
-fn scale(work: &Work) -> f64 {
+pub(super) fn scale(work: &Work) -> f64 {
     f64::from(work.call.params.scale) * std::f64::consts::LOG2_E
 }
 

@@ -16,14 +16,15 @@ struct Lists {
 }
 
 impl Lists {
-    /// Pages `skip..` of each sequence, up to `lens` tokens in all.
-    fn push(&mut self, call: &Call, sequence: &Sequence, skip: usize, len: usize) {
-        let page = call.cache.geometry().page_tokens;
+    /// Pages `skip..` of sequence `i` of the run, up to `len` tokens in all.
+    fn push(&mut self, call: &Call, run: &Run, i: usize, skip: usize, len: usize) {
+        let g = call.cache.geometry();
+        let page = g.page_tokens;
         if self.indptr.is_empty() {
             self.indptr.push(0);
         }
-        for head in &sequence.layers[call.layer].heads {
-            self.frames.extend(&head.ids()[skip..len.div_ceil(page)]);
+        for head in 0..g.kv_heads {
+            self.frames.extend(&run.ids(call, i, head)[skip..len.div_ceil(page)]);
             self.indptr.push(self.frames.len() as u32);
             self.lens.push((len - skip * page) as u32);
             self.first.push((skip * page) as u32);
@@ -66,10 +67,9 @@ pub(super) fn attend(
     let mut infos = Vec::with_capacity(all.sequences.len());
     let (mut i, mut row) = (0, 0);
     while i < all.sequences.len() {
-        let (n, shared) = call.group(&all.sequences[i..], &all.queries[i..]);
-        let rows = row..row + all.queries[i..i + n].iter().sum::<usize>();
-        let (sequences, queries) = (&all.sequences[i..i + n], &all.queries[i..i + n]);
-        let group = Run { sequences, queries, rows: rows.clone() };
+        let (n, shared) = call.group(&all.part(i..all.sequences.len(), row));
+        let group = all.part(i..i + n, row);
+        let rows = group.rows.clone();
         (i, row) = (i + n, rows.end);
         let q = q.rows(rows.start, rows.end);
         let mut out = out.rows_mut(rows.start, rows.end);
@@ -84,46 +84,47 @@ pub(super) fn attend(
 impl Call<'_> {
     /// How many of the first sequences form a group, and the leading pages they share: either
     /// neighbours with at least one page in common, or neighbours with none.
-    fn group(&self, sequences: &[&Sequence], queries: &[usize]) -> (usize, usize) {
-        let shared = |n: usize| self.shared_pages(&sequences[..n], &queries[..n]);
+    fn group(&self, run: &Run) -> (usize, usize) {
+        let all = run.sequences.len();
+        let shared = |n: usize| self.shared_pages(&run.part(0..n, 0));
         let mut n = 1;
-        if sequences.len() > 1 && shared(2) > 0 {
+        if all > 1 && shared(2) > 0 {
             n = 2;
-            while n < sequences.len() && shared(n + 1) > 0 {
+            while n < all && shared(n + 1) > 0 {
                 n += 1;
             }
             return (n, shared(n));
         }
-        let alone = |i: usize| self.shared_pages(&sequences[i..i + 2], &queries[i..i + 2]) == 0;
-        while n < sequences.len() && (n + 1 == sequences.len() || alone(n)) {
+        let alone = |i: usize| self.shared_pages(&run.part(i..i + 2, 0)) == 0;
+        while n < all && (n + 1 == all || alone(n)) {
             n += 1;
         }
         (n, 0)
     }
 
     /// Leading pages that all these sequences hold and all their queries see in full.
-    fn shared_pages(&self, sequences: &[&Sequence], queries: &[usize]) -> usize {
+    fn shared_pages(&self, run: &Run) -> usize {
         if self.options.window > 0 {
             return 0;
         }
-        let page = self.cache.geometry().page_tokens;
-        let at = self.layer;
-        let seen = sequences.iter().zip(queries).map(|(s, &n)| (s.layers[at].len - n) / page);
+        let g = self.cache.geometry();
+        let len = |s: &Sequence| s.layers[self.layer].len;
+        let seen =
+            run.sequences.iter().zip(run.queries).map(|(s, &n)| (len(s) - n) / g.page_tokens);
         let most = seen.min().unwrap_or(0);
-        let first = &sequences[0].layers[at];
         let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(x, y)| x == y).count();
-        sequences[1..].iter().fold(most, |most, s| {
-            let heads = first.heads.iter().zip(&s.layers[at].heads);
-            heads.fold(most, |most, (a, b)| most.min(common(a.ids(), b.ids())))
+        let ids = |i: usize, head: usize| run.ids(self, i, head);
+        (1..run.sequences.len()).fold(most, |most, i| {
+            (0..g.kv_heads).fold(most, |most, h| most.min(common(ids(0, h), ids(i, h))))
         })
     }
 
-    fn params(&self) -> Params<'_> {
+    pub(super) fn params(&self) -> Params<'_> {
         Params { causal: true, window: self.options.window as u32, ..self.params }
     }
 
     /// Row offsets and positions of a group's queries.
-    fn rows(&self, group: &Run) -> (Vec<u32>, Vec<u32>) {
+    pub(super) fn rows(&self, group: &Run) -> (Vec<u32>, Vec<u32>) {
         let (mut indptr, mut positions) = (vec![0], Vec::new());
         for (s, &n) in group.sequences.iter().zip(group.queries) {
             let len = s.layers[self.layer].len;
@@ -141,7 +142,9 @@ impl Call<'_> {
     ) -> Result<Vec<AttendInfo>, Error> {
         let (indptr, positions) = self.rows(group);
         let mut lists = Lists::default();
-        group.sequences.iter().for_each(|s| lists.push(self, s, 0, s.layers[self.layer].len));
+        let len = |s: &Sequence| s.layers[self.layer].len;
+        let each = group.sequences.iter().enumerate();
+        each.for_each(|(i, s)| lists.push(self, group, i, 0, len(s)));
         let mut lse = vec![0f32; q.shape()[0] * q.shape()[1]];
         let rows = out.shape()[0];
         let mut to = Out { o: out.rows_mut(0, rows), lse2: Some(&mut lse) };
@@ -162,13 +165,15 @@ impl Call<'_> {
         let part = || (vec![0f32; rows * heads * dim], vec![0f32; rows * heads]);
         let (mut prefix, mut suffix) = (part(), part());
         let mut lists = Lists::default();
-        lists.push(self, group.sequences[0], 0, pages * self.cache.geometry().page_tokens);
+        lists.push(self, group, 0, 0, pages * self.cache.geometry().page_tokens);
         let view = Tensor3Mut::contiguous(&mut prefix.0, [rows, heads, dim])?;
         let params = Params { sinks: None, ..self.params };
         let mut to = Out { o: view, lse2: Some(&mut prefix.1) };
         run(self, &lists, &[0, rows as u32], &positions, &params, q, &mut to)?;
         let mut lists = Lists::default();
-        group.sequences.iter().for_each(|s| lists.push(self, s, pages, s.layers[self.layer].len));
+        let len = |s: &Sequence| s.layers[self.layer].len;
+        let each = group.sequences.iter().enumerate();
+        each.for_each(|(i, s)| lists.push(self, group, i, pages, len(s)));
         let view = Tensor3Mut::contiguous(&mut suffix.0, [rows, heads, dim])?;
         let mut to = Out { o: view, lse2: Some(&mut suffix.1) };
         run(self, &lists, &indptr, &positions, &self.params(), q, &mut to)?;
@@ -181,7 +186,7 @@ impl Call<'_> {
         Ok(self.infos(group, &lse, pages))
     }
 
-    fn infos(&self, group: &Run, lse: &[f32], shared_pages: usize) -> Vec<AttendInfo> {
+    pub(super) fn infos(&self, group: &Run, lse: &[f32], shared_pages: usize) -> Vec<AttendInfo> {
         let g = self.cache.geometry();
         let mut row = 0;
         let each = |(i, (s, &n)): (usize, (&&Sequence, &usize))| {

@@ -15,6 +15,9 @@ use crate::{Error, Sequence};
 pub(super) struct Work<'a> {
     pub(super) call: &'a Call<'a>,
     pub(super) head: &'a Head,
+    /// Frames of the pages from `first` on: of all of them, or of the open ones only.
+    pub(super) ids: &'a [u32],
+    pub(super) first: usize,
     pub(super) store: &'a Store,
     pub(super) len: usize,
     /// `[group, dim_k]`, unscaled.
@@ -94,16 +97,26 @@ impl Work<'_> {
         let pool = self.call.cache.pool()?;
         let row = |p: u32| {
             let (page, offset) = (p as usize / g.page_tokens, p as usize % g.page_tokens);
-            pool.k_row(self.head.ids()[page] as usize, 0, offset)
+            pool.k_row(self.ids[page - self.first] as usize, 0, offset)
         };
         let rows: Vec<*const u8> = positions.map(row).collect();
+        // SAFETY: positions are below the layer's length; their pages are held by the sequence and,
+        // where they are sealed, leased by the caller.
+        Ok(unsafe { self.logits_at(query, &rows) })
+    }
+
+    /// Exact raw q.k of keys, `[group, rows]`.
+    ///
+    /// # Safety
+    /// Every row must be readable as a key.
+    pub(super) unsafe fn logits_at(&self, query: &QueryRows, rows: &[*const u8]) -> Vec<f32> {
         let mut out = vec![0f32; self.group * rows.len()];
-        // SAFETY: positions are below the layer's length; their pages are held by the sequence.
-        unsafe { query.dots(&rows, &mut out, rows.len()) }
+        // SAFETY: the caller's promise.
+        unsafe { query.dots(rows, &mut out, rows.len()) }
         if self.call.params.soft_cap > 0.0 {
             self.cap(&mut out);
         }
-        Ok(out)
+        out
     }
 
     /// Applies the soft-cap to raw logits, leaving them raw (before the scale). The cap's slope is

@@ -3,13 +3,22 @@
 mod boxed;
 mod certify;
 mod dense;
+mod flights;
 mod head;
+mod paged;
+mod pages;
+mod parts;
+mod predict;
+mod proof;
 mod quest;
 mod sparse;
+
+use std::ops::Range;
 
 use kvist_kernels::attend::Params;
 use kvist_kernels::{Tensor3, Tensor3Mut};
 
+use crate::live::Whole;
 use crate::{Cache, Error, Sequence};
 
 /// How to attend; the default is plain softmax attention with scale 1/sqrt(dim_k).
@@ -77,7 +86,34 @@ pub(crate) struct Call<'a> {
 struct Run<'a> {
     sequences: &'a [&'a Sequence],
     queries: &'a [usize],
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
+    /// With a lower tier: leases on all their pages, or none if some are not near.
+    whole: &'a [Whole<'a>],
+}
+
+/// How a sequence is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    /// A selector decides what is read.
+    sparse: bool,
+    /// All its pages are near.
+    near: bool,
+}
+
+impl Run<'_> {
+    /// Frames of a head's pages: of all of them, or of the open ones where some are not near.
+    fn ids(&self, call: &Call, i: usize, head: usize) -> &[u32] {
+        let open = || self.sequences[i].layers[call.layer].heads[head].ids();
+        self.whole.get(i).map_or_else(open, |whole| whole.ids(head))
+    }
+
+    /// Some of the sequences, whose queries start at `row`.
+    fn part(&self, of: Range<usize>, row: usize) -> Run<'_> {
+        let queries = &self.queries[of.clone()];
+        let rows = row..row + queries.iter().sum::<usize>();
+        let whole = self.whole.get(of.clone()).unwrap_or_default();
+        Run { sequences: &self.sequences[of], queries, rows, whole }
+    }
 }
 
 impl Cache {
@@ -102,17 +138,29 @@ impl Cache {
         let mut infos = Vec::with_capacity(sequences.len());
         let (mut i, mut row) = (0, 0);
         while i < sequences.len() {
-            let sparse = call.selects(sequences[i], queries[i]);
-            let same = |j: &usize| call.selects(sequences[*j], queries[*j]) == sparse;
-            let end = i + (i..sequences.len()).take_while(same).count();
+            let (kind, first) = call.kind(sequences[i], queries[i]);
+            let mut whole: Vec<Whole> = first.into_iter().collect();
+            let mut end = i + 1;
+            while end < sequences.len() {
+                let (next, lease) = call.kind(sequences[end], queries[end]);
+                if next != kind {
+                    break;
+                }
+                whole.extend(lease);
+                end += 1;
+            }
             let rows = row..row + queries[i..end].iter().sum::<usize>();
-            let run = Run { sequences: &sequences[i..end], queries: &queries[i..end], rows };
+            let (sequences, queries) = (&sequences[i..end], &queries[i..end]);
+            let run = Run { sequences, queries, rows, whole: &whole };
             (i, row) = (end, run.rows.end);
             let q = q.rows(run.rows.start, run.rows.end);
             let mut out = out.rows_mut(run.rows.start, run.rows.end);
-            infos.append(&mut match sparse {
-                true => sparse::attend(&call, &run, &q, &mut out)?,
-                false => dense::attend(&call, &run, &q, &mut out)?,
+            infos.append(&mut match (&self.shared.tier, kind.near, kind.sparse) {
+                (Some(tier), false, sparse) => {
+                    paged::attend(&call, &run, tier, sparse, &q, &mut out)?
+                }
+                (_, _, true) => sparse::attend(&call, &run, &q, &mut out)?,
+                (_, _, false) => dense::attend(&call, &run, &q, &mut out)?,
             });
         }
         call.count(sequences, queries, &infos);
@@ -180,6 +228,20 @@ impl Call<'_> {
             && layer.summarised
             && self.options.window == 0
             && layer.len > sequence.selector.select.floor_tokens()
+    }
+
+    /// How to treat a sequence; with a lower tier, and where all its pages are near, a lease on them.
+    fn kind<'a>(&'a self, sequence: &Sequence, queries: usize) -> (Kind, Option<Whole<'a>>) {
+        let sparse = self.selects(sequence, queries);
+        let Some(tier) = &self.cache.shared.tier else {
+            return (Kind { sparse, near: true }, None);
+        };
+        let layer = &sequence.layers[self.layer];
+        let whole = match sparse && tier.options().whole_pages {
+            true => None,
+            false => tier.whole(&layer.sealed, &layer.open_ids()),
+        };
+        (Kind { sparse, near: whole.is_some() }, whole)
     }
 
     fn count(&self, sequences: &[&Sequence], queries: &[usize], infos: &[AttendInfo]) {

@@ -17,10 +17,10 @@ pub(super) fn attend(
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
     let g = call.cache.geometry();
-    let choices = choose_all(call, run, q)?;
+    let choices = each_head(call, run, q, choose)?;
     let (mut indptr, mut slots) = (vec![0u32], Vec::new());
     for (i, choice) in choices.iter().enumerate() {
-        let ids = run.sequences[i / g.kv_heads].layers[call.layer].heads[i % g.kv_heads].ids();
+        let ids = run.ids(call, i / g.kv_heads, i % g.kv_heads);
         let slot = |&p: &u32| {
             let (page, offset) = (p as usize / g.page_tokens, p as usize % g.page_tokens);
             ids[page] * g.page_tokens as u32 + offset as u32
@@ -42,37 +42,56 @@ pub(super) fn attend(
     Ok(choices.chunks(g.kv_heads).enumerate().map(each).collect())
 }
 
-/// One choice per (sequence, KV head), in that order.
-fn choose_all(call: &Call, run: &Run, q: &Tensor3) -> Result<Vec<Choice>, Error> {
-    let g = call.cache.geometry();
-    let tasks = run.sequences.len() * g.kv_heads;
-    let slots: Vec<Mutex<Option<Result<Choice, Error>>>> =
+/// One result per (sequence, KV head), in that order.
+pub(super) fn each_head<T: Default + Send>(
+    call: &Call,
+    run: &Run,
+    q: &Tensor3,
+    choose: impl Fn(&Work, &Select) -> Result<T, Error> + Sync,
+) -> Result<Vec<T>, Error> {
+    let heads = call.cache.geometry().kv_heads;
+    let tasks = run.sequences.len() * heads;
+    let slots: Vec<Mutex<Option<Result<T, Error>>>> =
         (0..tasks).map(|_| Mutex::new(None)).collect();
     call.cache.shared.exec.run(tasks, |i| {
-        let choice = choose(call, run, q, i / g.kv_heads, i % g.kv_heads);
+        let select = &run.sequences[i / heads].selector.select;
+        let choice = with_work(call, run, q, i, |work| choose(work, select));
         if let Ok(mut slot) = slots[i].lock() {
-            *slot = Some(choice);
+            *slot = choice;
         }
     });
     let taken = slots.into_iter().map(|s| s.into_inner().ok().flatten());
-    taken.map(|c| c.unwrap_or_else(|| Ok(Choice::default()))).collect()
+    taken.map(|c| c.unwrap_or_else(|| Ok(T::default()))).collect()
 }
 
-fn choose(call: &Call, run: &Run, q: &Tensor3, row: usize, head: usize) -> Result<Choice, Error> {
+/// Does something with the query group of a (sequence, KV head); nothing without summaries.
+pub(super) fn with_work<T>(
+    call: &Call,
+    run: &Run,
+    q: &Tensor3,
+    i: usize,
+    f: impl FnOnce(&Work) -> T,
+) -> Option<T> {
     let g = call.cache.geometry();
+    let (row, head) = (i / g.kv_heads, i % g.kv_heads);
     let sequence = run.sequences[row];
     let layer = &sequence.layers[call.layer];
-    let Some(store) = Work::sequence_of(sequence) else { return Ok(Choice::default()) };
+    let store = Work::sequence_of(sequence)?;
     let group = g.group();
     let mut rows = vec![0f32; group * g.dim_k];
     for (i, row_of) in rows.chunks_mut(g.dim_k).enumerate() {
         q.read_f32(row, head * group + i, row_of);
     }
-    let work = Work { call, head: &layer.heads[head], store, len: layer.len, q: &rows, group };
-    let mut choice = match &sequence.selector.select {
-        Select::Full => Choice { positions: (0..layer.len as u32).collect(), ..Choice::default() },
-        Select::Quest(quest) => quest::choose(&work, quest)?,
-        Select::Boxed(boxed) => boxed::choose(&work, boxed)?,
+    let first = if run.whole.is_empty() { layer.sealed.len() } else { 0 };
+    let (ids, len) = (run.ids(call, row, head), layer.len);
+    Some(f(&Work { call, head: &layer.heads[head], ids, first, store, len, q: &rows, group }))
+}
+
+fn choose(work: &Work, select: &Select) -> Result<Choice, Error> {
+    let mut choice = match select {
+        Select::Full => Choice { positions: (0..work.len as u32).collect(), ..Choice::default() },
+        Select::Quest(quest) => quest::choose(work, quest)?,
+        Select::Boxed(boxed) => boxed::choose(work, boxed)?,
     };
     choice.bytes.kv = choice.positions.len() as u64 * work.token_bytes();
     Ok(choice)

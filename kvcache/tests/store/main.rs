@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod calls;
+mod closing;
 mod common;
 mod invariants;
+mod keys;
 mod memory;
 mod model;

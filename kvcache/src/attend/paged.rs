@@ -1,0 +1,270 @@
+//! Attention of sequences whose pages are not all near: over the pages that are, while the others
+//! come, then over those, merged by LSE.
+//!
+//! Parts are merged in a fixed order: what was near, then the missing pages in runs of their order. So
+//! the result depends on which pages were near at first, within rounding, and never on when others
+//! arrived.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use kvist_kernels::{Tensor3, Tensor3Mut};
+
+use super::flights::Flights;
+use super::head::Work;
+use super::pages::{self, Pages};
+use super::parts::Part;
+use super::proof::Proof;
+use super::sparse::{each_head, with_work};
+use super::{AttendInfo, BytesRead, Call, Run};
+use crate::live::{Lease, PageKey, Tier};
+use crate::{Error, Sequence};
+
+/// Missing pages of a decoding query are attended in this many runs: the more, the less is left to do
+/// after the last has arrived.
+const RUNS: usize = 4;
+/// Bytes of a run when a whole sequence passes through.
+const SCAN_BYTES: usize = 4 << 20;
+
+/// A page to attend to.
+#[derive(Clone, Copy)]
+pub(super) struct Item {
+    /// Sequence times KV heads, plus head.
+    pub(super) list: u32,
+    pub(super) page: u32,
+    pub(super) frame: u32,
+}
+
+/// Attention of one run in parts.
+pub(super) struct Stream<'a> {
+    pub(super) call: &'a Call<'a>,
+    pub(super) run: &'a Run<'a>,
+    tier: &'a Tier,
+    pub(super) q: &'a Tensor3<'a>,
+    /// Whether all pages pass through once, so that few frames will do.
+    scan: bool,
+    deadline: Duration,
+    pub(super) sum: Option<Part>,
+    pub(super) spare: [Part; 2],
+    /// Per (sequence, KV head), where the missed mass is to be bounded.
+    proofs: Vec<Mutex<Option<Proof>>>,
+}
+
+pub(super) fn attend(
+    call: &Call,
+    run: &Run,
+    tier: &Tier,
+    sparse: bool,
+    q: &Tensor3,
+    out: &mut Tensor3Mut,
+) -> Result<Vec<AttendInfo>, Error> {
+    let spare = [Part::default(), Part::default()];
+    let proofs = Vec::new();
+    let (scan, deadline) = (!sparse, tier.deadline());
+    let mut stream = Stream { call, run, tier, q, scan, deadline, sum: None, spare, proofs };
+    let heads = call.cache.geometry().kv_heads;
+    if !sparse {
+        let lists: Vec<Vec<u32>> = run
+            .sequences
+            .iter()
+            .zip(run.queries)
+            .flat_map(|(s, &n)| std::iter::repeat_n(call.seen_pages(s, n), heads))
+            .collect();
+        stream.read(&lists)?;
+        let lse = stream.finish(out)?;
+        return Ok(call.infos(run, &lse, 0));
+    }
+    let mut choices = each_head(call, run, q, pages::choose)?;
+    stream.proofs = choices.iter_mut().map(|c| Mutex::new(c.proof.take())).collect();
+    let lists: Vec<Vec<u32>> = choices.iter().map(|c| c.chosen.clone()).collect();
+    stream.read(&lists)?;
+    stream.prove(&mut choices)?;
+    let lse = stream.finish(out)?;
+    let infos = stream.infos(&choices, &lse);
+    call.predict(run, tier, choices);
+    tier.catch_up();
+    Ok(infos)
+}
+
+impl Call<'_> {
+    /// Pages that some of the last `n` queries of a sequence may see.
+    fn seen_pages(&self, sequence: &Sequence, n: usize) -> Vec<u32> {
+        let len = sequence.layers[self.layer].len;
+        let page = self.cache.geometry().page_tokens;
+        let first = match self.options.window {
+            0 => 0,
+            w => (len + 1).saturating_sub(n + w),
+        };
+        let end = if n == 0 { 0 } else { len.div_ceil(page) };
+        ((first / page).min(end) as u32..end as u32).collect()
+    }
+}
+
+impl Stream<'_> {
+    pub(super) fn layer_of(&self, list: u32) -> &crate::layer::Layer {
+        let heads = self.call.cache.geometry().kv_heads;
+        &self.run.sequences[list as usize / heads].layers[self.call.layer]
+    }
+
+    pub(super) fn tokens_of(&self, item: &Item) -> Range<usize> {
+        let page = self.call.cache.geometry().page_tokens;
+        let first = item.page as usize * page;
+        first..(first + page).min(self.layer_of(item.list).len)
+    }
+
+    /// Attends to these pages, listed by (sequence, KV head), ascending.
+    fn read(&mut self, lists: &[Vec<u32>]) -> Result<(), Error> {
+        let heads = self.call.cache.geometry().kv_heads;
+        let (mut items, mut keys) = (Vec::new(), Vec::new());
+        let mut open = Vec::new();
+        for (list, pages) in lists.iter().enumerate() {
+            let (layer, head) = (self.layer_of(list as u32), list % heads);
+            let ids = self.run.ids(self.call, list / heads, head);
+            for &page in pages {
+                let item = Item { list: list as u32, page, frame: 0 };
+                match layer.sealed.get(page as usize) {
+                    Some(stripe) => {
+                        keys.push(stripe.page(head));
+                        items.push(item);
+                    }
+                    None => {
+                        open.push(Item { frame: ids[page as usize - layer.sealed.len()], ..item })
+                    }
+                }
+            }
+        }
+        let tier = self.tier;
+        let (lease, frames) = tier.lease(&keys)?;
+        let mut missing: (Vec<Item>, Vec<PageKey>) = (Vec::new(), Vec::new());
+        let mut near = open;
+        for ((item, key), frame) in items.into_iter().zip(keys).zip(frames) {
+            match frame {
+                Some(frame) => near.push(Item { frame, ..item }),
+                None => {
+                    missing.0.push(item);
+                    missing.1.push(key);
+                }
+            }
+        }
+        near.sort_unstable_by_key(|i| (i.list, i.page));
+        self.stream(near, lease, missing)
+    }
+
+    /// Attends to what is near while what is missing comes, then to that.
+    fn stream(
+        &mut self,
+        near: Vec<Item>,
+        lease: Lease,
+        (mut items, keys): (Vec<Item>, Vec<PageKey>),
+    ) -> Result<(), Error> {
+        let tier = self.tier;
+        let most = match self.scan {
+            true => tier.frames_for(SCAN_BYTES),
+            false => keys.len().max(1),
+        };
+        let mut flights = Flights::new(tier, &keys, most);
+        flights.start()?;
+        if self.sum.is_none() || !near.is_empty() {
+            self.part(&near)?;
+        }
+        drop(lease);
+        // Few frames make many small rounds: better to write something first.
+        if !self.scan && flights.waiting() > 0 {
+            tier.make_room(tier.bytes_of(flights.waiting()), false);
+            flights.start()?;
+        }
+        while let Some((range, lease)) = flights.pop()? {
+            let run = if self.scan { range.len() } else { keys.len().div_ceil(RUNS).max(1) };
+            for from in range.clone().step_by(run) {
+                let part = from..(from + run).min(range.end);
+                let frames = tier.wait(&keys[part.clone()], self.deadline)?;
+                if part.end == range.end {
+                    flights.start()?;
+                }
+                items[part.clone()].iter_mut().zip(frames).for_each(|(i, f)| i.frame = f);
+                self.part(&items[part])?;
+            }
+            drop(lease);
+            if self.scan {
+                tier.pass(&keys[range]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the true masses of what is being read, where a bound is wanted.
+    pub(super) fn tally(&self, items: &[Item]) {
+        if self.proofs.is_empty() {
+            return;
+        }
+        let g = self.call.cache.geometry();
+        let (arena, row_bytes) = (&self.call.cache.shared.pages, g.dim_k * g.dtype.size());
+        self.call.cache.shared.exec.run(self.proofs.len(), |list| {
+            let Ok(mut proof) = self.proofs[list].lock() else { return };
+            let Some(proof) = proof.as_mut() else { return };
+            let mine = items.iter().filter(|i| i.list as usize == list);
+            let rows = mine.flat_map(|i| {
+                let first = arena.at(i.frame);
+                (0..self.tokens_of(i).len()).map(move |t| first.wrapping_add(t * row_bytes))
+            });
+            let rows: Vec<*const u8> = rows.collect();
+            // SAFETY: tokens of the sequence in pages that are open, or leased by the caller.
+            let add = |work: &Work| unsafe { proof.add(work, &rows) };
+            with_work(self.call, self.run, self.q, list, add);
+        });
+    }
+
+    /// Reads more pages until the missed mass is proven to be small, where that is wanted.
+    fn prove(&mut self, choices: &mut [Pages]) -> Result<(), Error> {
+        let heads = self.call.cache.geometry().kv_heads;
+        loop {
+            let more = |(list, proof): (usize, &Mutex<Option<Proof>>)| {
+                let select = &self.run.sequences[list / heads].selector.select;
+                let eps = match select {
+                    kvist_policies::Select::Boxed(boxed) => boxed.max_missed_mass,
+                    _ => None,
+                };
+                let mut proof = proof.lock().ok()?;
+                Some(proof.as_mut()?.more(f64::from(eps?)))
+            };
+            let more = self.proofs.iter().enumerate().map(more).map(Option::unwrap_or_default);
+            let more: Vec<Vec<u32>> = more.collect();
+            if more.iter().all(Vec::is_empty) {
+                return Ok(());
+            }
+            self.read(&more)?;
+            for (choice, more) in choices.iter_mut().zip(more) {
+                choice.chosen.extend(more);
+                choice.chosen.sort_unstable();
+            }
+        }
+    }
+
+    fn infos(&self, choices: &[Pages], lse: &[f32]) -> Vec<AttendInfo> {
+        let g = self.call.cache.geometry();
+        let positions = |(list, choice): (usize, &Pages)| -> Vec<u32> {
+            let tokens = |&page: &u32| self.tokens_of(&Item { list: list as u32, page, frame: 0 });
+            choice.chosen.iter().flat_map(tokens).map(|t| t as u32).collect()
+        };
+        let bound = |proof: &Mutex<Option<Proof>>| Some(proof.lock().ok()?.as_ref()?.bounds());
+        let of_sequence = |(i, choices): (usize, &[Pages])| {
+            let lists = i * g.kv_heads..(i + 1) * g.kv_heads;
+            let read: Vec<Vec<u32>> = lists.clone().zip(choices).map(positions).collect();
+            let tokens: usize = read.iter().map(Vec::len).sum();
+            let bounds: Option<Vec<Vec<f32>>> = self.proofs[lists].iter().map(bound).collect();
+            AttendInfo {
+                lse2: lse[i * g.q_heads..(i + 1) * g.q_heads].to_vec(),
+                tokens_read: read.iter().map(|p| p.len() as u32).collect(),
+                missed_mass_bound: bounds.map(|b| b.concat()),
+                selected: self.call.options.selected.then_some(read),
+                bytes: BytesRead {
+                    summary: choices.iter().map(|c| c.summary_bytes).sum(),
+                    keys: 0,
+                    kv: (tokens * g.token_bytes()) as u64,
+                },
+            }
+        };
+        choices.chunks(g.kv_heads).enumerate().map(of_sequence).collect()
+    }
+}

@@ -1,0 +1,155 @@
+//! Partial attention over some pages of a run, and the sum of the parts.
+
+use kvist_kernels::attend::{self, Out, Params, Queries};
+use kvist_kernels::{Executor, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
+
+use super::Call;
+use super::paged::{Item, Stream};
+use crate::Error;
+
+/// A partial result.
+#[derive(Default)]
+pub(super) struct Part {
+    o: Vec<f32>,
+    lse: Vec<f32>,
+}
+
+impl Stream<'_> {
+    /// Attends to pages that are near and adds the result to the sum.
+    pub(super) fn part(&mut self, items: &[Item]) -> Result<(), Error> {
+        self.tally(items);
+        let (masked, plain): (Vec<Item>, Vec<Item>) = items.iter().partition(|i| self.is_masked(i));
+        // The learned sink logits join once, with the first part.
+        if !plain.is_empty() || (self.sum.is_none() && masked.is_empty()) {
+            let part = self.plain(&plain)?;
+            self.add(part)?;
+        }
+        if !masked.is_empty() {
+            let part = self.masked(&masked)?;
+            self.add(part)?;
+        }
+        Ok(())
+    }
+
+    /// Whether some query of the sequence may not see all of a page.
+    fn is_masked(&self, item: &Item) -> bool {
+        let heads = self.call.cache.geometry().kv_heads;
+        let n = self.run.queries[item.list as usize / heads];
+        let (len, tokens) = (self.layer_of(item.list).len, self.tokens_of(item));
+        let window = self.call.options.window;
+        tokens.end > len - n + 1 || (window > 0 && tokens.start + window < len)
+    }
+
+    fn lists(&self) -> u32 {
+        (self.run.sequences.len() * self.call.cache.geometry().kv_heads) as u32
+    }
+
+    /// Pages that every query of their sequence sees.
+    fn plain(&mut self, items: &[Item]) -> Result<Part, Error> {
+        let frames: Vec<u32> = items.iter().map(|i| i.frame).collect();
+        let (mut indptr, mut lens, mut at) = (vec![0], Vec::new(), 0);
+        for list in 0..self.lists() {
+            let n = items[at..].iter().take_while(|i| i.list == list).count();
+            lens.push(items[at..at + n].iter().map(|i| self.tokens_of(i).len() as u32).sum());
+            at += n;
+            indptr.push(at as u32);
+        }
+        let (indptr, frames, lens) = (&indptr[..], &frames[..], &lens[..]);
+        let lists = PageLists { indptr, frames, lens, first_pos: None, per_head: true };
+        self.kernel(self.call.params, |queries, pool, params, exec, out| {
+            attend::pages(queries, pool, &lists, params, exec, out)
+        })
+    }
+
+    /// Tokens of pages that some query sees only in part.
+    fn masked(&mut self, items: &[Item]) -> Result<Part, Error> {
+        let page = self.call.cache.geometry().page_tokens;
+        let (mut indptr, mut slots, mut positions, mut at) = (vec![0], Vec::new(), Vec::new(), 0);
+        for list in 0..self.lists() {
+            for item in items[at..].iter().take_while(|i| i.list == list) {
+                let tokens = self.tokens_of(item);
+                slots
+                    .extend(tokens.clone().map(|t| (item.frame as usize * page + t % page) as u32));
+                positions.extend(tokens.map(|t| t as u32));
+                at += 1;
+            }
+            indptr.push(slots.len() as u32);
+        }
+        let (indptr, slots, positions) = (&indptr[..], &slots[..], Some(&positions[..]));
+        let lists = SlotLists { indptr, slots, positions, per_head: true };
+        self.kernel(self.call.params(), |queries, pool, params, exec, out| {
+            attend::slots(queries, pool, &lists, params, exec, out)
+        })
+    }
+
+    fn kernel(
+        &mut self,
+        params: Params,
+        run: impl FnOnce(
+            &Queries,
+            &KvPool,
+            &Params,
+            &Executor,
+            &mut Out,
+        ) -> Result<(), kvist_kernels::Error>,
+    ) -> Result<Part, Error> {
+        let (indptr, positions) = self.call.rows(self.run);
+        let queries = Queries { q: *self.q, indptr: &indptr, positions: Some(&positions) };
+        let mut params = params;
+        if self.sum.is_some() {
+            params.sinks = None;
+        }
+        let mut part = self
+            .spare
+            .iter_mut()
+            .find(|p| !p.o.is_empty())
+            .map_or_else(Part::default, std::mem::take);
+        let mut out = part.out(self.call, self.q)?;
+        let cache = self.call.cache;
+        run(&queries, &cache.pool()?, &params, &cache.shared.exec, &mut out)?;
+        Ok(part)
+    }
+
+    fn add(&mut self, part: Part) -> Result<(), Error> {
+        let Some(sum) = self.sum.take() else {
+            self.sum = Some(part);
+            return Ok(());
+        };
+        let mut merged = self
+            .spare
+            .iter_mut()
+            .find(|p| !p.o.is_empty())
+            .map_or_else(Part::default, std::mem::take);
+        let mut out = merged.out(self.call, self.q)?;
+        let shape = out.o.shape();
+        let views = [
+            (Tensor3::contiguous(&sum.o, shape)?, &sum.lse[..]),
+            (Tensor3::contiguous(&part.o, shape)?, &part.lse[..]),
+        ];
+        attend::merge(&views, &mut out)?;
+        self.sum = Some(merged);
+        self.spare = [sum, part];
+        Ok(())
+    }
+
+    /// Writes the result; its log-sum-exps.
+    pub(super) fn finish(&mut self, out: &mut Tensor3Mut) -> Result<Vec<f32>, Error> {
+        let sum = self.sum.take().unwrap_or_default();
+        let shape = out.shape();
+        let mut lse = vec![0f32; sum.lse.len()];
+        let views = [(Tensor3::contiguous(&sum.o, shape)?, &sum.lse[..])];
+        attend::merge(&views, &mut Out { o: out.rows_mut(0, shape[0]), lse2: Some(&mut lse) })?;
+        Ok(lse)
+    }
+}
+
+impl Part {
+    /// Room for the rows of a call.
+    fn out(&mut self, call: &Call, q: &Tensor3) -> Result<Out<'_>, Error> {
+        let shape = [q.shape()[0], q.shape()[1], call.cache.geometry().dim_v];
+        self.o.resize(shape.iter().product(), 0.0);
+        self.lse.resize(shape[0] * shape[1], 0.0);
+        let o = Tensor3Mut::contiguous(&mut self.o, shape)?;
+        Ok(Out { o, lse2: Some(&mut self.lse) })
+    }
+}

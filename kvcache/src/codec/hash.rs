@@ -1,0 +1,38 @@
+//! The payload's checksums. They find accidents, not forgers: sealing is for those.
+
+use std::hash::Hasher;
+
+use twox_hash::xxhash3_64::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
+use twox_hash::{XxHash3_64, XxHash3_128};
+
+/// Odd, with bits all over: neighbouring indexes get seeds far apart.
+const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// xxh3-64 of a section's stored bytes. The seed holds the key and the section's place in the
+/// directory, so that a section of another block or place fails.
+pub(super) fn section(seed: u64, index: u32, stored: &[u8]) -> u64 {
+    let place = (u64::from(index) + 1).wrapping_mul(SPREAD);
+    XxHash3_64::oneshot_with_seed(seed ^ place, stored)
+}
+
+/// xxh3-128 of token ids and directory, for the header.
+pub(super) fn prefix(seed: u64, bytes: &[u8]) -> [u8; 16] {
+    XxHash3_128::oneshot_with_seed(seed, bytes).to_le_bytes()
+}
+
+/// xxh3-64 of a block in canonical order, fed tile by tile while the tile is in the CPU's cache.
+pub(crate) struct Decoded(RawHasher<&'static [u8; DEFAULT_SECRET_LENGTH]>);
+
+impl Decoded {
+    pub(crate) fn new() -> Decoded {
+        Decoded(RawHasher::new(SecretBuffer::default()))
+    }
+
+    pub(crate) fn update(&mut self, tile: &[u8]) {
+        self.0.write(tile);
+    }
+
+    pub(crate) fn finish(&self) -> u64 {
+        self.0.finish()
+    }
+}

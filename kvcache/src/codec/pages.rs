@@ -1,0 +1,83 @@
+//! Where pages come from and go to: one slice in canonical order, or tiles anywhere.
+
+use crate::format::BlockLayout;
+
+/// Gives the tiles of a block's pages, in canonical order of pages.
+pub(crate) trait PageSource {
+    /// K tile and V tile of page `index`; the V tile is empty if the layout has none.
+    fn page(&self, index: usize) -> (&[u8], &[u8]);
+}
+
+/// Takes the tiles of a block's pages.
+pub(crate) trait PageSink {
+    /// Room for K tile and V tile of page `index`.
+    fn page(&mut self, index: usize) -> (&mut [u8], &mut [u8]);
+}
+
+/// Tiles anywhere.
+#[cfg(test)]
+pub(crate) struct Tiles<'a>(pub(crate) &'a [(&'a [u8], &'a [u8])]);
+
+#[cfg(test)]
+impl PageSource for Tiles<'_> {
+    fn page(&self, index: usize) -> (&[u8], &[u8]) {
+        self.0[index]
+    }
+}
+
+/// Room for tiles anywhere.
+#[cfg(test)]
+pub(crate) struct TilesMut<'a, 'b>(pub(crate) &'a mut [(&'b mut [u8], &'b mut [u8])]);
+
+#[cfg(test)]
+impl PageSink for TilesMut<'_, '_> {
+    fn page(&mut self, index: usize) -> (&mut [u8], &mut [u8]) {
+        let (k, v) = &mut self.0[index];
+        (k, v)
+    }
+}
+
+/// A block in canonical order.
+pub(crate) struct Canonical<'a> {
+    bytes: &'a [u8],
+    k: usize,
+    page: usize,
+}
+
+impl<'a> Canonical<'a> {
+    /// `bytes` must be as long as the layout says.
+    pub(crate) fn new(layout: &BlockLayout, bytes: &'a [u8]) -> Canonical<'a> {
+        assert_eq!(bytes.len(), layout.bytes(), "bytes of a block");
+        Canonical { bytes, k: layout.k_bytes(), page: layout.page_bytes() }
+    }
+}
+
+impl PageSource for Canonical<'_> {
+    fn page(&self, index: usize) -> (&[u8], &[u8]) {
+        self.bytes[index * self.page..][..self.page].split_at(self.k)
+    }
+}
+
+/// Room for a block in canonical order.
+#[cfg(test)]
+pub(crate) struct CanonicalMut<'a> {
+    bytes: &'a mut [u8],
+    k: usize,
+    page: usize,
+}
+
+#[cfg(test)]
+impl<'a> CanonicalMut<'a> {
+    /// `bytes` must be as long as the layout says.
+    pub(crate) fn new(layout: &BlockLayout, bytes: &'a mut [u8]) -> CanonicalMut<'a> {
+        assert_eq!(bytes.len(), layout.bytes(), "bytes of a block");
+        CanonicalMut { bytes, k: layout.k_bytes(), page: layout.page_bytes() }
+    }
+}
+
+#[cfg(test)]
+impl PageSink for CanonicalMut<'_> {
+    fn page(&mut self, index: usize) -> (&mut [u8], &mut [u8]) {
+        self.bytes[index * self.page..][..self.page].split_at_mut(self.k)
+    }
+}

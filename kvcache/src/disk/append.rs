@@ -1,0 +1,256 @@
+//! Filling one segment: items are encoded into stages, written in large pieces while the next is
+//! encoded, synced once, then published.
+
+use std::io;
+
+use super::item::Item;
+use super::write::{Open, Refused, is_full};
+use super::{Disk, health};
+use crate::format::{FooterEntry, SECTOR};
+use crate::vfs::{Buf, MEMORY_ALIGN, Op, Outcome, Transfer, Whole};
+
+/// Items are collected up to this many bytes before they are written.
+const STAGE: usize = 4 << 20;
+/// Pieces in flight while the next is encoded.
+const IN_FLIGHT: usize = 2;
+/// Bytes of a footer per record, and of its frame, trailer and padding.
+const FOOTER_ENTRY: u64 = 72;
+pub(super) const FOOTER_REST: u64 = 8192;
+
+/// What became of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    Taken,
+    /// The segment has no room for it.
+    SegmentFull,
+    /// Writing failed: nothing more goes into this segment.
+    Failed,
+}
+
+/// An item that was encoded.
+#[derive(Clone, Copy)]
+struct Wrote {
+    /// Place of its result.
+    index: usize,
+    entry: FooterEntry,
+    /// Only this process needs it: it need not survive a crash, and must not be evicted.
+    live: bool,
+    /// Sequence number of what it is a copy of.
+    copy_of: Option<u64>,
+}
+
+/// One segment being filled.
+pub(super) struct Append<'a> {
+    disk: &'a Disk,
+    open: &'a mut Open,
+    flight: Whole,
+    /// Where it began: what lies before was finished earlier.
+    start: u64,
+    stage: Option<Buf>,
+    /// Bytes that are expected in all, at most.
+    expected: usize,
+    used: usize,
+    /// Encoded and not yet durable, with the place of its result.
+    wrote: Vec<Wrote>,
+    failure: Option<Refused>,
+}
+
+impl<'a> Append<'a> {
+    /// A segment that is about to get so many bytes, at most.
+    pub(super) fn new(disk: &'a Disk, open: &'a mut Open, expected: usize) -> Append<'a> {
+        Append {
+            flight: Whole::start(&disk.vfs, Vec::new()),
+            start: open.at,
+            disk,
+            open,
+            stage: None,
+            expected,
+            used: 0,
+            wrote: Vec::new(),
+            failure: None,
+        }
+    }
+
+    fn align(&self) -> usize {
+        self.open.segment.file.alignment().max(SECTOR)
+    }
+
+    /// Whether `need` more bytes and the footer fit.
+    fn fits(&self, need: usize) -> bool {
+        let records = (self.open.entries.len() + self.wrote.len() + 1) as u64;
+        let end = self.open.at + (self.used + need).next_multiple_of(self.align()) as u64;
+        end + FOOTER_REST + records * FOOTER_ENTRY <= self.open.capacity
+    }
+
+    /// Takes an item whose result has this index.
+    pub(super) fn put(&mut self, index: usize, item: &Item, sequence: u64) -> Put {
+        let need = item.need();
+        if !self.fits(need) {
+            return Put::SegmentFull;
+        }
+        if self.stage.as_ref().is_some_and(|s| self.used + need > s.len()) {
+            self.submit();
+        }
+        if self.stage.is_none() {
+            self.stage = self.fresh(need);
+        }
+        let position = (self.open.at as usize + self.used) / SECTOR;
+        let Some(stage) = self.stage.as_mut().filter(|_| self.failure.is_none()) else {
+            self.failure.get_or_insert(Refused::Throttled);
+            return Put::Failed;
+        };
+        let segment = &self.open.segment;
+        let entry = item.encode(segment, position as u32, sequence, &mut stage[self.used..]);
+        self.used += entry.sectors as usize * SECTOR;
+        let (live, copy_of) = (item.is_live(), item.copy_of());
+        self.wrote.push(Wrote { index, entry, live, copy_of });
+        Put::Taken
+    }
+
+    /// A buffer for at least `need` bytes, once no more than one piece is in flight.
+    fn fresh(&mut self, need: usize) -> Option<Buf> {
+        if self.flight.pending() >= IN_FLIGHT {
+            self.reap();
+        }
+        // Whole pages: what is written is rounded up to the file's alignment.
+        let len = need.max(STAGE.min(self.expected)).next_multiple_of(MEMORY_ALIGN);
+        self.disk.buffers.take(len)
+    }
+
+    /// Sends the stage on its way.
+    fn submit(&mut self) {
+        let Some(mut buf) = self.stage.take() else { return };
+        while self.flight.pending() >= IN_FLIGHT && self.failure.is_none() {
+            self.reap();
+        }
+        if self.failure.is_some() {
+            return;
+        }
+        let len = self.used.next_multiple_of(self.align());
+        buf[self.used..len].fill(0);
+        buf.set_len(len);
+        let (file, offset) = (self.open.segment.file.clone(), self.open.at);
+        self.flight.push(Op { file, transfer: Transfer::Write, offset, buf, skip: 0 });
+        (self.open.at, self.used) = (offset + len as u64, 0);
+        self.disk.state.lock().counts.written_bytes += len as u64;
+    }
+
+    /// Waits for one piece.
+    fn reap(&mut self) {
+        match self.flight.next(Some(self.disk.deadline())) {
+            Outcome::Done { result: Ok(()), buf, .. } => self.disk.buffers.give(buf),
+            Outcome::Done { result: Err(e), .. } => self.fail(&e),
+            Outcome::TimedOut => {
+                self.disk.health.lock().stuck(self.disk.vfs.now());
+                self.failure = Some(Refused::Timeout);
+            }
+            Outcome::Empty => {}
+        }
+    }
+
+    fn fail(&mut self, e: &io::Error) {
+        tracing::warn!(segment = self.open.segment.id, "cannot be written: {e}");
+        let now = self.disk.vfs.now();
+        self.failure = Some(match is_full(e) {
+            true => Refused::Full,
+            false => Refused::Io,
+        });
+        if is_full(e) {
+            self.disk.health.lock().full(now);
+        }
+    }
+
+    /// Why nothing more is taken.
+    pub(super) fn refusal(&self) -> Refused {
+        self.failure.unwrap_or(Refused::Io)
+    }
+
+    /// Makes what was taken durable, then visible, and says what became of each. `false` if that
+    /// failed: then none of it exists, and the segment must not be used any more.
+    pub(super) fn finish(mut self, results: &mut [Result<(), Refused>]) -> bool {
+        self.submit();
+        while self.failure.is_none() && self.flight.pending() > 0 {
+            self.reap();
+        }
+        if self.failure.is_none() && self.wrote.iter().any(|w| !w.live) {
+            if cfg!(kvist_bug = "published_before_sync") {
+                let mut state = self.disk.state.lock();
+                let id = self.open.segment.id;
+                for w in &self.wrote {
+                    state.publish(id, &w.entry, false);
+                }
+            }
+            if let Err(e) = self.disk.sync_once(&*self.open.segment.file) {
+                tracing::warn!(segment = self.open.segment.id, "fdatasync failed: {e}");
+                self.failure = Some(Refused::Io);
+            }
+        }
+        match self.failure {
+            Some(refused) => self.give_up(refused, results),
+            None => self.publish(results),
+        }
+        self.failure.is_none()
+    }
+
+    fn publish(&mut self, results: &mut [Result<(), Refused>]) {
+        let mut state = self.disk.state.lock();
+        for Wrote { index, entry, live, copy_of } in self.wrote.drain(..) {
+            let id = self.open.segment.id;
+            let seen = match copy_of {
+                Some(from) => state.publish_moved(id, &entry, from),
+                None => state.publish(id, &entry, live),
+            };
+            results[index] = if seen { Ok(()) } else { Err(Refused::AlreadyPresent) };
+            self.open.entries.push(entry);
+        }
+        drop(state);
+        self.disk.health.lock().recovered();
+    }
+
+    fn give_up(&mut self, refused: Refused, results: &mut [Result<(), Refused>]) {
+        self.wrote.iter().for_each(|w| results[w.index] = Err(refused));
+        self.open.segment.poison();
+        self.open.failed = Some(refused);
+        if !cfg!(kvist_bug = "failed_tail_kept") {
+            self.cut_tail(refused);
+        }
+        let mut state = self.disk.state.lock();
+        state.counts.poisoned_segments += 1;
+        if cfg!(kvist_bug = "unacknowledged_kept") {
+            let id = self.open.segment.id;
+            for w in &self.wrote {
+                state.publish(id, &w.entry, false);
+            }
+        }
+        // Nobody reads them, but erasing their tenant must take them along.
+        self.wrote.iter().for_each(|w| state.note(self.open.segment.id, w.entry.tenant));
+        if let Some(slot) = state.segments.get_mut(&self.open.segment.id) {
+            slot.finished = true;
+        }
+    }
+}
+
+impl Append<'_> {
+    /// Takes away what was not acknowledged: the next process would see it in the page cache, though
+    /// it may never reach the disk.
+    fn cut_tail(&self, refused: Refused) {
+        let segment = &self.open.segment;
+        match segment.file.set_len(self.start) {
+            // What is still in flight may come later.
+            Ok(()) if refused != Refused::Timeout => segment.finish(self.start),
+            Ok(()) => {}
+            Err(e) => tracing::warn!(segment = segment.id, "keeps what failed: {e}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Append<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Append").field("segment", &self.open.segment.id).finish_non_exhaustive()
+    }
+}
+
+/// Whether a rest is only for lack of room.
+pub(super) fn refused_by(cause: health::Cause) -> Refused {
+    if cause == health::Cause::Full { Refused::Full } else { Refused::Throttled }
+}

@@ -1,0 +1,441 @@
+//! Reading records: found by key, read with their neighbours, checked in full before anybody sees
+//! them. A check that fails is a miss, and the record is not served again.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::spans::{RunDone, Span, SpanNext, SpanReads};
+use super::{Disk, Entry, Segment};
+use crate::codec::{Directory, PageSink, Plan, tokens_equal, unsealed};
+use crate::format::{Bad, BlockKey, FLAG_SEALED, HEADER_BYTES, Header, SECTOR};
+use crate::miss::MissReason;
+use crate::seal::TenantKey;
+
+/// What a reader knows of the blocks it asks for, and will accept.
+#[derive(Clone, Copy)]
+pub(crate) struct Expect<'a> {
+    pub(crate) model: [u8; 32],
+    /// First half of what stands for the tenant: others' records are not there.
+    pub(crate) tenant: [u8; 16],
+    pub(crate) plan: &'a Plan,
+    /// Opens sealed records.
+    pub(crate) seal: Option<&'a TenantKey>,
+    /// Most loss that a record's codec may have.
+    pub(crate) loss_max: u8,
+}
+
+/// A block to read.
+pub(crate) struct Want<'a, S> {
+    pub(crate) key: BlockKey,
+    /// Its token ids, to be compared with those stored.
+    pub(crate) tokens: Option<&'a [u32]>,
+    /// The pages wanted, in canonical order; all of them is cheaper than many.
+    pub(crate) pages: Range<usize>,
+    /// Where they go, handed back with the result. Undefined unless that is `Ok`.
+    pub(crate) sink: S,
+}
+
+/// A record's place, held open.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) entry: Entry,
+    pub(crate) key: BlockKey,
+}
+
+/// How far a block is.
+enum Stage {
+    /// Waiting for the whole record.
+    Whole,
+    /// Waiting for header and directory.
+    Prefix,
+    /// Waiting for its pages.
+    Pages(Directory),
+    Over,
+}
+
+struct Job<'a, S> {
+    /// Taken when it is over.
+    want: Option<Want<'a, S>>,
+    place: Option<Place>,
+    stage: Stage,
+    hash: u64,
+}
+
+/// Blocks being read.
+pub(crate) struct BlockReads<'a, S> {
+    disk: &'a Disk,
+    expect: Expect<'a>,
+    jobs: Vec<Job<'a, S>>,
+    spans: SpanReads<&'a Disk>,
+    ready: Vec<(usize, Result<(), MissReason>)>,
+    pending: usize,
+}
+
+/// A block's result.
+pub(crate) struct BlockDone<S> {
+    /// Its place in the list given to [`Disk::read`].
+    pub(crate) index: usize,
+    pub(crate) result: Result<(), MissReason>,
+    /// xxh3-64 of the whole block, if all of it was read.
+    pub(crate) hash: u64,
+    pub(crate) sink: S,
+}
+
+impl Disk {
+    /// A record's place. It counts as read.
+    pub(crate) fn find(&self, key: &BlockKey) -> Option<Place> {
+        self.find_of(key, None)
+    }
+
+    /// [`Disk::find`], of a tenant if one is given.
+    fn find_of(&self, key: &BlockKey, tenant: Option<&[u8; 16]>) -> Option<Place> {
+        let mut state = self.state.lock();
+        let entry = *state.index.get(key)?;
+        if tenant.is_some_and(|tag| !state.is_of(&entry, tag)) {
+            return None;
+        }
+        state.index.get_mut(key)?.hit = true;
+        let segment = state.segments.get(&entry.segment)?.segment.clone();
+        Some(Place { segment, entry, key: *key })
+    }
+
+    /// Starts reading blocks. Results come in any order.
+    pub(crate) fn read<'a, S: PageSink>(
+        &'a self,
+        expect: Expect<'a>,
+        wants: Vec<Want<'a, S>>,
+    ) -> BlockReads<'a, S> {
+        let mut reads = BlockReads {
+            disk: self,
+            expect,
+            jobs: Vec::with_capacity(wants.len()),
+            spans: SpanReads::start(self, Vec::new()),
+            ready: Vec::new(),
+            pending: wants.len(),
+        };
+        let refused = self.check_readable().err();
+        let mut spans = Vec::with_capacity(wants.len());
+        for (index, want) in wants.into_iter().enumerate() {
+            let place = match refused {
+                Some(_) => None,
+                None => self.find_of(&want.key, Some(&expect.tenant)),
+            };
+            let all = want.pages.len() == expect.plan.layout().pages();
+            let mut stage = if all { Stage::Whole } else { Stage::Prefix };
+            match &place {
+                None => {
+                    reads.ready.push((index, Err(refused.unwrap_or(MissReason::Absent))));
+                    stage = Stage::Over;
+                }
+                Some(place) => {
+                    if place.entry.flags & FLAG_SEALED != 0 {
+                        stage = Stage::Whole;
+                    }
+                    let tokens = place.entry.tokens as usize;
+                    let len = match stage {
+                        Stage::Prefix => {
+                            (expect.plan.prefix_bytes(tokens) as u64).min(place.entry.bytes())
+                        }
+                        _ => place.entry.bytes(),
+                    };
+                    spans.push(place.span(0..len, index));
+                }
+            }
+            reads.jobs.push(Job { want: Some(want), place, stage, hash: 0 });
+        }
+        reads.spans.add(spans);
+        reads
+    }
+
+    /// A record failed a check: it is not served again, in the same step that says so.
+    pub(crate) fn failed(&self, place: &Place, reason: MissReason) {
+        use MissReason::{Checksum, Codec, Decrypt, Gone, Io, KeyMismatch, Torn, Version};
+        let damaged = matches!(reason, Checksum | Gone | Io | KeyMismatch | Torn);
+        // Maybe right for another version or key, but this process has only one of each.
+        let unreadable = matches!(reason, Codec | Decrypt | Version);
+        // Other reasons speak of the reader: the record may be right for others.
+        if !(damaged || unreadable) || cfg!(kvist_bug = "failed_stays_visible") {
+            return;
+        }
+        let untrusted = reason == Io && place.segment.read_failed();
+        self.state.lock().quarantine(&place.key, place.entry.sequence);
+        if untrusted {
+            self.quarantine_segment(place.segment.id);
+        }
+    }
+}
+
+impl Place {
+    fn start(&self) -> u64 {
+        u64::from(self.entry.position) * SECTOR as u64
+    }
+
+    /// A range of the record.
+    pub(crate) fn span(&self, bytes: Range<u64>, tag: usize) -> Span {
+        let start = self.start();
+        let bytes = start + bytes.start..start + bytes.end;
+        Span { segment: self.segment.clone(), bytes, tag }
+    }
+
+    /// Reads the header and checks that it is this record's.
+    pub(super) fn header(&self, disk: &Disk, raw: &[u8]) -> Result<Header, MissReason> {
+        let header = Header::decode(raw, &disk.options.limits).map_err(reason)?;
+        let here = header.segment == self.segment.id && header.position == self.entry.position;
+        if cfg!(kvist_bug = "place_not_compared") {
+            return Ok(header);
+        }
+        if header.key != self.key && !cfg!(kvist_bug = "key_not_compared") {
+            return Err(MissReason::KeyMismatch);
+        }
+        match here
+            && header.sequence == self.entry.sequence
+            && header.sectors() == self.entry.sectors
+        {
+            true => Ok(header),
+            false => Err(MissReason::Checksum),
+        }
+    }
+}
+
+/// What a failed check means for whoever asked.
+pub(crate) fn reason(bad: Bad) -> MissReason {
+    match bad {
+        Bad::Magic | Bad::Short => MissReason::Torn,
+        Bad::Version => MissReason::Version,
+        Bad::Unsupported => MissReason::Codec,
+        Bad::Decrypt => MissReason::Decrypt,
+        _ => MissReason::Checksum,
+    }
+}
+
+/// What a failed read means.
+pub(crate) fn reason_of_error(e: &io::Error) -> MissReason {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => MissReason::Torn,
+        io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle => MissReason::Gone,
+        // Not for want of the record: it may be there the next time.
+        io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
+            MissReason::Busy
+        }
+        io::ErrorKind::TimedOut => MissReason::Timeout,
+        _ => MissReason::Io,
+    }
+}
+
+/// Whether an error may speak of another part of what was read together.
+fn may_be_neighbour(e: &io::Error) -> bool {
+    !matches!(e.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::TimedOut)
+}
+
+impl<S: PageSink> BlockReads<'_, S> {
+    /// Blocks without a result yet.
+    #[cfg(test)]
+    pub(crate) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Waits for a block until `deadline`; what is missing then is a miss. `None` when every block
+    /// has its result.
+    pub(crate) fn next(&mut self, deadline: Duration) -> Option<BlockDone<S>> {
+        while self.ready.is_empty() && self.pending > 0 {
+            match self.spans.next(Some(deadline)) {
+                SpanNext::Done(run) => self.arrived(run),
+                SpanNext::TimedOut => {
+                    self.disk.health.lock().stuck(self.disk.vfs.now());
+                    self.give_up(MissReason::Timeout);
+                }
+                SpanNext::Empty => self.give_up(MissReason::Io),
+            }
+        }
+        let (index, result) = self.ready.pop()?;
+        self.pending -= 1;
+        if self.pending == 0 {
+            self.disk.state.lock().counts.read_bytes += self.spans.read_bytes();
+        }
+        let want = self.jobs[index].want.take()?;
+        let hash = self.jobs[index].hash;
+        Some(BlockDone { index, result, hash, sink: want.sink })
+    }
+
+    fn give_up(&mut self, reason: MissReason) {
+        for (index, job) in self.jobs.iter_mut().enumerate() {
+            if !matches!(job.stage, Stage::Over) {
+                job.stage = Stage::Over;
+                self.ready.push((index, Err(reason)));
+            }
+        }
+    }
+
+    fn arrived(&mut self, run: RunDone) {
+        let RunDone { segment, start, parts, result, buf } = run;
+        if result.as_ref().is_err_and(may_be_neighbour) && parts.len() > 1 {
+            // One bad place is not to cost its neighbours.
+            let alone = parts.into_iter().map(|(tag, range)| {
+                let bytes = start + range.start as u64..start + range.end as u64;
+                Span { segment: segment.clone(), bytes, tag }
+            });
+            self.spans.add_alone(alone.collect());
+            return;
+        }
+        let mut more = Vec::new();
+        for (index, range) in parts {
+            let outcome = match (&result, &buf) {
+                (Ok(()), Some(buf)) => self.advance(index, &buf[range], &mut more),
+                (Err(e), _) => Err(reason_of_error(e)),
+                (Ok(()), None) => Err(MissReason::Busy),
+            };
+            let over = match outcome {
+                Ok(over) => over.then_some(Ok(())),
+                Err(reason) => Some(Err(reason)),
+            };
+            let Some(result) = over else { continue };
+            let job = &mut self.jobs[index];
+            job.stage = Stage::Over;
+            if let (Err(reason), Some(place)) = (&result, &job.place) {
+                self.disk.failed(place, *reason);
+            }
+            self.ready.push((index, result));
+        }
+        buf.into_iter().for_each(|buf| self.disk.buffers.give(buf));
+        if !more.is_empty() {
+            self.spans.add(more);
+        }
+    }
+
+    /// Takes what arrived for a block. `true` if that was all.
+    fn advance(
+        &mut self,
+        index: usize,
+        stored: &[u8],
+        more: &mut Vec<Span>,
+    ) -> Result<bool, MissReason> {
+        let (disk, expect, job) = (self.disk, self.expect, &mut self.jobs[index]);
+        let (Some(place), Some(want)) = (&job.place, &mut job.want) else {
+            return Err(MissReason::Gone);
+        };
+        match std::mem::replace(&mut job.stage, Stage::Over) {
+            Stage::Whole => {
+                let header = expect.header(disk, place, want.tokens, stored)?;
+                whole(expect, place, want, &header, stored)?;
+                job.hash = header.decoded_hash;
+                Ok(true)
+            }
+            Stage::Prefix => {
+                let header = expect.header(disk, place, want.tokens, stored)?;
+                let end = Directory::end(stored, &header).map_err(reason)?;
+                if end > stored.len() {
+                    // More sections than the layout alone needs.
+                    job.stage = Stage::Prefix;
+                    more.push(place.span(0..end as u64, index));
+                    return Ok(false);
+                }
+                let directory = Directory::parse(stored, &header, expect.plan).map_err(reason)?;
+                more.push(place.span(extent(&directory, &want.pages), index));
+                job.stage = Stage::Pages(directory);
+                Ok(false)
+            }
+            Stage::Pages(directory) => {
+                pages_of(expect.plan, &directory, want, stored).map_err(reason)?;
+                Ok(true)
+            }
+            Stage::Over => Err(MissReason::Io),
+        }
+    }
+}
+
+impl Expect<'_> {
+    /// The header of a record that is what was asked for.
+    fn header(
+        &self,
+        disk: &Disk,
+        place: &Place,
+        tokens: Option<&[u32]>,
+        stored: &[u8],
+    ) -> Result<Header, MissReason> {
+        let header = place.header(disk, stored)?;
+        if header.model != self.model {
+            return Err(MissReason::ModelMismatch);
+        }
+        if header.layout != *self.plan.fingerprint() {
+            return Err(MissReason::LayoutMismatch);
+        }
+        // A record in the clear would be taken from anybody who can write the directory.
+        let sealed = header.flags & FLAG_SEALED != 0;
+        if sealed != self.seal.is_some() && !cfg!(kvist_bug = "seal_not_demanded") {
+            return Err(MissReason::Decrypt);
+        }
+        // The caller allows less loss than this record has: for this caller it is not there.
+        if header.loss_class > self.loss_max {
+            return Err(MissReason::Absent);
+        }
+        match tokens.map(|tokens| tokens_equal(stored, &header, tokens)) {
+            Some(Some(false)) if !cfg!(kvist_bug = "tokens_not_compared") => {
+                Err(MissReason::KeyMismatch)
+            }
+            _ => Ok(header),
+        }
+    }
+}
+
+/// Decodes a whole record, opening it first if it is sealed.
+fn whole<S: PageSink>(
+    expect: Expect,
+    place: &Place,
+    want: &mut Want<S>,
+    header: &Header,
+    stored: &[u8],
+) -> Result<(), MissReason> {
+    if header.flags & FLAG_SEALED == 0 {
+        return decode(expect.plan, want, header, stored).map_err(reason);
+    }
+    let key = expect.seal.ok_or(MissReason::Decrypt)?;
+    let mut opened = stored.to_vec();
+    let from = HEADER_BYTES + header.token_bytes();
+    let (head, payload) = opened[..header.used_bytes()].split_at_mut(from);
+    key.open(&place.segment.seal, header, &head[HEADER_BYTES..], payload).map_err(reason)?;
+    let header = unsealed(&opened, header).map_err(reason)?;
+    decode(expect.plan, want, &header, &opened).map_err(reason)
+}
+
+fn decode<S: PageSink>(
+    plan: &Plan,
+    want: &mut Want<S>,
+    header: &Header,
+    record: &[u8],
+) -> Result<(), Bad> {
+    if want.pages.len() == plan.layout().pages() {
+        return plan.decode_block(record, header, &mut want.sink, false);
+    }
+    let directory = Directory::parse(record, header, plan)?;
+    let extent = extent(&directory, &want.pages);
+    let stored = record.get(extent.start as usize..extent.end as usize).ok_or(Bad::Short)?;
+    pages_of(plan, &directory, want, stored)
+}
+
+/// The bytes of neighbouring pages, from the record's first byte.
+fn extent(directory: &Directory, pages: &Range<usize>) -> Range<u64> {
+    if pages.is_empty() {
+        return 0..0;
+    }
+    let (first, last) = (directory.page_range(pages.start), directory.page_range(pages.end - 1));
+    u64::from(first.start)..u64::from(last.end)
+}
+
+fn pages_of<S: PageSink>(
+    plan: &Plan,
+    directory: &Directory,
+    want: &mut Want<S>,
+    stored: &[u8],
+) -> Result<(), Bad> {
+    let base = extent(directory, &want.pages).start as usize;
+    for page in want.pages.clone() {
+        let range = directory.page_range(page);
+        let range = range.start as usize - base..range.end as usize - base;
+        let bytes = stored.get(range).ok_or(Bad::Short)?;
+        plan.decode_page(directory, page, bytes, want.sink.page(page))?;
+    }
+    Ok(())
+}

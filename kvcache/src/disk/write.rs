@@ -1,0 +1,384 @@
+//! Storing records: who may, where to, and what becomes of each.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use super::Disk;
+use super::append::{Append, FOOTER_REST, Put, refused_by};
+use super::budget::DiskCharge;
+use super::item::{Item, NewRecord};
+use super::segment::Segment;
+use super::state::Slot;
+use crate::format::{
+    Footer, FooterEntry, HEAD_BYTES, Head, SECTOR, TRAILER_BYTES, Trailer, segment_name,
+};
+use crate::vfs::{Access, Buf, File, write_all};
+
+/// Segments that are kept open at once: one for all, and those of the last sealed tenants.
+const OPEN_MAX: usize = 8;
+
+/// Interruptions after which room is not asked for any more: it is only a favour.
+const REPEATS: u32 = 100;
+/// `EIO`, for which the library has no name.
+const EIO: i32 = 5;
+
+/// Why a record was not stored. Full, throttled and present are answers, not failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refused {
+    /// The key is there already; bytes under a key never change.
+    AlreadyPresent,
+    /// The tier rests, or its queue is full.
+    Throttled,
+    /// The disk is full and nothing could be evicted.
+    Full,
+    /// Larger than a segment or than the largest record.
+    TooLarge,
+    /// Writing failed; the record is not there.
+    Io,
+    /// It did not end before the deadline.
+    Timeout,
+    /// The store is closed.
+    Closed,
+}
+
+/// The open ends of the log. One caller at a time has it.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    pub(super) open: Vec<Open>,
+    pub(super) sequence: u64,
+    pub(super) next_id: u32,
+}
+
+/// A segment that is appended to.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) segment: Arc<Segment>,
+    /// Where the next record goes.
+    pub(super) at: u64,
+    pub(super) capacity: u64,
+    pub(super) entries: Vec<FooterEntry>,
+    /// Why nothing may be added any more.
+    pub(super) failed: Option<Refused>,
+}
+
+impl Disk {
+    /// Stores records, in order; each is readable, and survives any crash, when its result is `Ok`.
+    /// One `fdatasync` per segment covers all of them.
+    pub(crate) fn commit(&self, records: &[NewRecord]) -> Vec<Result<(), Refused>> {
+        let mut results = vec![Ok(()); records.len()];
+        if let Some(cause) = self.health.lock().refuses_writes(self.vfs.now()) {
+            results.fill(Err(refused_by(cause)));
+            return results;
+        }
+        let Some(mut writer) = self.writer.take(self.options.deadline) else {
+            results.fill(Err(Refused::Timeout));
+            return results;
+        };
+        let items: Vec<(usize, Item)> = self.wanted(records, &mut results);
+        self.append(&mut writer, &items, &mut results);
+        results
+    }
+
+    /// The records that are to be written, sealed ones of a tenant together; the others get their
+    /// answer.
+    fn wanted<'a>(
+        &self,
+        records: &'a [NewRecord<'a>],
+        results: &mut [Result<(), Refused>],
+    ) -> Vec<(usize, Item<'a>)> {
+        let state = self.state.lock();
+        let mut seen = HashSet::new();
+        let mut items = Vec::with_capacity(records.len());
+        for (index, record) in records.iter().enumerate() {
+            let item = Item::New(record);
+            if state.closed {
+                results[index] = Err(Refused::Closed);
+            } else if !self.possible(&item) {
+                results[index] = Err(Refused::TooLarge);
+            } else if state.index.get(&record.key).is_some() || !seen.insert(record.key) {
+                results[index] = Err(Refused::AlreadyPresent);
+            } else {
+                items.push((index, item));
+            }
+        }
+        items.sort_by_key(|(_, item)| item.owner().0);
+        items
+    }
+
+    fn possible(&self, item: &Item) -> bool {
+        let most = self.options.limits.record_bytes_max as usize;
+        let room = self.options.segment_bytes - HEAD_BYTES as u64 - FOOTER_REST - 4096;
+        item.decoded() <= most && item.need() <= most && item.need() as u64 <= room
+    }
+
+    /// Appends items, in new segments whenever one is full or fails.
+    pub(super) fn append(
+        &self,
+        writer: &mut Writer,
+        items: &[(usize, Item)],
+        results: &mut [Result<(), Refused>],
+    ) {
+        let mut rest = items;
+        while let Some((_, first)) = rest.first() {
+            let owner = first.owner().0;
+            let group = rest.iter().take_while(|(_, item)| item.owner().0 == owner).count();
+            let mut open = match self.open_segment(writer, first) {
+                Ok(open) => open,
+                Err(refused) => {
+                    rest[..group].iter().for_each(|(index, _)| results[*index] = Err(refused));
+                    rest = &rest[group..];
+                    continue;
+                }
+            };
+            let (taken, put, ok) = self.fill(writer, &mut open, &rest[..group], results);
+            rest = &rest[taken..];
+            match (ok, put) {
+                (true, Put::SegmentFull) => self.finish(open),
+                (true, _) => writer.open.push(open),
+                (false, _) if cfg!(kvist_bug = "poisoned_reused") => writer.open.push(open),
+                // A failed segment keeps what was acknowledged before, and gets nothing more.
+                (false, _) => {}
+            }
+        }
+    }
+
+    /// Fills one segment; how many items have their result, why it ended, and whether it is well.
+    pub(super) fn fill(
+        &self,
+        writer: &mut Writer,
+        open: &mut Open,
+        items: &[(usize, Item)],
+        results: &mut [Result<(), Refused>],
+    ) -> (usize, Put, bool) {
+        let sequence = &mut writer.sequence;
+        let expected = items.iter().map(|(_, item)| item.need()).sum();
+        let mut append = Append::new(self, open, expected);
+        let (mut taken, mut put) = (0, Put::Taken);
+        for (index, item) in items {
+            put = append.put(*index, item, *sequence);
+            if put == Put::SegmentFull {
+                break;
+            }
+            // Also where it failed: so that no disk, however broken, keeps us here for ever.
+            taken += 1;
+            *sequence += 1;
+            if put == Put::Failed {
+                results[*index] = Err(append.refusal());
+                break;
+            }
+        }
+        let ok = append.finish(results);
+        (taken, put, ok)
+    }
+
+    /// The open segment of the item's owner if it has room, else a new one.
+    pub(super) fn open_segment(&self, writer: &mut Writer, item: &Item) -> Result<Open, Refused> {
+        let (owner, key) = item.owner();
+        if let Some(at) = writer.open.iter().position(|o| o.segment.tenant == owner) {
+            let open = writer.open.remove(at);
+            let room = open.capacity - open.at;
+            if item.need() as u64 + FOOTER_REST + (open.entries.len() as u64 + 64) * 72 <= room {
+                return Ok(open);
+            }
+            self.finish(open);
+        }
+        if writer.open.len() >= OPEN_MAX {
+            let oldest = writer.open.remove(0);
+            self.finish(oldest);
+        }
+        self.make_segment(writer, owner, key.is_some())
+    }
+
+    /// Creates a segment and makes sure that there is room for one more after it.
+    fn make_segment(
+        &self,
+        writer: &mut Writer,
+        tenant: [u8; 16],
+        sealed: bool,
+    ) -> Result<Open, Refused> {
+        let capacity = self.options.segment_bytes;
+        let charge = self.room_for_segment()?;
+        let mut seal = [0; 32];
+        if sealed && !cfg!(kvist_bug = "seal_not_random") {
+            getrandom::fill(&mut seal).map_err(|_| Refused::Throttled)?;
+        }
+        let segment = self.create_segment(writer, charge, seal, tenant)?;
+        self.state.lock().segments.insert(segment.id, Slot::new(segment.clone()));
+        let mut open =
+            Open { segment, at: HEAD_BYTES as u64, capacity, entries: Vec::new(), failed: None };
+        self.make_headroom(writer, &mut open);
+        self.say_tombstones(writer, &mut open, None);
+        match open.failed {
+            Some(refused) if !cfg!(kvist_bug = "poisoned_reused") => Err(refused),
+            _ => Ok(open),
+        }
+    }
+
+    /// Charges a segment, after evicting what must leave for it.
+    fn room_for_segment(&self) -> Result<DiskCharge, Refused> {
+        let capacity = self.options.segment_bytes;
+        loop {
+            if let Some(charge) = self.budget.charge(capacity, 0) {
+                return Ok(charge);
+            }
+            let leaving = self.state.lock().leaving_bytes();
+            if self.budget.used().saturating_sub(leaving) + capacity <= self.budget.limit() {
+                // Enough has been removed, only somebody still reads it.
+                return Err(Refused::Throttled);
+            }
+            if !self.evict_oldest() {
+                return Err(Refused::Full);
+            }
+        }
+    }
+
+    /// Makes the file of a new segment under the next free number.
+    fn create_segment(
+        &self,
+        writer: &mut Writer,
+        charge: DiskCharge,
+        seal: [u8; 32],
+        tenant: [u8; 16],
+    ) -> Result<Arc<Segment>, Refused> {
+        loop {
+            let id = writer.next_id;
+            writer.next_id = id.checked_add(1).ok_or(Refused::Full)?;
+            // Above all numbers in earlier segments, also in those that could not be read.
+            if !cfg!(kvist_bug = "sequence_reset") {
+                writer.sequence = writer.sequence.max(u64::from(id) << 32);
+            }
+            let (uuid, sequence) = (self.uuid, writer.sequence);
+            let head = Head { uuid, id: u64::from(id), sequence, seal, tenant };
+            match self.create_file(&head) {
+                Ok(file) => return Ok(Arc::new(Segment::new(id, file, seal, tenant, charge))),
+                // Something of somebody else: it is left alone.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(self.no_segment(&e)),
+            }
+        }
+    }
+
+    fn no_segment(&self, e: &io::Error) -> Refused {
+        tracing::warn!("no new segment: {e}");
+        let now = self.vfs.now();
+        match e.kind() {
+            _ if is_full(e) => {
+                self.health.lock().full(now);
+                Refused::Full
+            }
+            io::ErrorKind::TimedOut => {
+                self.health.lock().stuck(now);
+                Refused::Timeout
+            }
+            _ if e.raw_os_error() == Some(EIO) => Refused::Io,
+            _ => Refused::Throttled,
+        }
+    }
+
+    /// A new segment file, its head and its name durable. Nothing is left of one that fails.
+    fn create_file(&self, head: &Head) -> io::Result<Arc<dyn File>> {
+        let name = segment_name(head.id);
+        let file = self.dir.create(&name, Access::Direct)?;
+        let made = self.begin_file(&file, head);
+        if made.is_err()
+            && let Err(e) = self.dir.remove(&name)
+        {
+            tracing::warn!("{name} stays: {e}");
+            let charge = self.budget.found(file.len().unwrap_or(HEAD_BYTES as u64));
+            let (id, seal, tenant) = (head.id as u32, head.seal, head.tenant);
+            let segment = Arc::new(Segment::new(id, file, seal, tenant, charge));
+            self.state.lock().aside.push(segment);
+            return Err(made.err().unwrap_or(e));
+        }
+        made.map(|()| file)
+    }
+
+    fn begin_file(&self, file: &Arc<dyn File>, head: &Head) -> io::Result<()> {
+        let mut buf = alloc(HEAD_BYTES)?;
+        buf.copy_from_slice(&head.encode());
+        write_all(&self.vfs, file, 0, buf, self.deadline())?;
+        self.sync_once(&**file)?;
+        if !cfg!(kvist_bug = "no_dir_sync") {
+            self.dir.sync()?;
+        }
+        self.reserve(&**file)
+    }
+
+    /// Asks for the room of a segment; file systems that have no such call do without.
+    fn reserve(&self, file: &dyn File) -> io::Result<()> {
+        for _ in 0..REPEATS {
+            match file.allocate(self.options.segment_bytes) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() != io::ErrorKind::Unsupported => return Err(e),
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// `fdatasync`, never repeated on a file after a failure: the kernel may have dropped the pages
+    /// and forgotten it.
+    pub(super) fn sync_once(&self, file: &dyn File) -> io::Result<()> {
+        if cfg!(kvist_bug = "no_data_sync") {
+            return Ok(());
+        }
+        let synced = file.sync_data();
+        if synced.is_err() && cfg!(kvist_bug = "sync_retried") {
+            return file.sync_data();
+        }
+        synced.inspect_err(|_| self.health.lock().poisoned(self.vfs.now()))
+    }
+
+    /// Ends every open segment with its footer. The log goes on in new ones.
+    pub(crate) fn finish_segments(&self) {
+        if let Some(mut writer) = self.writer.take(self.options.deadline) {
+            std::mem::take(&mut writer.open).into_iter().for_each(|open| self.finish(open));
+        }
+    }
+
+    /// Writes the footer: a hint that spares recovery a scan. A failure costs only that.
+    pub(super) fn finish(&self, open: Open) {
+        let Open { segment, at, entries, .. } = open;
+        match self.write_footer(&segment, at, entries) {
+            Ok(end) => segment.finish(end),
+            Err(e) => tracing::warn!(segment = segment.id, "no footer: {e}"),
+        }
+        if let Some(slot) = self.state.lock().segments.get_mut(&segment.id) {
+            slot.finished = true;
+        }
+    }
+
+    fn write_footer(
+        &self,
+        segment: &Segment,
+        at: u64,
+        entries: Vec<FooterEntry>,
+    ) -> io::Result<u64> {
+        let id = u64::from(segment.id);
+        let footer = Footer { id, uuid: self.uuid, entries }.encode();
+        let align = segment.file.alignment().max(SECTOR);
+        let len = (footer.len() + TRAILER_BYTES).next_multiple_of(align);
+        let mut buf = alloc(len)?;
+        buf[..footer.len()].copy_from_slice(&footer);
+        let trailer = Trailer { id, offset: at, len: footer.len() as u64 }.encode();
+        buf[len - TRAILER_BYTES..].copy_from_slice(&trailer);
+        write_all(&self.vfs, &segment.file, at, buf, self.deadline())?;
+        self.sync_once(&*segment.file)?;
+        let end = at + len as u64;
+        // Room that was asked for beyond the end goes back to the file system.
+        segment.file.set_len(end)?;
+        Ok(end)
+    }
+}
+
+pub(super) fn alloc(len: usize) -> io::Result<Buf> {
+    Buf::alloc(len).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Whether an error says that there is no room.
+pub(super) fn is_full(e: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}

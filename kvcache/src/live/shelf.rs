@@ -1,0 +1,262 @@
+//! The disk tier as live sequences see it: stripes are records that only this process needs.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::below::{Below, PageIn, PageNext, PageReads, Stored, StripeOut};
+use crate::codec::{Codec, Directory, PageSource, Plan};
+use crate::disk::{
+    Disk, NewRecord, Place, Refused, RunDone, SpanNext, SpanReads, reason, reason_of_error,
+};
+use crate::format::{BlockKey, BlockLayout};
+use crate::vfs::Buf;
+use crate::{Error, Geometry, MissReason};
+
+/// Stripes as records of a directory.
+pub(crate) struct Shelf {
+    disk: Arc<Disk>,
+    plan: Arc<Plan>,
+    /// Tells this cache's stripes from those of others and of former runs.
+    uid: [u8; 16],
+    next: AtomicU64,
+}
+
+impl fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shelf").field("disk", &self.disk.usage()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        self.disk.finish_segments();
+        self.disk.remove_empty();
+    }
+}
+
+/// A stripe on the shelf.
+#[derive(Debug)]
+struct OnShelf {
+    disk: Arc<Disk>,
+    key: BlockKey,
+    directory: Directory,
+}
+
+impl Stored for OnShelf {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for OnShelf {
+    fn drop(&mut self) {
+        self.disk.remove(&self.key);
+    }
+}
+
+/// The pages of a stripe, one per KV head.
+struct Pages<'a> {
+    stripe: &'a StripeOut,
+    k: usize,
+}
+
+impl PageSource for Pages<'_> {
+    fn page(&self, index: usize) -> (&[u8], &[u8]) {
+        self.stripe.pages[index].split_at(self.k)
+    }
+}
+
+impl Shelf {
+    /// A shelf for the stripes of one cache.
+    pub(crate) fn new(disk: Arc<Disk>, geometry: &Geometry, codec: &Codec) -> Result<Shelf, Error> {
+        let layout = BlockLayout {
+            dim_v: geometry.dim_v as u32,
+            ..BlockLayout::new(
+                geometry.dtype.into(),
+                geometry.page_tokens as u32,
+                1,
+                geometry.kv_heads as u32,
+                geometry.dim_k as u32,
+            )
+        };
+        let mut uid = [0; 16];
+        let what = "random bytes for a cache";
+        let refused = |e: getrandom::Error| Error::System { what, reason: e.to_string() };
+        getrandom::fill(&mut uid).map_err(refused)?;
+        let plan = Arc::new(Plan::new(&layout, codec)?);
+        Ok(Shelf { disk, plan, uid, next: AtomicU64::new(0) })
+    }
+
+    /// A key that no other stripe has.
+    fn key(&self) -> BlockKey {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut hash = blake3::Hasher::new_derive_key("kvist 2026 live stripe v1");
+        hash.update(&self.uid).update(&number.to_le_bytes());
+        BlockKey(*hash.finalize().as_bytes())
+    }
+}
+
+fn reason_of(refused: Refused) -> MissReason {
+    match refused {
+        Refused::Timeout => MissReason::Timeout,
+        Refused::Full | Refused::Throttled => MissReason::Busy,
+        _ => MissReason::Io,
+    }
+}
+
+impl Below for Shelf {
+    fn write(&self, stripes: &[StripeOut]) -> Vec<Result<Arc<dyn Stored>, MissReason>> {
+        let k = self.plan.layout().k_bytes();
+        let keys: Vec<BlockKey> = stripes.iter().map(|_| self.key()).collect();
+        let sources: Vec<Pages> = stripes.iter().map(|stripe| Pages { stripe, k }).collect();
+        let directories: Vec<OnceLock<Directory>> =
+            stripes.iter().map(|_| OnceLock::new()).collect();
+        let mut records = Vec::with_capacity(stripes.len());
+        for (i, pages) in sources.iter().enumerate() {
+            records.push(NewRecord {
+                key: keys[i],
+                model: [0; 32],
+                tenant: [0; 16],
+                seal: None,
+                tokens: None,
+                num_tokens: self.plan.layout().block_tokens,
+                plan: &self.plan,
+                pages,
+                live: Some(&directories[i]),
+            });
+        }
+        let results = self.disk.commit(&records);
+        drop(records);
+        let mut stored: Vec<Result<Arc<dyn Stored>, MissReason>> = Vec::with_capacity(keys.len());
+        for ((result, key), (stripe, directory)) in
+            results.into_iter().zip(keys).zip(stripes.iter().zip(directories))
+        {
+            let directory = directory.into_inner().ok_or(MissReason::Io);
+            stored.push(match result.map_err(reason_of).and(directory) {
+                Ok(directory) => Ok(Arc::new(OnShelf { disk: self.disk.clone(), key, directory })),
+                Err(reason) => {
+                    let StripeOut { layer, page, .. } = stripe;
+                    tracing::debug!(layer, page, "stays in memory: {reason}");
+                    Err(reason)
+                }
+            });
+        }
+        stored
+    }
+
+    fn read(&self, wants: Vec<PageIn>) -> Box<dyn PageReads> {
+        let mut spans = Vec::with_capacity(wants.len());
+        let mut waiting = Vec::with_capacity(wants.len());
+        let mut failed = VecDeque::new();
+        let stuck = self.disk.is_stuck();
+        for (index, PageIn { stripe, head, into }) in wants.into_iter().enumerate() {
+            let on_shelf = stripe.as_any().downcast_ref::<OnShelf>();
+            let place = on_shelf.filter(|_| !stuck).and_then(|s| self.disk.find(&s.key));
+            match (on_shelf, place) {
+                (Some(on_shelf), Some(place)) => {
+                    let range = on_shelf.directory.page_range(head);
+                    spans.push(place.span(u64::from(range.start)..u64::from(range.end), index));
+                    waiting.push(Some(Waiting { stripe, head, into, place }));
+                }
+                _ => {
+                    let why = if stuck { MissReason::Degraded } else { MissReason::Gone };
+                    failed.push_back((index, Err(why), into));
+                    waiting.push(None);
+                }
+            }
+        }
+        let spans = SpanReads::start(self.disk.clone(), spans);
+        Box::new(ShelfReads {
+            plan: self.plan.clone(),
+            disk: self.disk.clone(),
+            spans,
+            waiting,
+            ready: failed,
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.disk.now()
+    }
+}
+
+/// A page on its way.
+struct Waiting {
+    stripe: Arc<dyn Stored>,
+    head: usize,
+    into: Buf,
+    place: Place,
+}
+
+/// Pages on their way.
+struct ShelfReads {
+    disk: Arc<Disk>,
+    plan: Arc<Plan>,
+    spans: SpanReads<Arc<Disk>>,
+    waiting: Vec<Option<Waiting>>,
+    ready: VecDeque<(usize, Result<(), MissReason>, Buf)>,
+}
+
+impl ShelfReads {
+    fn arrived(&mut self, run: RunDone) {
+        let RunDone { parts, result, buf, .. } = run;
+        for (index, range) in parts {
+            let Some(waiting) = self.waiting[index].take() else { continue };
+            let Waiting { stripe, head, mut into, place } = waiting;
+            let outcome = match (&result, &buf) {
+                (Ok(()), Some(buf)) => self.decode(&*stripe, head, &buf[range], &mut into),
+                (Err(e), _) => Err(reason_of_error(e)),
+                (Ok(()), None) => Err(MissReason::Busy),
+            };
+            if let Err(reason) = outcome {
+                self.disk.failed(&place, reason);
+            }
+            self.ready.push_back((index, outcome, into));
+        }
+        if let Some(buf) = buf {
+            self.disk.reuse(buf);
+        }
+    }
+
+    fn decode(
+        &self,
+        stripe: &dyn Stored,
+        head: usize,
+        stored: &[u8],
+        into: &mut Buf,
+    ) -> Result<(), MissReason> {
+        let on_shelf = stripe.as_any().downcast_ref::<OnShelf>().ok_or(MissReason::Gone)?;
+        let tiles = into.split_at_mut(self.plan.layout().k_bytes());
+        self.plan.decode_page(&on_shelf.directory, head, stored, tiles).map_err(reason)
+    }
+}
+
+impl PageReads for ShelfReads {
+    fn next(&mut self, deadline: Option<Duration>) -> PageNext {
+        loop {
+            if let Some((index, result, buf)) = self.ready.pop_front() {
+                return PageNext::Done { index, result, buf };
+            }
+            match self.spans.next(deadline) {
+                SpanNext::Done(run) => self.arrived(run),
+                SpanNext::TimedOut => return PageNext::TimedOut,
+                SpanNext::Empty => return PageNext::Empty,
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn pending(&self) -> usize {
+        self.ready.len() + self.waiting.iter().flatten().count()
+    }
+}
+
+impl Drop for ShelfReads {
+    fn drop(&mut self) {
+        self.disk.count_read(self.spans.read_bytes());
+    }
+}

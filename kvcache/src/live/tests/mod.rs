@@ -1,0 +1,110 @@
+//! Live sequences over two tiers, against sequences that are all in memory.
+
+#[expect(dead_code, reason = "shared with the tests outside, which use all of it")]
+#[path = "../../../tests/store/common.rs"]
+mod common;
+mod faults;
+mod memory;
+mod model;
+mod moves;
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use self::common::{DIM, GROUP, HEADS, ROW, Random, rows};
+use self::memory::{Faults, Handle, Memory};
+use crate::{
+    AttendInfo, AttendOptions, Boxed, Builder, Cache, DType, Error, Geometry, Quest, Select,
+    Sequence, Tensor3, Tensor3Mut,
+};
+
+const LAYERS: usize = 2;
+const WIDTH: usize = HEADS * GROUP * DIM;
+
+fn builder(select: &Select, bytes: u64, page_tokens: usize) -> Builder {
+    let geometry = Geometry::new(LAYERS, HEADS * GROUP, HEADS, DIM, DType::Bf16);
+    Cache::builder(Geometry { page_tokens, ..geometry })
+        .host_bytes(bytes)
+        .select(select.clone())
+        .threads(2)
+        .whole_pages(true)
+        .write_ahead(false)
+}
+
+/// A cache over a tier in memory.
+fn tiered(select: &Select, bytes: u64, faults: Faults) -> (Cache, Arc<Memory>) {
+    let memory = Memory::new(faults, 7);
+    let below = Arc::new(Handle(memory.clone()));
+    (builder(select, bytes, 64).below(below).build().unwrap(), memory)
+}
+
+/// The same with room for everything: the reference.
+fn roomy(select: &Select, page_tokens: usize) -> Cache {
+    let below = Arc::new(Handle(Memory::new(Faults::default(), 1)));
+    builder(select, 64 << 20, page_tokens).below(below).build().unwrap()
+}
+
+fn selects() -> [Select; 4] {
+    let boxed = Boxed { sinks: 4, recent: 16, ..Boxed::with_budget(256) };
+    let proven = Boxed { sinks: 4, recent: 16, ..Boxed::with_max_missed_mass(0.3) };
+    [
+        Select::Full,
+        Select::Quest(Quest { budget: 192, unit_tokens: 16 }),
+        Select::Boxed(boxed),
+        Select::Boxed(proven),
+    ]
+}
+
+fn append(s: &mut Sequence, k: &[bf16], v: &[bf16]) -> Result<(), Error> {
+    (0..LAYERS).try_for_each(|layer| s.append(layer, &rows(k), &rows(v)))
+}
+
+fn attend(
+    s: &Sequence,
+    layer: usize,
+    q: &[f32],
+    options: &AttendOptions,
+) -> Result<(Vec<f32>, AttendInfo), Error> {
+    let shape = [q.len() / WIDTH, HEADS * GROUP, DIM];
+    let mut out = vec![f32::NAN; q.len()];
+    let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
+    let info = s.attend(layer, &Tensor3::contiguous(q, shape).unwrap(), options, &mut view)?;
+    Ok((out, info))
+}
+
+fn query(random: &mut Random, n: usize) -> Vec<f32> {
+    (0..n * WIDTH).map(|_| 2.0 * random.normal()).collect()
+}
+
+/// Keys, values.
+fn data(random: &mut Random, tokens: usize) -> (Vec<bf16>, Vec<bf16>) {
+    (random.rows(tokens * ROW, 1.0), random.rows(tokens * ROW, 1.0))
+}
+
+/// Equal up to the order in which parts are summed.
+fn near(a: &[f32], b: &[f32]) -> bool {
+    a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-2 * (1.0 + b.abs()))
+}
+
+/// A sequence filled in chunks in both caches.
+fn filled(caches: [&Cache; 2], tokens: usize, random: &mut Random) -> [Sequence; 2] {
+    let mut pair = caches.map(Cache::sequence);
+    let mut left = tokens;
+    while left > 0 {
+        let n = left.min(100);
+        let (k, v) = data(random, n);
+        pair.iter_mut().for_each(|s| append(s, &k, &v).unwrap());
+        left -= n;
+    }
+    pair
+}
+
+/// Everything is back once the last sequence is gone.
+fn nothing_left(cache: &Cache, memory: &Memory) {
+    let stats = cache.stats();
+    memory.settle();
+    assert_eq!(cache.stats().used_bytes, 0, "{stats:?}");
+    assert_eq!(cache.stats().stored_bytes, 0);
+    assert_eq!(memory.live.load(std::sync::atomic::Ordering::Relaxed), 0);
+}

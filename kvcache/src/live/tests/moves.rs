@@ -1,0 +1,138 @@
+//! Moving pages on purpose: offload, restore, pin; and what moves by itself.
+
+use super::*;
+
+fn boxed() -> Select {
+    selects()[2].clone()
+}
+
+#[test]
+fn offload_and_restore_move_every_finished_page() {
+    let (cache, memory) = tiered(&boxed(), 2 << 20, Faults::default());
+    let mut random = Random(11);
+    let [s, twin] = filled([&cache, &roomy(&boxed(), 64)], 500, &mut random);
+    let before = s.stats();
+    let pages = s.offload().unwrap();
+    assert_eq!(pages, LAYERS * HEADS * (500 / 64));
+    let bytes = (pages * cache.geometry().page_bytes()) as u64;
+    let after = s.stats();
+    assert_eq!((after.demoted_bytes, after.stored_bytes), (bytes, bytes));
+    assert_eq!(after.page_bytes + bytes, before.page_bytes);
+    assert_eq!(after.summary_bytes, before.summary_bytes);
+    assert_eq!(cache.stats().stored_bytes, bytes);
+    assert_eq!(s.offload().unwrap(), 0);
+    assert_eq!(s.restore().unwrap(), pages);
+    assert_eq!((s.restore().unwrap(), s.stats().demoted_bytes), (0, 0));
+    let q = query(&mut random, 1);
+    let options = AttendOptions { selected: true, ..AttendOptions::default() };
+    assert_eq!(attend(&s, 0, &q, &options).unwrap(), attend(&twin, 0, &q, &options).unwrap());
+    // What is stored already leaves without being written again.
+    let written = cache.stats().below_written_bytes;
+    assert_eq!((s.offload().unwrap(), cache.stats().below_written_bytes), (pages, written));
+    drop(s);
+    nothing_left(&cache, &memory);
+}
+
+#[test]
+fn pinned_pages_stay_and_what_is_too_much_is_refused() {
+    let (cache, memory) = tiered(&boxed(), 300 << 10, Faults::default());
+    let mut random = Random(12);
+    let [mut s, _] = filled([&cache, &roomy(&boxed(), 64)], 1000, &mut random);
+    let pin = s.pin(64..192).unwrap();
+    s.offload().unwrap();
+    let kept = (LAYERS * HEADS * 2 * cache.geometry().page_bytes()) as u64;
+    assert_eq!(s.stats().stored_bytes - s.stats().demoted_bytes, kept);
+    assert!(matches!(s.pin(0..960), Err(Error::OverBudget { .. })));
+    assert!(matches!(s.pin(0..1001), Err(Error::Length { .. })));
+    // The pin outlives the tokens.
+    s.truncate(10).unwrap();
+    assert_eq!(cache.stats().stored_bytes, kept);
+    drop(pin);
+    assert_eq!(cache.stats().stored_bytes, 0);
+    drop(s);
+    nothing_left(&cache, &memory);
+}
+
+#[test]
+fn a_prompt_of_many_times_the_budget_is_prefilled_exactly() {
+    let (cache, memory) =
+        tiered(&Select::Full, 200 << 10, Faults { delay: 9, ..Faults::default() });
+    let mut s = cache.sequence();
+    let mut random = Random(13);
+    let (mut k, mut v) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let (nk, nv) = data(&mut random, 150);
+        append(&mut s, &nk, &nv).unwrap();
+        k.extend(nk);
+        v.extend(nv);
+        let q = query(&mut random, 150);
+        let (out, info) = attend(&s, 1, &q, &AttendOptions::default()).unwrap();
+        let last = common::dense(&k, &v, k.len() / ROW, &q[149 * WIDTH..]);
+        assert!(common::close(&out[149 * WIDTH..], &last));
+        let first = common::dense(&k, &v, k.len() / ROW - 149, &q[..WIDTH]);
+        assert!(common::close(&out[..WIDTH], &first));
+        assert_eq!(info.missed_mass_bound, Some(vec![0.0; HEADS * GROUP]));
+    }
+    let stats = s.stats();
+    assert!(stats.page_bytes + stats.demoted_bytes > 4 * (200 << 10));
+    drop(s);
+    nothing_left(&cache, &memory);
+}
+
+#[test]
+fn without_whole_pages_a_sequence_in_memory_is_selected_from_by_token() {
+    let memory = Memory::new(Faults::default(), 1);
+    let below = Arc::new(Handle(memory));
+    let cache = builder(&boxed(), 8 << 20, 64).whole_pages(false).below(below).build().unwrap();
+    let plain = builder(&boxed(), 8 << 20, 64).build().unwrap();
+    let mut random = Random(14);
+    let [s, twin] = filled([&cache, &plain], 900, &mut random);
+    let q = query(&mut random, 1);
+    let options = AttendOptions { selected: true, bound: true, ..AttendOptions::default() };
+    let same = || {
+        assert_eq!(attend(&s, 0, &q, &options).unwrap(), attend(&twin, 0, &q, &options).unwrap())
+    };
+    same();
+    s.offload().unwrap();
+    let (_, info) = attend(&s, 0, &q, &options).unwrap();
+    assert!(info.selected.unwrap()[0].chunk_by(|a, b| a + 1 == *b).all(|run| run[0] % 64 == 0));
+    s.restore().unwrap();
+    same();
+    // Batches of both kinds in one call.
+    let (fork, rest) = (s.fork(), [s.fork(), s.fork()]);
+    let all = [&s, &fork, &rest[0], &rest[1]];
+    let q = query(&mut random, 7);
+    let shape = [7, HEADS * GROUP, DIM];
+    let (mut out, mut want) = (vec![0f32; q.len()], vec![0f32; q.len()]);
+    let run = |cache: &Cache, all: &[&Sequence], out: &mut Vec<f32>| {
+        let mut out = Tensor3Mut::contiguous(out, shape).unwrap();
+        let q = Tensor3::contiguous(&q, shape).unwrap();
+        cache.attend_batch(0, &q, all, &[1, 1, 4, 1], &AttendOptions::default(), &mut out).unwrap()
+    };
+    run(&cache, &all, &mut out);
+    run(&plain, &[&twin; 4], &mut want);
+    assert!(near(&out, &want));
+}
+
+#[test]
+fn what_is_prefetched_and_used_is_counted() {
+    let (cache, memory) = tiered(&boxed(), 600 << 10, Faults::default());
+    let mut random = Random(15);
+    let [s, _] = filled([&cache, &roomy(&boxed(), 64)], 2500, &mut random);
+    let mut q = query(&mut random, 1);
+    for _ in 0..40 {
+        // Queries that drift, as those of decoding do.
+        q.iter_mut().for_each(|x| *x += 0.2 * random.normal());
+        (0..LAYERS).for_each(|l| drop(attend(&s, l, &q, &AttendOptions::default()).unwrap()));
+    }
+    let stats = cache.stats();
+    assert!(stats.prefetched > 0 && stats.page_hits > 0 && stats.page_misses > 0, "{stats:?}");
+    assert!(stats.prefetch_used + stats.prefetch_wasted <= stats.prefetched, "{stats:?}");
+    let off = builder(&boxed(), 600 << 10, 64).prefetch(false);
+    let off = off.below(Arc::new(Handle(memory.clone()))).build().unwrap();
+    let [other, _] = filled([&off, &roomy(&boxed(), 64)], 2500, &mut random);
+    attend(&other, 0, &q, &AttendOptions::default()).unwrap();
+    assert_eq!(off.stats().prefetched, 0);
+    drop((s, other));
+    nothing_left(&cache, &memory);
+}

@@ -1,0 +1,206 @@
+//! Settings of a prefix store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::behind::Queue;
+use super::counters::Counters;
+use super::host::Host;
+use super::{Numbers, PrefixStore, Shared, Threads};
+use crate::Error;
+use crate::disk::{Disk, DiskOptions};
+use crate::format::KeySecret;
+use crate::vfs::{self, Vfs};
+
+/// Host tier where nothing is said.
+const HOST_BYTES_DEFAULT: u64 = 1 << 30;
+/// Bytes that may wait to be written, where the host tier is large enough.
+const QUEUE_BYTES: u64 = 256 << 20;
+
+/// Settings of a [`PrefixStore`], each with a default.
+#[derive(Clone, Debug)]
+pub struct PrefixBuilder {
+    host_bytes: u64,
+    disk: Option<DiskOptions>,
+    secret: Option<KeySecret>,
+    vfs: Option<Arc<dyn Vfs>>,
+    queue_bytes: Option<u64>,
+    patience: Duration,
+    multi_tenant: bool,
+    verify_tokens: bool,
+    verify_leases: bool,
+    zero_on_free: Option<bool>,
+    threads: bool,
+}
+
+impl Default for PrefixBuilder {
+    fn default() -> PrefixBuilder {
+        PrefixBuilder {
+            host_bytes: HOST_BYTES_DEFAULT,
+            disk: None,
+            secret: None,
+            vfs: None,
+            queue_bytes: None,
+            patience: Duration::ZERO,
+            multi_tenant: false,
+            verify_tokens: true,
+            verify_leases: false,
+            zero_on_free: None,
+            threads: true,
+        }
+    }
+}
+
+impl PrefixBuilder {
+    /// Bytes of host memory for blocks and their index: a hard limit. Default 1 GiB.
+    #[must_use]
+    pub fn host_bytes(mut self, bytes: u64) -> PrefixBuilder {
+        self.host_bytes = bytes;
+        self
+    }
+
+    /// Keeps blocks on disk too. Default: in memory only.
+    #[must_use]
+    pub fn disk(mut self, options: DiskOptions) -> PrefixBuilder {
+        self.disk = Some(options);
+        self
+    }
+
+    /// A secret shared by several stores, so that they compute the same keys. Default: that of the
+    /// directory, or a random one.
+    #[must_use]
+    pub fn key_secret(mut self, secret: KeySecret) -> PrefixBuilder {
+        self.secret = Some(secret);
+        self
+    }
+
+    /// The file system that the disk tier uses. Default: the operating system's.
+    #[must_use]
+    pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> PrefixBuilder {
+        self.vfs = Some(vfs);
+        self
+    }
+
+    /// Bytes of blocks that may wait to be written; they are part of the host budget. Default a
+    /// quarter of it, at most 256 MiB.
+    #[must_use]
+    pub fn queue_bytes(mut self, bytes: u64) -> PrefixBuilder {
+        self.queue_bytes = Some(bytes);
+        self
+    }
+
+    /// How long a put waits for room in that queue before its block stays in memory only. Default: it
+    /// does not wait.
+    #[must_use]
+    pub fn backpressure(mut self, patience: Duration) -> PrefixBuilder {
+        self.patience = patience;
+        self
+    }
+
+    /// Refuses spaces without a salt, and wipes memory when a block leaves. Default off.
+    #[must_use]
+    pub fn multi_tenant(mut self, on: bool) -> PrefixBuilder {
+        self.multi_tenant = on;
+        self
+    }
+
+    /// Stores token ids beside blocks and compares them. Default on; 4 bytes a token.
+    #[must_use]
+    pub fn verify_tokens(mut self, on: bool) -> PrefixBuilder {
+        self.verify_tokens = on;
+        self
+    }
+
+    /// Checks a block in memory each time it is read, not only when it comes from disk. Default off.
+    #[must_use]
+    pub fn verify_host(mut self, on: bool) -> PrefixBuilder {
+        self.verify_leases = on;
+        self
+    }
+
+    /// Wipes memory when a block leaves. Default: as `multi_tenant`.
+    #[must_use]
+    pub fn zero_on_free(mut self, on: bool) -> PrefixBuilder {
+        self.zero_on_free = Some(on);
+        self
+    }
+
+    /// Without threads, blocks are written and fetched by [`PrefixStore::run_pending`] only. Default
+    /// on.
+    #[must_use]
+    pub fn threads(mut self, on: bool) -> PrefixBuilder {
+        self.threads = on;
+        self
+    }
+
+    /// Makes the store, opening the directory if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for impossible settings; what opening the directory says:
+    /// [`Error::InUse`], [`Error::Permission`], [`Error::Version`], [`Error::NotAStore`],
+    /// [`Error::BadMeta`], [`Error::Disk`].
+    pub fn build(mut self) -> Result<PrefixStore, Error> {
+        if self.host_bytes == 0 {
+            return Err(Error::setting("host_bytes", "above 0", 0));
+        }
+        if let (Some(disk), Some(secret)) = (&mut self.disk, &self.secret) {
+            disk.secret = Some(secret.clone());
+        }
+        let master = self.disk.as_ref().and_then(|d| d.master.clone());
+        let given = self.disk.as_ref().map_or(&self.secret, |d| &d.secret).clone();
+        let disk = self.open_disk()?;
+        let secret = match (&disk, given) {
+            (Some(disk), _) => disk.secret().clone(),
+            (None, Some(secret)) => secret,
+            (None, None) => KeySecret::random()?,
+        };
+        let queue_bytes = self.queue_bytes.unwrap_or(QUEUE_BYTES.min(self.host_bytes / 4));
+        let shared = Arc::new(Shared {
+            host: Host::new(self.host_bytes, self.zero_on_free.unwrap_or(self.multi_tenant)),
+            disk,
+            secret,
+            master,
+            queue: Queue::new(queue_bytes as usize, self.patience),
+            counters: Counters::default(),
+            numbers: Mutex::new(Numbers::default()),
+            multi_tenant: self.multi_tenant,
+            verify_tokens: self.verify_tokens,
+            verify_leases: self.verify_leases,
+            pid: std::process::id(),
+            closed: false.into(),
+        });
+        let handles = if self.threads && shared.disk.is_some() { start(&shared)? } else { vec![] };
+        let threads = Threads { shared: shared.clone(), handles: Mutex::new(handles) };
+        Ok(PrefixStore { shared, threads: Arc::new(threads) })
+    }
+
+    /// The disk tier; `None` if there is none, or it may not be used and is not required.
+    fn open_disk(&self) -> Result<Option<Arc<Disk>>, Error> {
+        let Some(options) = self.disk.clone() else { return Ok(None) };
+        let required = options.required;
+        let vfs = vfs::or_default(self.vfs.clone())?;
+        match Disk::open(vfs, options) {
+            Err(e @ Error::Permission { .. }) if !required => {
+                tracing::warn!("running without the disk tier: {e}");
+                Ok(None)
+            }
+            disk => disk.map(|disk| Some(Arc::new(disk))),
+        }
+    }
+}
+
+fn start(shared: &Arc<Shared>) -> Result<Vec<std::thread::JoinHandle<()>>, Error> {
+    type Work = fn(&Shared);
+    let threads: [(&str, Work); 2] =
+        [("kvist-write", Shared::write_all), ("kvist-fetch", Shared::fetch_all)];
+    let spawn = |(name, work): (&str, Work)| {
+        let shared = shared.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let refused =
+            |e: std::io::Error| Error::System { what: "starting a thread", reason: e.to_string() };
+        thread.spawn(move || work(&shared)).map_err(refused)
+    };
+    threads.into_iter().map(spawn).collect()
+}

@@ -1,0 +1,115 @@
+//! What a prefix store has done, counted.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::disk::{DiskUse, Refused};
+use crate::miss::MissReason;
+
+/// A prefix store's bytes and counters.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct PrefixStats {
+    /// The host tier's budget in bytes.
+    pub host_budget_bytes: u64,
+    /// Bytes charged to it.
+    pub host_used_bytes: u64,
+    /// Blocks in memory.
+    pub host_blocks: u64,
+    /// Blocks that left memory for others.
+    pub host_evicted: u64,
+    /// Bytes of blocks that wait to be written to disk.
+    pub queued_bytes: u64,
+    /// Blocks stored, and their bytes.
+    pub puts: u64,
+    /// Bytes of the blocks stored.
+    pub put_bytes: u64,
+    /// Blocks restored.
+    pub gets: u64,
+    /// Of these, from disk.
+    pub gets_from_disk: u64,
+    /// Bytes of the blocks restored.
+    pub get_bytes: u64,
+    /// Blocks not written to disk because the queue was full or the tier rested.
+    pub throttled: u64,
+    /// Blocks whose writing failed.
+    pub write_errors: u64,
+    /// Seconds spent writing.
+    pub write_seconds: f64,
+    /// Why blocks could not be had, `(name, count)`, those that happened.
+    pub misses: Vec<(&'static str, u64)>,
+    /// Whether what lies on disk is sealed, so that whoever can write to the directory cannot forge it.
+    pub authenticated: bool,
+    /// The disk tier, if there is one.
+    pub disk: Option<DiskUse>,
+}
+
+/// Counters of a store.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    puts: AtomicU64,
+    put_bytes: AtomicU64,
+    gets: AtomicU64,
+    gets_from_disk: AtomicU64,
+    get_bytes: AtomicU64,
+    throttled: AtomicU64,
+    write_errors: AtomicU64,
+    write_nanos: AtomicU64,
+    misses: [AtomicU64; MissReason::ALL.len()],
+}
+
+impl Counters {
+    pub(super) fn put(&self, bytes: usize) {
+        self.puts.fetch_add(1, Relaxed);
+        self.put_bytes.fetch_add(bytes as u64, Relaxed);
+        metrics::counter!("kvist_prefix_puts").increment(1);
+    }
+
+    pub(super) fn got(&self, blocks: usize, from_disk: usize, bytes: usize) {
+        self.gets.fetch_add(blocks as u64, Relaxed);
+        self.gets_from_disk.fetch_add(from_disk as u64, Relaxed);
+        self.get_bytes.fetch_add(bytes as u64, Relaxed);
+        metrics::counter!("kvist_prefix_gets").increment(blocks as u64);
+        metrics::counter!("kvist_prefix_gets_from_disk").increment(from_disk as u64);
+    }
+
+    pub(super) fn miss(&self, reason: MissReason) {
+        self.misses[reason as usize].fetch_add(1, Relaxed);
+        metrics::counter!("kvist_prefix_misses", "reason" => reason.name()).increment(1);
+    }
+
+    pub(super) fn throttled(&self) {
+        self.throttled.fetch_add(1, Relaxed);
+        metrics::counter!("kvist_prefix_throttled").increment(1);
+    }
+
+    pub(super) fn committed(&self, results: &[Result<(), Refused>], took: Duration) {
+        self.write_nanos.fetch_add(took.as_nanos() as u64, Relaxed);
+        for result in results {
+            match result {
+                Ok(()) | Err(Refused::AlreadyPresent) => {}
+                Err(Refused::Throttled | Refused::Full) => self.throttled(),
+                Err(_) => {
+                    self.write_errors.fetch_add(1, Relaxed);
+                    metrics::counter!("kvist_prefix_write_errors").increment(1);
+                }
+            }
+        }
+    }
+
+    pub(super) fn fill(&self, stats: &mut PrefixStats) {
+        stats.puts = self.puts.load(Relaxed);
+        stats.put_bytes = self.put_bytes.load(Relaxed);
+        stats.gets = self.gets.load(Relaxed);
+        stats.gets_from_disk = self.gets_from_disk.load(Relaxed);
+        stats.get_bytes = self.get_bytes.load(Relaxed);
+        stats.throttled = self.throttled.load(Relaxed);
+        stats.write_errors = self.write_errors.load(Relaxed);
+        stats.write_seconds = self.write_nanos.load(Relaxed) as f64 / 1e9;
+        let misses = MissReason::ALL.iter().zip(&self.misses);
+        stats.misses = misses
+            .map(|(reason, count)| (reason.name(), count.load(Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+    }
+}

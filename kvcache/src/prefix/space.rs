@@ -1,0 +1,484 @@
+//! A space: the blocks of one model, layout, tenant and adapter.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::host::{Held, Meaning};
+use super::load::{Source, Wave};
+use super::rows::{BlockRows, BlockRowsMut};
+use super::ticket::{Ticket, ticket};
+use super::{PrefixStore, Shared};
+use crate::Error;
+use crate::arena::{Arena, Cell};
+use crate::codec::{Codec, Decoded, Plan};
+use crate::disk::{Disk, Refused};
+use crate::format::{BlockKey, BlockLayout, KeyParts};
+use crate::miss::MissReason;
+use crate::seal::TenantKey;
+
+/// What the blocks of a space are.
+#[derive(Clone)]
+pub struct SpaceOptions {
+    model: [u8; 32],
+    layout: BlockLayout,
+    salt: Zeroizing<Vec<u8>>,
+    adapter: Option<[u8; 32]>,
+    extra: Vec<u8>,
+    codec: Codec,
+    loss_max: u8,
+}
+
+impl std::fmt::Debug for SpaceOptions {
+    /// Never the salt, nor what images were shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut fields = f.debug_struct("SpaceOptions");
+        fields.field("layout", &self.layout).field("codec", &self.codec.name());
+        fields.finish_non_exhaustive()
+    }
+}
+
+impl SpaceOptions {
+    /// Blocks of a model in a layout. `model` is blake3 over the weights, or a value that you vouch
+    /// for: two models that share it share their blocks.
+    #[must_use]
+    pub fn new(model: [u8; 32], layout: BlockLayout) -> SpaceOptions {
+        SpaceOptions {
+            model,
+            layout,
+            salt: Zeroizing::default(),
+            adapter: None,
+            extra: Vec::new(),
+            codec: Codec::lossless(),
+            loss_max: 0,
+        }
+    }
+
+    /// The tenant, up to 64 bytes. Set it in the server; never copy it from a client's request, or
+    /// clients can read each other's hits.
+    #[must_use]
+    pub fn salt(mut self, salt: &[u8]) -> SpaceOptions {
+        self.salt = Zeroizing::new(salt.to_vec());
+        self
+    }
+
+    /// Fingerprint of the adapter that the blocks were computed with (LoRA id and scale).
+    #[must_use]
+    pub fn adapter(mut self, fingerprint: [u8; 32]) -> SpaceOptions {
+        self.adapter = Some(fingerprint);
+        self
+    }
+
+    /// Whatever else the content depends on, up to 4 KiB: full hashes of images, position offset,
+    /// RoPE base and scaling.
+    #[must_use]
+    pub fn extra(mut self, extra: &[u8]) -> SpaceOptions {
+        self.extra = extra.to_vec();
+        self
+    }
+
+    /// How blocks are stored below the host tier. Default [`Codec::lossless`].
+    #[must_use]
+    pub fn codec(mut self, codec: Codec) -> SpaceOptions {
+        self.codec = codec;
+        self
+    }
+
+    /// The most loss that blocks may have, whoever stored them: 0 (default) only exact ones.
+    #[must_use]
+    pub fn loss_max(mut self, class: u8) -> SpaceOptions {
+        self.loss_max = class;
+        self
+    }
+}
+
+/// What all handles of a space share.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) parts: KeyParts,
+    pub(super) plan: Plan,
+    pub(super) arena: Arc<Arena>,
+    /// Number of model and layout.
+    pub(super) kind: u32,
+    pub(super) tenant: u32,
+    pub(super) tag: [u8; 16],
+    pub(super) seal: Option<TenantKey>,
+    pub(super) loss_max: u8,
+}
+
+impl Inner {
+    pub(super) fn meaning(&self, hash: u64) -> Meaning {
+        Meaning { hash, kind: self.kind, tenant: self.tenant }
+    }
+}
+
+/// The blocks of one model, layout, tenant and adapter. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Space {
+    pub(super) shared: Arc<Shared>,
+    pub(super) inner: Arc<Inner>,
+}
+
+/// The blocks of a token stream, in order: their keys, and the tokens to compare.
+#[derive(Clone)]
+pub struct Prefix {
+    keys: Vec<BlockKey>,
+    /// Token ids of all blocks; empty if only keys were given.
+    tokens: Vec<u32>,
+    block_tokens: usize,
+}
+
+impl std::fmt::Debug for Prefix {
+    /// Never the tokens.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prefix").field("blocks", &self.keys.len()).finish_non_exhaustive()
+    }
+}
+
+impl Prefix {
+    /// Number of full blocks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether the stream is shorter than a block.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Their keys.
+    #[must_use]
+    pub fn keys(&self) -> &[BlockKey] {
+        &self.keys
+    }
+
+    /// Tokens of a block, if they are known.
+    pub(super) fn tokens(&self, block: usize) -> Option<&[u32]> {
+        let range = block * self.block_tokens..(block + 1) * self.block_tokens;
+        self.tokens.get(range).filter(|t| !t.is_empty())
+    }
+
+    /// Those of the blocks that exist.
+    fn part(&self, range: Range<usize>) -> Prefix {
+        let end = range.end.min(self.len());
+        let keys = self.keys.get(range.start..end).unwrap_or_default().to_vec();
+        let tokens = range.start.saturating_mul(self.block_tokens)..end * self.block_tokens;
+        let tokens = self.tokens.get(tokens).unwrap_or_default().to_vec();
+        Prefix { keys, tokens, block_tokens: self.block_tokens }
+    }
+
+    fn check(&self, range: &Range<usize>, rows: usize) -> Result<(), Error> {
+        if range.start > range.end || range.end > self.len() {
+            let expected = format!("inside 0..{}", self.len());
+            return Err(Error::setting("blocks", expected, format!("{range:?}")));
+        }
+        if rows != range.len() {
+            let what = "blocks of rows";
+            return Err(Error::Count { what, expected: range.len(), found: rows });
+        }
+        Ok(())
+    }
+}
+
+/// How much of what was asked for is there.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Leading blocks whose bytes were checked and written to the caller's rows.
+    pub blocks: usize,
+    /// Why the next one was not, if there was one.
+    pub miss: Option<MissReason>,
+    /// How many of the blocks came from the disk tier.
+    pub from_disk: usize,
+}
+
+/// A block's bytes in canonical order, held in memory as long as this value.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    cell: Arc<Cell>,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.cell.bytes()
+    }
+}
+
+impl PrefixStore {
+    /// A space of this store.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for impossible settings: an empty salt in a store of several tenants, a
+    /// layout that makes no sense, a block larger than the host budget.
+    pub fn space(&self, options: SpaceOptions) -> Result<Space, Error> {
+        let SpaceOptions { model, layout, salt, adapter, extra, codec, loss_max } = options;
+        let shared = &self.shared;
+        shared.check_open()?;
+        if shared.multi_tenant && salt.is_empty() {
+            return Err(Error::setting("salt", "one for every tenant", "an empty one"));
+        }
+        let plan = Plan::new(&layout, &codec)?;
+        let parts = KeyParts { salt, model, layout: *plan.fingerprint(), adapter, extra };
+        parts.validate()?;
+        let needed = (layout.bytes() as u64).saturating_add(super::host::BLOCK_OVERHEAD);
+        let budget = shared.host.budget().limit();
+        if needed > budget {
+            return Err(Error::OverBudget { needed, free: budget, budget });
+        }
+        let tenant = shared.secret.tenant(&parts.salt);
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&tenant[..16]);
+        let seal = shared.master.as_ref().and_then(|m| TenantKey::derive(m, &parts.salt));
+        let inner = Inner {
+            arena: shared.host.arena(layout.bytes())?,
+            kind: shared.kind(model, parts.layout),
+            tenant: shared.tenant(tag),
+            tag,
+            seal,
+            loss_max,
+            plan,
+            parts,
+        };
+        Ok(Space { shared: shared.clone(), inner: Arc::new(inner) })
+    }
+}
+
+impl Space {
+    /// The blocks' layout.
+    #[must_use]
+    pub fn layout(&self) -> &BlockLayout {
+        self.inner.plan.layout()
+    }
+
+    /// Whether the space can be used by this process; as [`PrefixStore::check`]. Where it cannot, what
+    /// returns no error finds nothing.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Forked`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.shared.check_open()
+    }
+
+    /// The full blocks of a token stream from its start. A last block that is not full is left out.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a token id of 2^31 or more.
+    pub fn prefix(&self, tokens: &[u32]) -> Result<Prefix, Error> {
+        self.prefix_after(&BlockKey::ROOT, tokens)
+    }
+
+    /// [`Space::prefix`] of the tokens that follow a block.
+    ///
+    /// # Errors
+    /// As [`Space::prefix`].
+    pub fn prefix_after(&self, parent: &BlockKey, tokens: &[u32]) -> Result<Prefix, Error> {
+        let block_tokens = self.layout().block_tokens as usize;
+        let keys = self.inner.parts.chain(&self.shared.secret, parent, tokens, block_tokens)?;
+        let tokens = match self.shared.verify_tokens {
+            true => tokens[..keys.len() * block_tokens].to_vec(),
+            false => Vec::new(),
+        };
+        Ok(Prefix { keys, tokens, block_tokens })
+    }
+
+    /// Blocks by keys that were computed elsewhere, with [`Space::prefix`] of a store with the same
+    /// key secret. Their tokens are not compared.
+    #[must_use]
+    pub fn prefix_of_keys(&self, keys: Vec<BlockKey>) -> Prefix {
+        let block_tokens = self.layout().block_tokens as usize;
+        Prefix { keys, tokens: Vec::new(), block_tokens }
+    }
+
+    /// Leading blocks that are stored, as far as the indexes know.
+    #[must_use]
+    pub fn contains(&self, prefix: &Prefix) -> usize {
+        if self.check().is_err() {
+            return 0;
+        }
+        prefix.keys.iter().take_while(|key| self.has(key)).count()
+    }
+
+    fn has(&self, key: &BlockKey) -> bool {
+        let (shared, inner) = (&self.shared, &self.inner);
+        let on_disk = |disk: &Arc<Disk>| disk.look(key, &inner.tag).is_ok();
+        shared.host.contains(key, inner.tenant) || shared.disk.as_ref().is_some_and(on_disk)
+    }
+
+    /// Stores blocks `first..` of a prefix: copied and checksummed now, written to disk behind. The
+    /// first writer of a key wins; its bytes never change.
+    ///
+    /// A result of `Ok` means that the block can be had; [`PrefixStore::flush`] waits until it is
+    /// durable.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there are more rows than blocks, [`Error::Closed`].
+    pub fn put(
+        &self,
+        prefix: &Prefix,
+        first: usize,
+        rows: &[BlockRows],
+    ) -> Result<Vec<Result<(), Refused>>, Error> {
+        self.shared.check_open()?;
+        prefix.check(&(first..first.saturating_add(rows.len())), rows.len())?;
+        Ok(rows.iter().enumerate().map(|(i, rows)| self.put_one(prefix, first + i, rows)).collect())
+    }
+
+    fn put_one(&self, prefix: &Prefix, block: usize, rows: &BlockRows) -> Result<(), Refused> {
+        let (shared, inner, key) = (&self.shared, &self.inner, &prefix.keys[block]);
+        if self.has(key) {
+            return Err(Refused::AlreadyPresent);
+        }
+        let mut room = shared.host.room(&inner.arena).ok_or(Refused::Throttled)?;
+        let hash = gather(inner.plan.layout(), rows, room.bytes());
+        shared.wait_for_writer(inner.plan.layout().bytes());
+        // In sight and on its way to disk in one step: evicting finds both or neither.
+        let behind = |cell| shared.behind(inner, *key, prefix.tokens(block), cell);
+        shared.host.publish(*key, room, inner.meaning(hash), behind)?;
+        shared.counters.put(inner.plan.layout().bytes());
+        Ok(())
+    }
+
+    /// Restores blocks `range` into the caller's rows: the longest run of leading blocks that are
+    /// there and right. Rows of later blocks are undefined.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a range outside the prefix, [`Error::Count`] for another number of
+    /// rows, [`Error::Closed`].
+    pub fn get(
+        &self,
+        prefix: &Prefix,
+        range: Range<usize>,
+        rows: &mut [BlockRowsMut],
+    ) -> Result<Restored, Error> {
+        self.get_layers(prefix, range, 0..self.layout().num_layers(), rows)
+    }
+
+    /// [`Space::get`] of some layers only; the rows of others are left alone. From disk, only these
+    /// layers' bytes are read.
+    ///
+    /// # Errors
+    /// As [`Space::get`], and [`Error::Setting`] for layers outside the layout.
+    pub fn get_layers(
+        &self,
+        prefix: &Prefix,
+        range: Range<usize>,
+        layers: Range<usize>,
+        rows: &mut [BlockRowsMut],
+    ) -> Result<Restored, Error> {
+        self.shared.check_open()?;
+        prefix.check(&range, rows.len())?;
+        let all = self.layout().num_layers();
+        if layers.is_empty() || layers.end > all {
+            let expected = format!("a range inside 0..{all}");
+            return Err(Error::setting("layers", expected, format!("{layers:?}")));
+        }
+        let heads = self.layout().num_heads();
+        let pages = layers.start * heads..layers.end * heads;
+        let mut restored = Restored { blocks: 0, miss: None, from_disk: 0 };
+        let mut wave = Wave::new(self, prefix, pages);
+        for block in range.clone() {
+            restored.blocks += usize::from(cfg!(kvist_bug = "counted_before_copy"));
+            match wave.next(block, range.end) {
+                Ok(source) => {
+                    let out = &mut rows[block - range.start];
+                    source.write(self.layout(), wave.pages(), out);
+                    restored.blocks += usize::from(!cfg!(kvist_bug = "counted_before_copy"));
+                    restored.from_disk += usize::from(matches!(source, Source::Disk(_)));
+                }
+                Err(reason) => {
+                    self.shared.counters.miss(reason);
+                    restored.miss = Some(reason);
+                    break;
+                }
+            }
+        }
+        let bytes = restored.blocks * self.layout().bytes() / all * layers.len();
+        self.shared.counters.got(restored.blocks, restored.from_disk, bytes);
+        Ok(restored)
+    }
+
+    /// A block's bytes where they are in memory, without a copy; `None` if it is not in memory.
+    #[must_use]
+    pub fn lease(&self, key: &BlockKey) -> Option<Lease> {
+        self.check().ok()?;
+        self.held(key).ok().map(|held| Lease { cell: held.cell })
+    }
+
+    /// A block in memory, checked as far as the store is set to.
+    pub(super) fn held(&self, key: &BlockKey) -> Result<Held, MissReason> {
+        let held = self.shared.host.get(key).ok_or(MissReason::Absent)?;
+        if held.tenant != self.inner.tenant {
+            return Err(MissReason::Absent);
+        }
+        if held.kind != self.inner.kind {
+            return Err(MissReason::LayoutMismatch);
+        }
+        if self.shared.verify_leases && hash(held.cell.bytes()) != held.hash {
+            self.shared.host.remove(key);
+            return Err(MissReason::Checksum);
+        }
+        Ok(held)
+    }
+
+    /// Brings blocks from disk into memory in the background. The ticket tells how many leading ones
+    /// are there then.
+    #[must_use]
+    pub fn prefetch(&self, prefix: &Prefix, range: Range<usize>) -> Ticket<usize> {
+        let (ticket, promise) = ticket();
+        if self.check().is_err() {
+            return ticket;
+        }
+        self.shared.prefetch(self, prefix.part(range), promise);
+        ticket
+    }
+
+    /// Forgets blocks in every tier. Returns how many were there. Their bytes on disk leave with their
+    /// segments; [`PrefixStore::erase_tenant`] makes sure that they leave.
+    pub fn evict(&self, keys: &[BlockKey]) -> usize {
+        if self.check().is_err() {
+            return 0;
+        }
+        // What is being read from disk meanwhile does not come back to memory.
+        let shared = &self.shared;
+        let _closed = shared.host.close_landing();
+        shared.forget(|key, _| keys.contains(key));
+        let below = |key| shared.disk.as_ref().is_some_and(|d| d.remove(key));
+        let below: Vec<bool> = keys.iter().map(below).collect();
+        // Last from the tier that answers first, so that a block leaves once.
+        let near = shared.host.remove_all(keys, || shared.queue.pending());
+        below.iter().zip(near).filter(|(below, near)| **below || *near).count()
+    }
+}
+
+/// Copies a block into canonical order and returns its checksum; each page is hashed while it is in
+/// the CPU's cache.
+fn gather(layout: &BlockLayout, rows: &BlockRows, bytes: &mut [u8]) -> u64 {
+    let mut hash = Decoded::new();
+    if let Some(block) = rows.as_canonical(layout) {
+        for (out, from) in bytes.chunks_mut(COPY).zip(block.chunks(COPY)) {
+            out.copy_from_slice(from);
+            hash.update(out);
+        }
+        return hash.finish();
+    }
+    for (page, out) in bytes.chunks_exact_mut(layout.page_bytes()).enumerate() {
+        rows.copy_page(layout, page, out);
+        hash.update(out);
+    }
+    hash.finish()
+}
+
+/// Bytes copied between two steps of the checksum: they stay in the first-level cache.
+const COPY: usize = 16 << 10;
+
+/// Checksum of a block in canonical order.
+pub(super) fn hash(bytes: &[u8]) -> u64 {
+    let mut hash = Decoded::new();
+    hash.update(bytes);
+    hash.finish()
+}

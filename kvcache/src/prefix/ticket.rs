@@ -1,0 +1,167 @@
+//! A handle on work that goes on: it can be polled, awaited, waited for and cancelled.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Work in the background and its result. Dropping the ticket cancels the work if it has not begun;
+/// memory that the kernel still uses is kept until it lets go.
+pub struct Ticket<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// The worker's end of a ticket.
+pub(super) struct Promise<T> {
+    shared: Arc<Shared<T>>,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    done: Condvar,
+}
+
+struct State<T> {
+    result: Option<T>,
+    over: bool,
+    cancelled: bool,
+    waker: Option<Waker>,
+}
+
+/// A ticket and its worker's end.
+pub(super) fn ticket<T>() -> (Ticket<T>, Promise<T>) {
+    let state = State { result: None, over: false, cancelled: false, waker: None };
+    let shared = Arc::new(Shared { state: Mutex::new(state), done: Condvar::new() });
+    (Ticket { shared: shared.clone() }, Promise { shared })
+}
+
+impl<T> Ticket<T> {
+    /// Whether the result is there, or never will be.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.shared.state.lock().over
+    }
+
+    /// The result if it comes in time; `None` if not, or if the work was given up.
+    #[must_use]
+    pub fn wait(self, patience: Duration) -> Option<T> {
+        let mut state = self.shared.state.lock();
+        if !state.over {
+            self.shared.done.wait_while_for(&mut state, |s| !s.over, patience);
+        }
+        state.result.take()
+    }
+
+    /// [`Ticket::wait`] that can be repeated: `None` if the result did not come in time, or never will.
+    #[must_use]
+    pub fn wait_for(&self, patience: Duration) -> Option<T>
+    where
+        T: Clone,
+    {
+        let mut state = self.shared.state.lock();
+        if !state.over {
+            self.shared.done.wait_while_for(&mut state, |s| !s.over, patience);
+        }
+        state.result.clone()
+    }
+
+    /// Wakes `waker` when the result is there, or never will be; `false` if that is so now. It takes
+    /// the place of an earlier one.
+    #[must_use]
+    pub fn when_done(&self, waker: Waker) -> bool {
+        let mut state = self.shared.state.lock();
+        if !state.over {
+            state.waker = Some(waker);
+        }
+        !state.over
+    }
+
+    /// Asks the worker to stop where it can.
+    pub fn cancel(&self) {
+        self.shared.state.lock().cancelled = true;
+    }
+}
+
+impl<T> Future for Ticket<T> {
+    /// `None` if the work was given up.
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut state = self.shared.state.lock();
+        if state.over {
+            return Poll::Ready(state.result.take());
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl<T> Drop for Ticket<T> {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl<T> fmt::Debug for Ticket<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("done", &self.is_done()).finish()
+    }
+}
+
+impl<T> Promise<T> {
+    /// Whether nobody waits for the result any more.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.shared.state.lock().cancelled
+    }
+
+    /// Ends the work.
+    pub(super) fn keep(self, result: T) {
+        self.shared.state.lock().result = Some(result);
+    }
+}
+
+impl<T> Drop for Promise<T> {
+    /// Also where the worker panicked: nobody waits for ever.
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.over = true;
+        let waker = state.waker.take();
+        drop(state);
+        self.shared.done.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_is_waited_for_awaited_and_given_up() {
+        let (a, promise) = ticket();
+        assert!(!a.is_done());
+        std::thread::spawn(move || promise.keep(7));
+        assert_eq!(a.wait(Duration::from_secs(60)), Some(7));
+        let (mut b, promise) = ticket::<u32>();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut b).poll(&mut context).is_pending());
+        drop(promise);
+        assert_eq!(Pin::new(&mut b).poll(&mut context), Poll::Ready(None));
+        let (d, promise) = ticket::<u32>();
+        assert_eq!(d.wait_for(Duration::ZERO), None);
+        assert!(d.when_done(Waker::noop().clone()) && !promise.is_cancelled());
+        promise.keep(8);
+        assert!(!d.when_done(Waker::noop().clone()));
+        assert_eq!((d.wait_for(Duration::ZERO), d.wait_for(Duration::ZERO)), (Some(8), Some(8)));
+        let (c, promise) = ticket::<u32>();
+        assert!(!promise.is_cancelled());
+        assert_eq!(c.wait(Duration::ZERO), None);
+        assert!(promise.is_cancelled());
+    }
+}

@@ -1,0 +1,15 @@
+//! The prefix store from outside: random lives over a simulated disk (`lives`), threads (`order`),
+//! killed processes (`kill`), what a kernel really refuses (`kernel`), tenants and secrets (`tenants`,
+//! `secrets`).
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod kernel;
+mod kill;
+mod lives;
+mod order;
+mod secrets;
+mod tenants;
+
+#[path = "../common/prefix.rs"]
+mod common;
