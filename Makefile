@@ -64,6 +64,10 @@ demo: develop models ## long context on a real model: dense against kvist
 bench: tools setup ## measure kernels and selectors against peers (ARGS="--help")
 	cargo run --release --package kvist-cli --bin kvist -- bench $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: tools setup ## make what `bench store` compares with: LMCache, foyer
+	@scripts/bench-peers.sh
+
 .PHONY: wheel
 wheel: tools setup ## build the wheel into dist/
 	VIRTUAL_ENV=$(VENV) $(PY) -m maturin build --release --manifest-path bindings/python/Cargo.toml --out dist
@@ -116,4 +120,4 @@ clean: ## remove what was built (keeps .venv and the models)
 
 .PHONY: distclean
 distclean: clean ## remove .venv and the models too
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .venv-peers .cache

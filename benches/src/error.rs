@@ -45,6 +45,14 @@ pub enum Error {
     /// A Python helper did not do its part.
     #[error("python helper: {0}")]
     Python(String),
+    /// A store under measurement did not keep its word.
+    #[error("{name}: {problem}")]
+    Subject {
+        /// The store.
+        name: String,
+        /// What it did.
+        problem: String,
+    },
     /// A kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] kvist_kernels::Error),
@@ -66,6 +74,11 @@ impl Error {
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let what = what.into();
         move |source| Error::Io { what, source }
+    }
+
+    /// A store that cannot be measured.
+    pub fn subject(name: impl Into<String>, problem: impl ToString) -> Error {
+        Error::Subject { name: name.into(), problem: problem.to_string() }
     }
 }
 

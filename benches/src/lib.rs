@@ -11,6 +11,7 @@
 
 mod arena;
 mod attend;
+mod codec;
 mod data;
 mod error;
 pub mod floor;
@@ -26,6 +27,7 @@ mod rng;
 mod score;
 mod select;
 mod sparse;
+pub mod store;
 mod timing;
 
 pub use arena::Arena;
@@ -33,6 +35,7 @@ pub use data::{KvData, Shape};
 pub use error::Error;
 pub use machine::Machine;
 pub use options::{Frames, Options};
+pub use quality::dump::values as dump_values;
 pub use registry::{Bench, all, find, list, main_for, run};
 pub use report::{Line, Params, Sink};
 pub use rng::Rng;

@@ -54,12 +54,16 @@ pub struct Options {
     pub date: Option<String>,
     /// A dump of real q, k and v.
     pub dump: Option<PathBuf>,
+    /// Sizes of blocks in bytes.
+    pub size: Option<Vec<usize>>,
+    /// Directory on the disk to measure.
+    pub dir: Option<PathBuf>,
     /// Do not run peers.
     pub no_peers: bool,
 }
 
 /// Flags that take a value, with what they take.
-pub(crate) const FLAGS: [(&str, &str); 13] = [
+pub(crate) const FLAGS: [(&str, &str); 15] = [
     ("q-heads", "a number of query heads"),
     ("kv-heads", "a number of KV heads that divides the query heads"),
     ("head-dim", "a dimension from 1 to 576"),
@@ -72,6 +76,8 @@ pub(crate) const FLAGS: [(&str, &str); 13] = [
     ("seconds", "a positive number"),
     ("date", "a date"),
     ("dump", "a file made by `python -m kvist dump`"),
+    ("size", "block sizes in bytes such as 64k,2048k"),
+    ("dir", "a directory"),
     ("peers", "all or none"),
 ];
 
@@ -105,6 +111,8 @@ impl Options {
             "seconds" => self.seconds = Some(value.parse().ok().filter(|s| *s > 0.0 && *s < 1e6)?),
             "date" => self.date = Some(value.to_owned()).filter(|d| !d.is_empty()),
             "dump" => self.dump = Some(PathBuf::from(value)).filter(|d| !d.as_os_str().is_empty()),
+            "size" => self.size = Some(list(value, count)?),
+            "dir" => self.dir = Some(PathBuf::from(value)).filter(|d| !d.as_os_str().is_empty()),
             "peers" if value == "none" => self.no_peers = true,
             "peers" if value == "all" => self.no_peers = false,
             _ => return None,

@@ -38,7 +38,8 @@ pub(crate) struct Torch {
     server: Option<Server>,
 }
 
-struct Server {
+/// A helper that answers each line of JSON with one line of JSON.
+pub(crate) struct Server {
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
@@ -59,7 +60,8 @@ impl Torch {
         if options.no_peers {
             return Torch { server: None };
         }
-        match Server::start() {
+        let mut python = Command::new(interpreter());
+        match Server::start(python.args(["-u", "-c", TORCH_PEERS])) {
             Ok((server, hello)) => {
                 sink.note(&format!("peers: torch {}", hello["torch"].as_str().unwrap_or("?")));
                 Torch { server: Some(server) }
@@ -111,11 +113,10 @@ fn times(answer: &Value) -> Result<Vec<PeerTime>, Error> {
 }
 
 impl Server {
-    fn start() -> Result<(Server, Value), Error> {
-        let python = interpreter();
-        let what = format!("starting {}", python.display());
-        let mut child = Command::new(python)
-            .args(["-u", "-c", TORCH_PEERS])
+    /// Starts the helper and waits for its first line.
+    pub(crate) fn start(command: &mut Command) -> Result<(Server, Value), Error> {
+        let what = format!("starting {}", command.get_program().display());
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -129,14 +130,14 @@ impl Server {
         Ok((server, hello))
     }
 
-    fn ask(&mut self, request: &Value) -> Result<Value, Error> {
-        writeln!(self.to, "{request}").map_err(Error::io("asking the python helper"))?;
+    pub(crate) fn ask(&mut self, request: &Value) -> Result<Value, Error> {
+        writeln!(self.to, "{request}").map_err(Error::io("asking a peer"))?;
         self.answer()
     }
 
     fn answer(&mut self) -> Result<Value, Error> {
         let mut line = String::new();
-        self.from.read_line(&mut line).map_err(Error::io("reading from the python helper"))?;
+        self.from.read_line(&mut line).map_err(Error::io("reading from a peer"))?;
         let answer: Value = serde_json::from_str(&line)
             .map_err(|_| Error::Python(format!("ended without an answer {}", line.trim())))?;
         match answer.get("error") {

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use crate::error::nearest;
 use crate::{
-    Error, Machine, Options, Sink, attend, hf, page_layout, quality, score, select, sparse,
+    Error, Machine, Options, Sink, attend, codec, hf, page_layout, quality, score, select, sparse,
+    store,
 };
 
 /// A benchmark.
@@ -34,12 +35,14 @@ pub fn all() -> &'static [Bench] {
             about: "softmax mass and certificates on real q, k, v",
             run: quality::run,
         },
+        Bench { name: "codec", about: "lossless codec against memcpy, lz4, zstd", run: codec::run },
         Bench { name: "hf-decode", about: "tokens/s of a real model", run: hf::run },
         Bench {
             name: "page-layout",
             about: "bare reads of two page layouts",
             run: page_layout::run,
         },
+        Bench { name: "store", about: "storing and fetching blocks", run: store::run },
     ]
 }
 

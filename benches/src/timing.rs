@@ -20,7 +20,7 @@ impl Default for Repeats {
 }
 
 impl Repeats {
-    fn done(self, runs: usize, since: Instant) -> bool {
+    pub(crate) fn done(self, runs: usize, since: Instant) -> bool {
         match self.exact {
             Some(n) => runs >= n.max(1),
             None => runs >= self.least && since.elapsed().as_secs_f64() >= self.seconds,
@@ -73,6 +73,20 @@ pub fn repeat(how: Repeats, mut f: impl FnMut()) -> Sample {
         times.push(time(&mut f));
     }
     Sample::of(times)
+}
+
+/// As [`repeat`], for work that times itself and can fail.
+pub(crate) fn repeat_result<E>(
+    how: Repeats,
+    mut f: impl FnMut() -> Result<f64, E>,
+) -> Result<Sample, E> {
+    f()?;
+    let since = Instant::now();
+    let mut times = Vec::new();
+    while times.is_empty() || !how.done(times.len(), since) {
+        times.push(f()?);
+    }
+    Ok(Sample::of(times))
 }
 
 /// Times the floor and the work alternately, so that both see the same machine: floor, work,

@@ -1,7 +1,12 @@
-//! The machine's limits, measured: how fast this many cores can read this very memory, and how
-//! many multiply-adds they do when nothing has to be fetched.
+//! The machine's limits, measured: how fast this many cores can read or copy this very memory, how
+//! many multiply-adds they do when nothing has to be fetched, and what the disk gives and takes.
 
 mod compute;
+mod copy;
+#[cfg(target_os = "linux")]
+mod disk;
+#[cfg(target_os = "linux")]
+mod queue;
 mod read;
 
 use std::sync::Barrier;
@@ -10,6 +15,9 @@ use std::time::Instant;
 use kvist_kernels::DType;
 
 pub use compute::multiply_adds;
+pub use copy::{CopyLoop, best_copy, copy_hash_seconds, copy_seconds};
+#[cfg(target_os = "linux")]
+pub use disk::{DiskFile, ReadPlan, WriteSync};
 pub use read::ReadLoop;
 
 /// Runs `work(thread)` on `threads` threads at once; seconds from the common start to the last

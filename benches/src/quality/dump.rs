@@ -39,6 +39,67 @@ struct Array {
     offset: usize,
 }
 
+impl Header {
+    fn read(bytes: &[u8]) -> Result<Header, String> {
+        let rest = bytes.strip_prefix(MAGIC).ok_or("does not begin with \"KVISTDUMP 1\"")?;
+        let (len, rest) = rest.split_first_chunk::<8>().ok_or("ends inside its header")?;
+        let len = usize::try_from(u64::from_le_bytes(*len)).map_err(|_| "header too long")?;
+        let json = rest.get(..len).ok_or("ends inside its header")?;
+        let h: Header = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
+        if h.q_heads == 0 || h.kv_heads == 0 || !h.q_heads.is_multiple_of(h.kv_heads) {
+            return Err(format!("{} query heads over {} KV heads", h.q_heads, h.kv_heads));
+        }
+        if h.queries == 0 || h.queries > h.tokens {
+            return Err(format!("{} queries of {} tokens", h.queries, h.tokens));
+        }
+        Ok(h)
+    }
+}
+
+fn product(shape: [usize; 4]) -> Result<usize, &'static str> {
+    shape.into_iter().try_fold(1usize, |n, x| n.checked_mul(x)).ok_or("shape overflows")
+}
+
+/// Keys or values of all layers as the dump has them, `[layers, tokens, kv_heads, dim]`.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) layers: usize,
+    pub(crate) tokens: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) dim: usize,
+    /// Element type in the dump: `f32` if nothing was rounded yet.
+    pub(crate) dtype: String,
+    pub(crate) values: Vec<f32>,
+}
+
+/// The model's name, its keys and its values, not rounded.
+pub(crate) fn rows(path: &Path) -> Result<(String, [Rows; 2]), Error> {
+    let bytes = std::fs::read(path).map_err(Error::io(format!("reading {}", path.display())))?;
+    let parse = || -> Result<_, String> {
+        let h = Header::read(&bytes)?;
+        let rows = |array: &Array, dim: usize, name: &str| -> Result<Rows, String> {
+            let (layers, tokens, kv_heads) = (h.layers.len(), h.tokens, h.kv_heads);
+            let values = array.read(&bytes, product([layers, tokens, kv_heads, dim])?, name)?;
+            Ok(Rows { layers, tokens, kv_heads, dim, dtype: array.dtype.clone(), values })
+        };
+        let both = [rows(&h.arrays.k, h.dim_k, "k")?, rows(&h.arrays.v, h.dim_v, "v")?];
+        Ok((h.model, both))
+    };
+    parse().map_err(|problem| Error::Dump { path: path.display().to_string(), problem })
+}
+
+/// Keys of the first KV head of the middle layer, `tokens` rows at most, and their length.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Dump`].
+pub fn values(path: &Path, tokens: usize) -> Result<(Vec<f32>, usize), Error> {
+    let (_, [k, _]) = rows(path)?;
+    let row = k.kv_heads * k.dim;
+    let layer = k.values.chunks(k.tokens * row).nth(k.layers / 2).unwrap_or(&[]);
+    let rows = layer.chunks(row).take(tokens).flat_map(|row| &row[..k.dim]);
+    Ok((rows.copied().collect(), k.dim))
+}
+
 /// Queries, keys and values of some layers; query `n` is at position `tokens - queries + n`.
 #[derive(Debug)]
 pub(crate) struct Dump {
@@ -69,20 +130,7 @@ impl Dump {
     }
 
     fn parse(bytes: &[u8]) -> Result<Dump, String> {
-        let rest = bytes.strip_prefix(MAGIC).ok_or("does not begin with \"KVISTDUMP 1\"")?;
-        let (len, rest) = rest.split_first_chunk::<8>().ok_or("ends inside its header")?;
-        let len = usize::try_from(u64::from_le_bytes(*len)).map_err(|_| "header too long")?;
-        let json = rest.get(..len).ok_or("ends inside its header")?;
-        let h: Header = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
-        if h.q_heads == 0 || h.kv_heads == 0 || !h.q_heads.is_multiple_of(h.kv_heads) {
-            return Err(format!("{} query heads over {} KV heads", h.q_heads, h.kv_heads));
-        }
-        if h.queries == 0 || h.queries > h.tokens {
-            return Err(format!("{} queries of {} tokens", h.queries, h.tokens));
-        }
-        let product = |shape: [usize; 4]| {
-            shape.into_iter().try_fold(1usize, |n, x| n.checked_mul(x)).ok_or("shape overflows")
-        };
+        let h = Header::read(bytes)?;
         let layers = h.layers.len();
         let k = product([layers, h.tokens, h.kv_heads, h.dim_k])?;
         let v = product([layers, h.tokens, h.kv_heads, h.dim_v])?;

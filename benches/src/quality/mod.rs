@@ -1,7 +1,7 @@
 //! How much of the softmax mass each selector covers on real queries, keys and values, and what
 //! the certificate costs.
 
-mod dump;
+pub(crate) mod dump;
 mod pages;
 mod truth;
 

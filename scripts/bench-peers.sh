@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Makes what `kvist bench store` compares with: .venv-peers with LMCache, and the foyer peer.
+# Returns at once when nothing changed. Redis is a system package: said, not installed.
+#
+#   KVIST_VENV=DIR        the environment that has torch and safetensors (default: .venv); only read
+#   KVIST_PEERS_VENV=DIR  where the peers' environment goes (default: .venv-peers)
+#   CARGO_TARGET_DIR=DIR  where builds go (default: target); the peer goes into its folder `peers`
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+base=$(realpath -m "${KVIST_VENV:-.venv}")
+venv=${KVIST_PEERS_VENV:-.venv-peers}
+target=${CARGO_TARGET_DIR:-target}
+requirements=benches/python/requirements-peers.txt
+
+say() { printf 'bench-peers: %s\n' "$*"; }
+fail() { printf 'bench-peers: error: %s\n' "$*" >&2; exit 1; }
+
+[[ -x $base/bin/python ]] || fail "no $base (make setup)"
+
+# LMCache names CUDA packages as requirements that a machine without GPU does not need. Its own
+# packages and those that it imports are installed, without what they name; torch is seen in the
+# other environment, which stays as it is.
+site() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+hash=$({ "$base/bin/python" --version; printf '%s\n' "$base"; cat "$requirements"; } | cksum)
+if [[ ! -f $venv/.peers || $(<"$venv/.peers") != "$hash" ]]; then
+    say "installing LMCache into $venv ($requirements)"
+    rm -rf "$venv"
+    "$base/bin/python" -m venv "$venv" || fail "'python -m venv' failed"
+    printf '%s\n' "$(site "$base")" >"$(site "$venv")/base.pth"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        --requirement "$requirements" || fail "pip could not install $requirements"
+    printf '%s\n' "$hash" >"$venv/.peers"
+fi
+
+say "building the foyer peer"
+cargo build --release --quiet --manifest-path benches/peers/Cargo.toml --target-dir "$target/peers"
+
+command -v redis-server >/dev/null \
+    || say "no redis-server (Debian and Ubuntu: apt-get install redis-server); its rows are left out"
+say "ready"
