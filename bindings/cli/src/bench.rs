@@ -57,6 +57,12 @@ pub(crate) struct Args {
     /// A file of real q, k, v made by `python -m kvist dump`.
     #[arg(long)]
     dump: Option<String>,
+    /// Sizes of stored blocks, e.g. 64k,2048k.
+    #[arg(long)]
+    size: Option<String>,
+    /// Directory on the disk to measure.
+    #[arg(long)]
+    dir: Option<String>,
     /// Peers to run: all or none.
     #[arg(long)]
     peers: Option<String>,
@@ -80,6 +86,8 @@ pub(crate) fn run(args: Args) -> Result<(), Error> {
         ("seconds", &args.seconds),
         ("date", &args.date),
         ("dump", &args.dump),
+        ("size", &args.size),
+        ("dir", &args.dir),
         ("peers", &args.peers),
     ];
     let mut options = Options::default();

@@ -1,7 +1,11 @@
 //! The `kvist` command line: one file per subcommand, each a thin call into a library.
 
 mod bench;
+mod inspect;
 mod presets;
+mod show;
+mod verify;
+mod why;
 
 use std::ffi::OsString;
 
@@ -18,11 +22,23 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Bench(Box<bench::Args>),
+    Inspect(inspect::Args),
     Presets(presets::Args),
+    Verify(verify::Args),
+    Why(why::Args),
 }
 
+/// What was asked for makes no sense, or what it was asked of cannot be used.
+const UNUSABLE: u8 = 2;
+
+/// An exit status and the reason for it.
+type Failure = (u8, Box<dyn std::error::Error>);
+
+/// The exit status of a command.
+type Done = Result<u8, Failure>;
+
 /// Runs the command line `args`, the program's name first, and returns its exit status: 0 for
-/// success, 1 for a failure, 2 for arguments that make no sense. Prints to the standard streams.
+/// success, 1 for a failure (or what a command calls one), 2 for arguments that make no sense. Prints to the standard streams.
 pub fn run<I, T>(args: I) -> u8
 where
     I: IntoIterator<Item = T>,
@@ -38,17 +54,18 @@ where
             return status;
         }
     };
-    let done = match cli.command {
-        Command::Bench(args) => bench::run(*args),
-        Command::Presets(args) => presets::run(&args),
+    let failed = |e: kvist_bench::Error| (1, e.into());
+    let done: Done = match cli.command {
+        Command::Bench(args) => bench::run(*args).map(|()| 0).map_err(failed),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Presets(args) => presets::run(&args).map(|()| 0).map_err(failed),
+        Command::Verify(args) => verify::run(&args),
+        Command::Why(args) => why::run(&args),
     };
-    match done {
-        Ok(()) => 0,
-        Err(e) => {
-            eprintln!("error: {e}");
-            1
-        }
-    }
+    done.unwrap_or_else(|(status, e)| {
+        eprintln!("error: {e}");
+        status
+    })
 }
 
 #[cfg(test)]
