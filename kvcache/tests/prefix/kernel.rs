@@ -83,7 +83,9 @@ fn files_that_may_not_grow() {
     setrlimit(Resource::Fsize, limit).unwrap();
     let store = open(&scratch.0, 200).unwrap();
     fill(&store, 400);
-    assert!(store.stats().throttled > 0, "{:?}", store.stats());
+    // Where the limit cuts a direct write short, the rest is refused as a write of nothing.
+    let stats = store.stats();
+    assert!(stats.throttled + stats.write_errors > 0, "{stats:?}");
 }
 
 /// Ignores `SIGXFSZ`.
