@@ -9,6 +9,7 @@
 mod arch;
 pub mod attend;
 pub mod convert;
+pub mod copy;
 mod dtype;
 pub mod entropy;
 mod error;
