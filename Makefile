@@ -75,7 +75,7 @@ wheel: tools setup ## build the wheel into dist/
 # --- Checks -------------------------------------------------------------------------------------
 
 .PHONY: test
-test: test-rust test-python ## all tests, Rust and Python
+test: test-rust test-python test-misuse ## all tests, Rust and Python
 
 # Without kvist-python: its tests are Python, and a Rust test of it would need libpython to link.
 RUST_TESTED := --workspace --exclude kvist-python
@@ -91,9 +91,33 @@ test-rust: tools setup ## Rust tests and doc tests
 	fi
 	cargo test $(RUST_TESTED) --doc
 
+.PHONY: soak
+soak: ## the reliability tests with large scopes, and a store under pressure (KVIST_SOAK=20)
+	@scripts/soak.sh
+
+.PHONY: fuzz
+fuzz: tools ## fuzz every target for KVIST_FUZZ=60 seconds (installs cargo-fuzz)
+	@scripts/fuzz.sh
+
+.PHONY: sanitize
+sanitize: tools ## unit and corpus tests under AddressSanitizer and LeakSanitizer
+	@scripts/sanitize.sh
+
+.PHONY: shuttle
+shuttle: tools ## the prefix store under a model checker's scheduler
+	RUSTFLAGS="--cfg kvist_shuttle" cargo test --target-dir target/shuttle -p kvist --test shuttle -- --nocapture
+
+.PHONY: mutants
+mutants: ## seed known bugs one by one: the tests must find each
+	@scripts/mutants.sh
+
 .PHONY: test-python
 test-python: develop models ## Python tests, with the real models
 	cd bindings/python && $(PY) -m pytest tests $(ARGS)
+
+.PHONY: test-misuse
+test-misuse: develop ## Python tests of wrong calls, with the interpreter's own checks on
+	cd bindings/python && $(PY) -X dev -m pytest tests/test_prefix_abuse.py tests/test_misuse.py
 
 .PHONY: lint
 lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors

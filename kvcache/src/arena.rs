@@ -14,6 +14,9 @@ use crate::free::{FreeList, Regions};
 /// Huge pages are this large, and arenas start at such a border.
 const HUGE: usize = 2 << 20;
 
+/// No system's pages are smaller.
+const PAGE: usize = 4096;
+
 /// Free huge pages that an arena keeps (64 MiB): taking them again costs a page fault each.
 const SPARE_REGIONS: usize = 32;
 
@@ -35,9 +38,17 @@ pub(crate) struct Arena {
     cell_bytes: usize,
     cells: usize,
     budget: Arc<Budget>,
-    /// Cells are wiped when nobody uses them any more.
-    wipes: bool,
+    care: Care,
     state: Mutex<State>,
+}
+
+/// What is done with an arena's memory beside handing it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Care {
+    /// Cells are wiped when nobody uses them any more.
+    pub(crate) wipes: bool,
+    /// Memory that was touched once is never given back to the system.
+    pub(crate) stays: bool,
 }
 
 /// A cell in use. Dropping it gives the cell and its bytes back.
@@ -53,25 +64,8 @@ impl Arena {
         cell_bytes: usize,
         most: usize,
         budget: Arc<Budget>,
+        care: Care,
     ) -> Result<Arc<Arena>, Error> {
-        Arena::make(cell_bytes, most, budget, false).map(Arc::new)
-    }
-
-    /// [`Arena::new`] whose cells are wiped when nobody uses them any more.
-    pub(crate) fn wiping(
-        cell_bytes: usize,
-        most: usize,
-        budget: Arc<Budget>,
-    ) -> Result<Arc<Arena>, Error> {
-        Arena::make(cell_bytes, most, budget, true).map(Arc::new)
-    }
-
-    fn make(
-        cell_bytes: usize,
-        most: usize,
-        budget: Arc<Budget>,
-        wipes: bool,
-    ) -> Result<Arena, Error> {
         let cells = (budget.limit() / (cell_bytes as u64 + CELL_OVERHEAD)).min(most as u64);
         let cells = cells as usize;
         let len = (cells * cell_bytes).next_multiple_of(HUGE) + HUGE;
@@ -88,7 +82,31 @@ impl Arena {
         let start = map.as_ptr() as usize;
         let offset = start.next_multiple_of(HUGE) - start;
         let state = State { free: FreeList::default(), regions: Regions::new(cell_bytes, HUGE) };
-        Ok(Arena { map, offset, cell_bytes, cells, budget, wipes, state: Mutex::new(state) })
+        let state = Mutex::new(state);
+        Ok(Arc::new(Arena { map, offset, cell_bytes, cells, budget, care, state }))
+    }
+
+    /// Makes the system hand out the memory of the first cells now, up to so many bytes. For an arena
+    /// that is not used yet.
+    pub(crate) fn touch(&self, bytes: u64) -> Result<(), Error> {
+        let len = (bytes as usize).min(self.cells * self.cell_bytes);
+        self.populate(len).map_err(|e| Error::System {
+            what: "touching the memory of the host tier",
+            reason: e.to_string(),
+        })
+    }
+
+    fn populate(&self, len: usize) -> std::io::Result<()> {
+        let touched = self.map.advise_range(Advice::PopulateWrite, self.offset, len);
+        if touched.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::InvalidInput) {
+            // A system without that call.
+            for at in (0..len).step_by(PAGE) {
+                // SAFETY: inside the map, and no cell of it is in use.
+                unsafe { self.base().add(at).write_volatile(0) }
+            }
+            return Ok(());
+        }
+        touched
     }
 
     /// Start of cell 0.
@@ -156,7 +174,7 @@ impl Arena {
     fn give(&self, id: u32) {
         let mut state = self.lock();
         state.free.give(id as usize);
-        if state.regions.give(id as usize) <= SPARE_REGIONS {
+        if state.regions.give(id as usize) <= SPARE_REGIONS || self.care.stays {
             return;
         }
         // Under the lock, so that nobody takes a cell of these regions meanwhile.
@@ -214,7 +232,7 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
-        if self.arena.wipes && !cfg!(kvist_bug = "not_wiped") {
+        if self.arena.care.wipes && !bug!("not_wiped") {
             // SAFETY: inside the map, and this is the last handle.
             unsafe { std::ptr::write_bytes(self.ptr(), 0, self.arena.cell_bytes) }
         }
@@ -230,7 +248,7 @@ mod tests {
     #[test]
     fn cells_come_in_runs_and_go_back() {
         let budget = Arc::new(Budget::new(100 * (4096 + CELL_OVERHEAD)));
-        let arena = Arena::new(4096, usize::MAX, budget.clone()).unwrap();
+        let arena = Arena::new(4096, usize::MAX, budget.clone(), Care::default()).unwrap();
         assert!((arena.base() as usize).is_multiple_of(HUGE));
         let a = arena.take(10).unwrap();
         let b = arena.take(80).unwrap();
@@ -250,7 +268,7 @@ mod tests {
     fn memory_given_back_can_be_taken_again() {
         let cell = 3 * HUGE / 2;
         let budget = Arc::new(Budget::new(200 << 20));
-        let arena = Arena::new(cell, 60, budget.clone()).unwrap();
+        let arena = Arena::new(cell, 60, budget.clone(), Care::default()).unwrap();
         assert_eq!(arena.cells(), 60);
         let mut cells = arena.take(60).unwrap();
         for c in &mut cells {

@@ -1,9 +1,8 @@
 //! The byte budget that everything a cache holds is charged to, before it is touched.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::Error;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// A hard limit in bytes, shared by all memory of a cache.
 #[derive(Debug)]

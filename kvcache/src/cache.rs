@@ -6,13 +6,15 @@ use std::time::Duration;
 use kvist_kernels::{Executor, KvLayout, KvPool};
 use kvist_policies::Select;
 
-use crate::arena::{Arena, CELL_OVERHEAD};
+use crate::arena::{Arena, CELL_OVERHEAD, Care};
 use crate::budget::Budget;
 use crate::codec::Codec;
-use crate::disk::{Disk, DiskOptions};
+use crate::disk::{Disk, DiskOptions, DiskUse};
+use crate::format::MODEL_MAX;
+use crate::lend::Lenders;
 use crate::live::{self, Below, Shelf, Tier};
 use crate::stats::{Counters, Stats};
-use crate::summaries::{Selector, Stores};
+use crate::summaries::{Selector, Store, Stores, TILE};
 use crate::vfs::{self, Vfs};
 use crate::{Error, Geometry, Sequence};
 
@@ -36,6 +38,12 @@ pub(crate) struct Shared {
     pub(crate) exec: Executor,
     pub(crate) counters: Counters,
     pub(crate) tier: Option<Tier>,
+    /// Who keeps pages of sequences that are gone.
+    pub(crate) lenders: Lenders,
+    /// The tier's directory, where sessions are saved.
+    pub(crate) shelf: Option<Arc<Shelf>>,
+    /// Identity of the weights; empty if it was not given.
+    pub(crate) model: Vec<u8>,
 }
 
 /// Settings of a [`Cache`], each with a default.
@@ -43,6 +51,7 @@ pub(crate) struct Shared {
 pub struct Builder {
     geometry: Geometry,
     host_bytes: u64,
+    prefault: bool,
     select: Select,
     dense_layers: Vec<usize>,
     threads: Option<usize>,
@@ -52,6 +61,7 @@ pub struct Builder {
     disk: Option<DiskOptions>,
     disk_codec: Codec,
     vfs: Option<Arc<dyn Vfs>>,
+    model: Vec<u8>,
 }
 
 /// How often room is made for one call.
@@ -65,6 +75,15 @@ impl Builder {
     #[must_use]
     pub fn host_bytes(mut self, bytes: u64) -> Builder {
         self.host_bytes = bytes;
+        self
+    }
+
+    /// Touches the memory of the whole host budget when the cache is made, and keeps it: no append
+    /// waits for the system to hand out a page. Default no: memory is touched when it is first used,
+    /// and goes back when nobody uses it.
+    #[must_use]
+    pub fn prefault(mut self, on: bool) -> Builder {
+        self.prefault = on;
         self
     }
 
@@ -143,6 +162,14 @@ impl Builder {
         self
     }
 
+    /// What tells this model's weights from all others, 1 to 256 bytes: a hash of them, or a name and
+    /// revision that the caller vouches for. Sessions are saved for it, and opened only for it.
+    #[must_use]
+    pub fn model(mut self, identity: impl AsRef<[u8]>) -> Builder {
+        self.model = identity.as_ref().to_vec();
+        self
+    }
+
     /// The file system that the disk tier uses. Default: the operating system's.
     #[must_use]
     pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Builder {
@@ -165,6 +192,10 @@ impl Builder {
     /// [`Error::OverBudget`] if not even a page fits, [`Error::System`] if the system refuses.
     pub fn build(self) -> Result<Cache, Error> {
         self.geometry.validate()?;
+        if self.model.len() > MODEL_MAX {
+            let expected = format!("at most {MODEL_MAX} bytes");
+            return Err(Error::setting("model", expected, self.model.len()));
+        }
         let layers = self.geometry.layers;
         let mut dense_layers = vec![false; layers];
         for layer in self.dense_layers {
@@ -187,19 +218,28 @@ impl Builder {
             }
         };
         let most = u32::MAX as usize / self.geometry.page_tokens;
-        let pages = Arena::new(page, most, budget.clone())?;
+        let care = Care { stays: self.prefault, ..Care::default() };
+        let pages = Arena::new(page, most, budget.clone(), care)?;
+        if self.prefault {
+            touch(&pages, selector.store.as_ref(), &self.geometry, budget.limit())?;
+        }
         let tier =
             |below| Tier::new(below, self.live, &self.geometry, pages.clone(), budget.clone());
-        let below = match (self.below, self.disk) {
-            (None, Some(options)) => {
-                Some(shelf(self.vfs, options, &self.geometry, &self.disk_codec)?)
-            }
-            (below, _) => below,
+        let open =
+            |options| open_shelf(self.vfs, options, &self.geometry, &self.disk_codec, &self.model);
+        let shelf = match self.below {
+            None => self.disk.map(open).transpose()?,
+            Some(_) => None,
         };
+        shelf.iter().filter(|_| self.prefault).for_each(|shelf| shelf.disk().prefault());
+        let below = self.below.or(shelf.clone().map(|shelf| shelf as Arc<dyn Below>));
         let tier = below.map(tier).transpose()?;
         let shared = Shared {
             pages,
             tier,
+            lenders: Lenders::default(),
+            shelf,
+            model: self.model,
             geometry: self.geometry,
             dense_layers,
             budget,
@@ -212,19 +252,36 @@ impl Builder {
     }
 }
 
+/// Touches the memory of a budget: for pages and their summaries in the proportion in which tokens
+/// need them.
+fn touch(
+    pages: &Arena,
+    store: Option<&Store>,
+    geometry: &Geometry,
+    budget: u64,
+) -> Result<(), Error> {
+    let Some(store) = store else { return pages.touch(budget) };
+    let page = pages.cell_bytes() as f64 / geometry.page_tokens as f64;
+    let summary = store.arena.cell_bytes() as f64 / TILE as f64;
+    let of_pages = (budget as f64 * page / (page + summary)) as u64;
+    pages.touch(of_pages)?;
+    store.arena.touch(budget - of_pages)
+}
+
 /// The disk tier for the pages of sequences.
-fn shelf(
+fn open_shelf(
     vfs: Option<Arc<dyn Vfs>>,
     options: DiskOptions,
     geometry: &Geometry,
     codec: &Codec,
-) -> Result<Arc<dyn Below>, Error> {
+    model: &[u8],
+) -> Result<Arc<Shelf>, Error> {
     if options.is_sealed() {
         let expected = "a prefix store; pages of sequences are not sealed";
         return Err(Error::setting("seal", expected, "a cache"));
     }
     let disk = Arc::new(Disk::open(vfs::or_default(vfs)?, options)?);
-    Ok(Arc::new(Shelf::new(disk, geometry, codec)?))
+    Ok(Arc::new(Shelf::new(disk, geometry, codec, model)?))
 }
 
 impl Cache {
@@ -234,6 +291,7 @@ impl Cache {
         Builder {
             geometry,
             host_bytes: HOST_BYTES_DEFAULT,
+            prefault: false,
             select: Select::Full,
             dense_layers: Vec::new(),
             threads: None,
@@ -242,6 +300,7 @@ impl Cache {
             disk: None,
             disk_codec: Codec::lossless(),
             vfs: None,
+            model: Vec::new(),
             live: live::Options::default(),
         }
     }
@@ -286,13 +345,19 @@ impl Cache {
         stats
     }
 
+    /// What its directory holds, and how the disk is; `None` without a disk tier.
+    #[must_use]
+    pub fn disk(&self) -> Option<DiskUse> {
+        self.shared.shelf.as_ref().map(|shelf| shelf.disk().usage())
+    }
+
     pub(crate) fn check_layer(&self, layer: usize) -> Result<(), Error> {
         let layers = self.shared.geometry.layers;
         if layer < layers { Ok(()) } else { Err(Error::Layer { layer, layers }) }
     }
 
-    /// Does something that takes memory, demoting pages while there is not enough. It must take all
-    /// it needs or nothing.
+    /// Does something that takes memory, demoting pages while there is not enough, and giving back
+    /// published blocks where that does not help. It must take all it needs or nothing.
     pub(crate) fn with_room<T>(
         &self,
         mut take: impl FnMut() -> Result<T, Error>,
@@ -300,11 +365,10 @@ impl Cache {
         // What it takes before it fails is given back, and others may be quicker: so more room every
         // time, and not for ever.
         for attempt in 0..ATTEMPTS {
-            let Some(tier) = &self.shared.tier else { break };
             match take() {
                 Err(Error::OverBudget { needed, free, budget }) if needed <= budget => {
                     let room = needed.saturating_sub(free).max(1) << attempt;
-                    if !tier.make_room(room.min(budget), true) {
+                    if !self.make_room(room.min(budget)) {
                         break;
                     }
                 }
@@ -312,6 +376,28 @@ impl Cache {
             }
         }
         take()
+    }
+
+    /// Does something that makes room for itself by demoting pages; once more if that was not enough and
+    /// published blocks can be given back.
+    pub(crate) fn with_frames<T>(
+        &self,
+        mut take: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match take() {
+            Err(Error::OverBudget { needed, .. })
+                if self.shared.lenders.give_back(&self.shared, needed) =>
+            {
+                take()
+            }
+            done => done,
+        }
+    }
+
+    fn make_room(&self, bytes: u64) -> bool {
+        let tier = self.shared.tier.as_ref();
+        tier.is_some_and(|tier| tier.make_room(bytes, true))
+            || self.shared.lenders.give_back(&self.shared, bytes)
     }
 
     /// All pages, as kernels see them.

@@ -88,6 +88,34 @@ pub enum Error {
         /// Why the last one could not.
         reason: MissReason,
     },
+    /// A saved session cannot be opened.
+    #[error("session {name:?} cannot be opened: {reason}")]
+    Session {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: MissReason,
+    },
+    /// A session was saved for something else.
+    #[error("session {name:?} was saved for {what} {found}, this cache has {expected}")]
+    OtherSession {
+        /// Its name.
+        name: String,
+        /// What is different: `model` or `geometry`.
+        what: &'static str,
+        /// That of the cache.
+        expected: String,
+        /// That of the session.
+        found: String,
+    },
+    /// A session could not be saved or deleted.
+    #[error("session {name:?} {reason}")]
+    Save {
+        /// Its name.
+        name: String,
+        /// What became of it, and why.
+        reason: String,
+    },
     /// The sequences of a batch belong to different caches.
     #[error("sequence {index} of the batch belongs to another cache")]
     ForeignSequence {

@@ -3,15 +3,17 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use kvist_kernels::Tensor3;
-
 use crate::Error;
 use crate::arena::Cell;
 use crate::budget::Charge;
 use crate::cache::Shared;
 use crate::live::{Lease, Stripe, Tier};
-use crate::pages::{CELL_ENTRY, Head, PAGE_ENTRY, Room};
+use crate::pages::{CELL_ENTRY, Head, New, PAGE_ENTRY, Room};
 use crate::summaries::{Selector, Store, TILE};
+
+mod saved;
+
+pub(crate) use saved::Chunk;
 
 /// Tokens above which an append is spread over threads.
 const PARALLEL_TOKENS: usize = 64;
@@ -35,6 +37,8 @@ pub(crate) struct Layer {
     /// Entries the tables of a head have room for.
     pages: usize,
     cells: usize,
+    /// Records that hold finished summaries, once it was saved or opened.
+    chunks: parking_lot::Mutex<Vec<Chunk>>,
 }
 
 /// A cut that can no longer fail.
@@ -62,8 +66,8 @@ impl Layer {
     pub(crate) fn new(shared: &Shared, number: usize, summarised: bool) -> Layer {
         let heads = (0..shared.geometry.kv_heads).map(|_| Head::default()).collect();
         let charge = Charge::none(shared.budget.clone());
-        let sealed = Vec::new();
-        Layer { number, sealed, heads, len: 0, summarised, charge, pages: 0, cells: 0 }
+        let (sealed, chunks) = (Vec::new(), parking_lot::Mutex::default());
+        Layer { number, sealed, heads, len: 0, summarised, charge, pages: 0, cells: 0, chunks }
     }
 
     /// Bytes of its tables.
@@ -106,42 +110,41 @@ impl Layer {
             to.copy_lists(from, pages, cells, self.summarised && summarised);
         }
         copy.len = self.len;
+        copy.chunks.get_mut().extend(self.chunks().into_iter().filter(|c| c.tiles.end <= cells));
         Ok(copy)
     }
 
-    /// Appends rows to a layer that may be shared. Unchanged if that fails.
+    /// Appends to a layer that may be shared. Unchanged if that fails.
     pub(crate) fn append(
         this: &mut Arc<Layer>,
         shared: &Shared,
         selector: &Selector,
-        k: &Tensor3,
-        v: &Tensor3,
+        new: New,
     ) -> Result<(), Error> {
         if let Some(own) = Arc::get_mut(this) {
-            return own.grow(shared, selector, k, v);
+            return own.grow(shared, selector, new);
         }
         let (pages, cells) = this.heads.first().map_or((0, 0), Head::counts);
         let mut copy = this.copied(shared, this.summarised, pages, cells)?;
-        copy.grow(shared, selector, k, v)?;
+        copy.grow(shared, selector, new)?;
         *this = Arc::new(copy);
         Ok(())
     }
 
-    /// What `tokens` more tokens need, taken for every head or for none.
-    fn rooms(
-        &self,
-        shared: &Shared,
-        store: Option<&Store>,
-        tokens: usize,
-    ) -> Result<Vec<Room>, Error> {
+    /// What is new needs this, taken for every head or for none.
+    fn rooms(&self, shared: &Shared, store: Option<&Store>, new: New) -> Result<Vec<Room>, Error> {
         let (len, page) = (self.len, shared.geometry.page_tokens);
-        let partial = !len.is_multiple_of(page);
-        let room = |head: &Head| -> Result<Room, Error> {
+        let (tokens, partial) = (new.tokens(page), !len.is_multiple_of(page));
+        let room = |(i, head): (usize, &Head)| -> Result<Room, Error> {
             let (pages, cells) = head.counts();
             let (page_shared, cell_shared) = head.shares_last();
             let copy_page = partial && page_shared;
-            let new = (len + tokens).div_ceil(page) - pages + usize::from(copy_page);
-            let mut room = Room { pages: shared.pages.take(new)?, copy_page, ..Room::default() };
+            let more = (len + tokens).div_ceil(page) - pages + usize::from(copy_page);
+            let pages = match new {
+                New::Rows(..) => shared.pages.take(more)?,
+                New::Page(cells) => vec![cells[i].clone()],
+            };
+            let mut room = Room { pages, copy_page, ..Room::default() };
             if let Some(store) = store {
                 room.copy_cell = cell_shared && cells * TILE > len;
                 let new = store.spec.cells(len + tokens) - cells + usize::from(room.copy_cell);
@@ -149,26 +152,20 @@ impl Layer {
             }
             Ok(room)
         };
-        self.heads.iter().map(room).collect()
+        self.heads.iter().enumerate().map(room).collect()
     }
 
-    fn grow(
-        &mut self,
-        shared: &Shared,
-        selector: &Selector,
-        k: &Tensor3,
-        v: &Tensor3,
-    ) -> Result<(), Error> {
-        let (len, tokens) = (self.len, k.shape()[0]);
-        let store = self.store(selector);
+    fn grow(&mut self, shared: &Shared, selector: &Selector, new: New) -> Result<(), Error> {
         let page = shared.geometry.page_tokens;
-        let rooms = self.rooms(shared, store, tokens)?;
+        let (len, tokens) = (self.len, new.tokens(page));
+        let store = self.store(selector);
+        let rooms = self.rooms(shared, store, new)?;
         let pages = (len + tokens).div_ceil(page);
         let done = sealable(len + tokens, page) - self.sealed.len();
         let charges = shared.tier.as_ref().map_or(Ok(Vec::new()), |tier| tier.charges(done))?;
         self.reserve(pages, store.map_or(0, |s| s.spec.cells(len + tokens)))?;
         let grow = |i: usize, head: &mut Head, room: Room| {
-            head.grow(room, len, (k, v), i, &shared.geometry, store);
+            head.grow(room, len, new, i, &shared.geometry, store);
         };
         let work = self.heads.iter_mut().zip(rooms);
         if tokens < PARALLEL_TOKENS {
@@ -202,6 +199,50 @@ impl Layer {
             let cells = heads.iter_mut().filter_map(Iterator::next).collect();
             let at = (self.number, had + i);
             self.sealed.push(tier.seal(at, cells, kept(had + i), charge));
+        }
+    }
+
+    /// The cells of a full page, one per head: near, and as they are for as long as they are held.
+    pub(crate) fn hold(&self, shared: &Shared, page: usize) -> Result<Vec<Arc<Cell>>, Error> {
+        match (&shared.tier, self.sealed.get(page)) {
+            (Some(tier), Some(stripe)) => tier.hold(stripe),
+            _ => Ok(self.heads.iter().map(|head| head.cell(page)).collect()),
+        }
+    }
+
+    /// Pages of a head.
+    pub(crate) fn pages(&self) -> usize {
+        self.heads.first().map_or(0, |head| head.counts().0)
+    }
+
+    /// A number for a run's pages, and how many layers hold them.
+    pub(crate) fn holders(&self, page: usize) -> (usize, usize) {
+        match (self.sealed.get(page), self.heads.first()) {
+            (Some(stripe), _) => (Arc::as_ptr(stripe).addr(), Arc::strong_count(stripe)),
+            // Less the one just made.
+            (None, Some(head)) => {
+                let cell = head.cell(page);
+                (Arc::as_ptr(&cell).addr(), Arc::strong_count(&cell) - 1)
+            }
+            (None, None) => (0, 0),
+        }
+    }
+
+    /// Lets go of what lies behind the first `pages` pages, as far as that takes no memory; not if
+    /// somebody else holds this layer.
+    pub(crate) fn shrink(
+        this: &mut Arc<Layer>,
+        shared: &Shared,
+        selector: &Selector,
+        pages: usize,
+    ) {
+        let page = shared.geometry.page_tokens;
+        // Where a page and a tile end, nothing is copied.
+        let both = page << TILE.trailing_zeros().saturating_sub(page.trailing_zeros());
+        let len = (pages * page).next_multiple_of(both);
+        let Some(own) = Arc::get_mut(this).filter(|own| own.len > len) else { return };
+        if let Ok(fresh) = own.fresh(shared, own.store(selector), len, false) {
+            own.cut(shared, selector, len, fresh);
         }
     }
 
@@ -267,6 +308,7 @@ impl Layer {
         for (head, fresh) in self.heads.iter_mut().zip(fresh.cells) {
             head.cut(len, &shared.geometry, store, fresh);
         }
+        self.chunks.get_mut().retain(|c| c.tiles.end * TILE <= len);
         self.len = len;
     }
 
@@ -292,7 +334,7 @@ impl Layer {
         selector: &Selector,
         summarised: bool,
     ) -> Result<Layer, Error> {
-        let pages = self.heads.first().map_or(0, |h| h.counts().0);
+        let pages = self.pages();
         let store = selector.store.as_ref().filter(|_| summarised);
         let cells = store.map_or(0, |s| s.spec.cells(self.len));
         let mut layer = self.copied(shared, summarised, pages, 0)?;

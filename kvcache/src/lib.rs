@@ -28,6 +28,8 @@
 //! # }
 //! ```
 
+#[macro_use]
+mod bugs;
 // Tests inside share helpers with those outside.
 #[cfg(test)]
 extern crate self as kvist;
@@ -41,17 +43,22 @@ mod disk;
 mod error;
 pub mod format;
 mod free;
+#[cfg(feature = "testing")]
+pub mod fuzz;
 mod geometry;
 pub mod inspect;
 mod layer;
+mod lend;
 mod live;
 mod miss;
 mod pages;
 mod prefix;
 mod seal;
 mod sequence;
+mod session;
 mod stats;
 mod summaries;
+mod sync;
 mod table;
 pub mod vfs;
 
@@ -68,8 +75,9 @@ pub use kvist_policies::{Boxed, Quest, Select, selection_presets};
 pub use live::Pin;
 pub use miss::MissReason;
 pub use prefix::{
-    BlockRows, BlockRowsMut, Lease, Prefix, PrefixBuilder, PrefixStats, PrefixStore, Restored,
-    Space, SpaceOptions, Strides, Ticket,
+    BlockRows, BlockRowsMut, Lease, Prefix, PrefixBuilder, PrefixStats, PrefixStore, Published,
+    Restored, Space, SpaceOptions, Started, Strides, Ticket,
 };
 pub use sequence::Sequence;
+pub use session::{Saved, SessionInfo};
 pub use stats::{SequenceStats, Stats};

@@ -9,6 +9,8 @@ use crate::Geometry;
 use crate::arena::Cell;
 use crate::summaries::{Store, TILE};
 
+mod saved;
+
 /// Bytes of a page's entries in the lists below, and of a summary cell's.
 pub(crate) const PAGE_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>() + size_of::<f32>();
 pub(crate) const CELL_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>();
@@ -27,6 +29,24 @@ pub(crate) struct Head {
     norms: Vec<f32>,
     cells: Vec<Arc<Cell>>,
     cell_ids: Vec<u32>,
+}
+
+/// What is appended.
+#[derive(Clone, Copy)]
+pub(crate) enum New<'a> {
+    /// Keys and values of some tokens, all heads.
+    Rows(&'a Tensor3<'a>, &'a Tensor3<'a>),
+    /// A page that was written in full already, one cell per head. Only behind full pages.
+    Page(&'a [Arc<Cell>]),
+}
+
+impl New<'_> {
+    pub(crate) fn tokens(&self, page_tokens: usize) -> usize {
+        match self {
+            New::Rows(k, _) => k.shape()[0],
+            New::Page(_) => page_tokens,
+        }
+    }
 }
 
 /// What an append takes before it writes anything.
@@ -77,6 +97,11 @@ impl Head {
         (self.sealed + self.pages.len(), self.cells.len())
     }
 
+    /// The cell of an open page.
+    pub(crate) fn cell(&self, page: usize) -> Arc<Cell> {
+        self.pages[page - self.sealed].clone()
+    }
+
     /// Whether someone else holds the last page or summary cell too.
     pub(crate) fn shares_last(&self) -> (bool, bool) {
         let shared = |list: &[Arc<Cell>]| list.last().is_some_and(|c| Arc::strong_count(c) > 1);
@@ -105,23 +130,29 @@ impl Head {
         self.cell_ids.extend_from_slice(&from.cell_ids[..cells]);
     }
 
-    /// Writes rows `0..` of head `head` behind the first `len` tokens and summarises them. Shapes
+    /// Takes what is new for head `head` behind the first `len` tokens and summarises it. Shapes
     /// were checked, the room was taken and the lists have the space: nothing can fail.
     pub(crate) fn grow(
         &mut self,
         room: Room,
         len: usize,
-        (k, v): (&Tensor3, &Tensor3),
+        new: New,
         head: usize,
         geometry: &Geometry,
         store: Option<&Store>,
     ) {
         extend(&mut self.pages, &mut self.ids, room.pages, room.copy_page);
-        self.write(len, (k, v), head, geometry);
+        if let New::Rows(k, v) = new {
+            self.write(len, (k, v), head, geometry);
+        }
         let Some(store) = store else { return };
         extend(&mut self.cells, &mut self.cell_ids, room.cells, room.copy_cell);
-        self.note_norms(len, k, head, geometry);
-        self.summarise(len, len + k.shape()[0], geometry, store);
+        let end = len + new.tokens(geometry.page_tokens);
+        match new {
+            New::Rows(k, _) => self.note_norms(len, k, head, geometry),
+            New::Page(_) => self.read_norms(len, end, geometry),
+        }
+        self.summarise(len, end, geometry, store);
     }
 
     fn write(&mut self, len: usize, (k, v): (&Tensor3, &Tensor3), head: usize, g: &Geometry) {

@@ -11,6 +11,8 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
 use crate::layer::{Cut, Layer};
+use crate::live::Stripe;
+use crate::pages::New;
 use crate::stats::SequenceStats;
 use crate::summaries::Selector;
 use crate::{Cache, Error, Pin};
@@ -25,10 +27,10 @@ pub struct Sequence {
     pub(crate) selector: Selector,
     pub(crate) layers: Vec<Arc<Layer>>,
     /// What each head of each layer read last, for prefetching; only with a lower tier.
-    recent: Vec<Mutex<Vec<Recent>>>,
+    pub(crate) recent: Vec<Mutex<Vec<Recent>>>,
 }
 
-fn no_recent(cache: &Cache) -> Vec<Mutex<Vec<Recent>>> {
+pub(crate) fn no_recent(cache: &Cache) -> Vec<Mutex<Vec<Recent>>> {
     let layers = cache.shared.tier.as_ref().map_or(0, |_| cache.geometry().layers);
     std::iter::repeat_with(Mutex::default).take(layers).collect()
 }
@@ -99,7 +101,8 @@ impl Sequence {
         }
         let shared = &self.cache.shared;
         let state = &mut self.layers[layer];
-        self.cache.with_room(|| Layer::append(state, shared, &self.selector, k, v))?;
+        let new = New::Rows(k, v);
+        self.cache.with_room(|| Layer::append(state, shared, &self.selector, new))?;
         shared.counters.appended(tokens);
         Ok(())
     }
@@ -269,7 +272,8 @@ impl Sequence {
         let (layer, shared) = (&self.layers[layer], &self.cache.shared);
         let mut rows = k.chunks_mut(k_row).zip(v.chunks_mut(v_row));
         for page in from / g.page_tokens..(from + n).div_ceil(g.page_tokens) {
-            let (_lease, frames) = layer.bring(shared, page..page + 1)?;
+            let (_lease, frames) =
+                self.cache.with_frames(|| layer.bring(shared, page..page + 1))?;
             let first = page * g.page_tokens;
             let tokens = from.max(first)..(from + n).min(first + g.page_tokens);
             for (t, (k, v)) in tokens.zip(&mut rows) {
@@ -307,10 +311,24 @@ impl Sequence {
     /// [`Error::Missing`] if a page cannot be read; those before it are back.
     pub fn restore(&self) -> Result<usize, Error> {
         let Some(tier) = &self.cache.shared.tier else { return Ok(0) };
+        tier.restore(&self.newest_first())
+    }
+
+    /// [`Sequence::restore`] behind the scenes, into memory that is free: no page leaves for them, and
+    /// whoever needs a page meanwhile waits for a few MiB at most. Ends when all are back, memory is
+    /// full, or the sequence and its forks are gone. Returns how many pages may come. Without
+    /// [`Builder::write_ahead`](crate::Builder::write_ahead) there is no thread for it, and a part is
+    /// sent for with each call that attends to selected pages.
+    pub fn restore_behind(&self) -> usize {
+        let Some(tier) = &self.cache.shared.tier else { return 0 };
+        tier.restore_behind(&self.newest_first())
+    }
+
+    /// All finished pages, the newest first.
+    fn newest_first(&self) -> Vec<Arc<Stripe>> {
         let most = self.layers.iter().map(|l| l.sealed.len()).max().unwrap_or(0);
         let of_run = |page: usize| self.layers.iter().filter_map(move |l| l.sealed.get(page));
-        let stripes: Vec<_> = (0..most).rev().flat_map(of_run).cloned().collect();
-        tier.restore(&stripes)
+        (0..most).rev().flat_map(of_run).cloned().collect()
     }
 
     /// Brings the pages of these tokens near, in every layer, and keeps them there until the pin is
@@ -333,7 +351,7 @@ impl Sequence {
             let end = tokens.end.div_ceil(page).min(l.sealed.len());
             l.sealed[(tokens.start / page).min(end)..end].to_vec()
         };
-        tier.pin(self.layers.iter().flat_map(of_layer).collect())
+        self.cache.with_frames(|| tier.pin(self.layers.iter().flat_map(of_layer).collect()))
     }
 
     /// Bytes this sequence uses, shared ones included.

@@ -6,7 +6,7 @@ use kvist_kernels::summary::{self, BoxedSpec, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
 use kvist_policies::Select;
 
-use crate::arena::{Arena, Cell};
+use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
 use crate::{Error, Geometry};
 
@@ -39,6 +39,16 @@ impl Spec {
             Spec::Units(u) => u.cell_bytes(),
             Spec::Boxed(b) => b.cell_bytes(),
         }
+    }
+
+    /// What stands for it in files: kind, parameter, bytes of a cell. Whoever changes what a cell holds
+    /// takes another kind.
+    pub(crate) fn code(&self) -> [u32; 3] {
+        let (kind, parameter) = match self {
+            Spec::Units(u) => (1, u.unit_tokens() as u32),
+            Spec::Boxed(b) => (2, b.planes()),
+        };
+        [kind, parameter, self.cell_bytes() as u32]
     }
 
     /// Cells that `len` tokens need.
@@ -83,7 +93,12 @@ impl Stores {
         let store = match stores.iter().find(|s| s.spec == spec) {
             Some(store) => store.clone(),
             None => {
-                let arena = Arena::new(spec.cell_bytes(), u32::MAX as usize, budget.clone())?;
+                let arena = Arena::new(
+                    spec.cell_bytes(),
+                    u32::MAX as usize,
+                    budget.clone(),
+                    Care::default(),
+                )?;
                 stores.push(Store { spec, arena });
                 stores[stores.len() - 1].clone()
             }

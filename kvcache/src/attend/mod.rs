@@ -157,7 +157,7 @@ impl Cache {
             let mut out = out.rows_mut(run.rows.start, run.rows.end);
             infos.append(&mut match (&self.shared.tier, kind.near, kind.sparse) {
                 (Some(tier), false, sparse) => {
-                    paged::attend(&call, &run, tier, sparse, &q, &mut out)?
+                    self.with_frames(|| paged::attend(&call, &run, tier, sparse, &q, &mut out))?
                 }
                 (_, _, true) => sparse::attend(&call, &run, &q, &mut out)?,
                 (_, _, false) => dense::attend(&call, &run, &q, &mut out)?,

@@ -6,25 +6,26 @@
 use super::check::{check_padding, check_stored};
 use super::directory::Section;
 use super::profile::Entropy;
-use super::{Directory, Kind, PageSink, Plan, hash};
+use super::{Directory, Kind, PageSink, Plan, Stream, hash};
 use crate::format::{Bad, FLAG_SEALED, FLAG_TOKENS, HEADER_BYTES, Header, SECTOR};
 
 impl Plan {
-    /// Checks and decodes one section. `stored` are its bytes, `tile` is as long as the layout says.
+    /// Checks and decodes one section of a block with this seed. `stored` are its bytes, `tile` is as
+    /// long as the layout says.
     ///
     /// # Errors
     /// [`Bad`]; the tile's content is undefined then.
-    pub(crate) fn decode_section(
+    pub(super) fn decode_section(
         &self,
-        directory: &Directory,
-        page: usize,
-        kind: Kind,
+        section: &Section,
+        seed: u64,
         stored: &[u8],
         tile: &mut [u8],
     ) -> Result<(), Bad> {
-        directory.check(page, kind, stored)?;
+        section.check(seed, stored)?;
+        let kind = section.kind;
         assert_eq!(tile.len(), self.tile(kind).bytes, "bytes of a {kind:?} tile");
-        match (directory.section(page, kind).stages.entropy, self.tile(kind).expw) {
+        match (section.stages.entropy, self.tile(kind).expw) {
             (Entropy::Raw, _) => tile.copy_from_slice(stored),
             (Entropy::Expw, Some(expw)) => {
                 expw.decode(self.isa, stored, tile).map_err(|_| Bad::Field)?;
@@ -47,11 +48,12 @@ impl Plan {
     ) -> Result<(), Bad> {
         let from = directory.page_range(page).start;
         for &kind in self.kinds() {
-            let range = directory.section(page, kind).range();
+            let section = directory.section(page, kind);
+            let range = section.range();
             let range = (range.start - from) as usize..(range.end - from) as usize;
-            let section = stored.get(range).ok_or(Bad::Short)?;
+            let stored = stored.get(range).ok_or(Bad::Short)?;
             let tile = if kind == Kind::K { &mut *k } else { &mut *v };
-            self.decode_section(directory, page, kind, section, tile)?;
+            self.decode_section(section, directory.seed(), stored, tile)?;
         }
         Ok(())
     }
@@ -70,17 +72,9 @@ impl Plan {
     ) -> Result<(), Bad> {
         let directory = Directory::parse(record, header, self)?;
         check_around(record, header, directory.sections(), strict)?;
-        let mut decoded = hash::Decoded::new();
-        for page in 0..self.layout.pages() {
-            let range = directory.page_range(page);
-            let stored = record.get(range.start as usize..range.end as usize).ok_or(Bad::Short)?;
-            let (k, v) = sink.page(page);
-            self.decode_page(&directory, page, stored, (k, v))?;
-            decoded.update(k);
-            decoded.update(v);
-        }
-        let right = decoded.finish() == header.decoded_hash;
-        if right || cfg!(kvist_bug = "section_not_checked") { Ok(()) } else { Err(Bad::Checksum) }
+        let mut stream = Stream::new(directory, header, strict);
+        stream.feed(self, record, sink)?;
+        stream.finish()
     }
 }
 
@@ -115,8 +109,8 @@ pub(crate) fn tokens_equal(record: &[u8], header: &Header, tokens: &[u32]) -> Op
     Some(stored.iter().map(|raw| u32::from_le_bytes(*raw)).eq(tokens.iter().copied()))
 }
 
-/// Checks what is around the pages: the record is all there, side sections are right, and, if
-/// `strict`, what is between sections and behind the last is zeros.
+/// Checks what is around the sections: the record is all there, and, if `strict`, what is between
+/// sections and behind the last is zeros.
 fn check_around(
     record: &[u8],
     header: &Header,
@@ -127,15 +121,8 @@ fn check_around(
     if record.len() < if strict { padded } else { used } {
         return Err(Bad::Short);
     }
-    for section in sections.iter().filter(|s| s.kind == Kind::Side) {
-        section.check(header.key.seed(), bytes_of(record, section)?)?;
-    }
     if strict {
         check_padding(record, header, sections).map_err(|flaw| flaw.bad)?;
     }
     Ok(())
-}
-
-fn bytes_of<'a>(record: &'a [u8], section: &Section) -> Result<&'a [u8], Bad> {
-    record.get(section.offset as usize..section.range().end as usize).ok_or(Bad::Short)
 }

@@ -4,10 +4,11 @@
 
 use std::ops::Range;
 
+use super::encode::put_entry;
 use super::plan::{CODED_ALIGN, RAW_ALIGN};
 use super::profile::Entropy;
 use super::{Kind, Plan, Stages, hash};
-use crate::format::{Bad, FLAG_SEALED, FLAG_TOMBSTONE, HEADER_BYTES, Header};
+use crate::format::{Bad, BlockKey, FLAG_SEALED, FLAG_TOMBSTONE, HEADER_BYTES, Header};
 
 /// Bytes of the directory's head.
 pub(super) const HEAD_BYTES: usize = 16;
@@ -60,12 +61,12 @@ impl Section {
     }
 
     /// Whether these are the section's bytes.
-    pub(super) fn check(&self, seed: u64, stored: &[u8]) -> Result<(), Bad> {
+    pub(crate) fn check(&self, seed: u64, stored: &[u8]) -> Result<(), Bad> {
         if stored.len() != self.bytes as usize {
             return Err(Bad::Short);
         }
         let right = hash::section(seed, self.index, stored) == self.hash;
-        if right || cfg!(kvist_bug = "section_not_checked") { Ok(()) } else { Err(Bad::Checksum) }
+        if right || bug!("section_not_checked") { Ok(()) } else { Err(Bad::Checksum) }
     }
 }
 
@@ -136,7 +137,10 @@ impl Directory {
         if header.layout != plan.fingerprint || !decoded {
             return Err(Bad::Field);
         }
-        let sections = sections(bytes, header)?;
+        Directory::of(sections(bytes, header)?, header.key.seed(), plan)
+    }
+
+    fn of(sections: Vec<Section>, seed: u64, plan: &Plan) -> Result<Directory, Bad> {
         let mut found = 0;
         for section in sections.iter().filter(|s| s.kind != Kind::Side) {
             fits(section, found, plan)?;
@@ -145,12 +149,32 @@ impl Directory {
         if found != plan.sections() {
             return Err(Bad::Field);
         }
-        Ok(Directory {
-            sections,
-            seed: header.key.seed(),
-            heads: plan.layout.num_heads(),
-            values: plan.kinds().contains(&Kind::V),
-        })
+        let (heads, values) = (plan.layout.num_heads(), plan.kinds().contains(&Kind::V));
+        Ok(Directory { sections, seed, heads, values })
+    }
+
+    /// Bytes of [`Directory::entries`] of a record without side sections.
+    pub(crate) fn entries_bytes(plan: &Plan) -> usize {
+        plan.sections() * ENTRY_BYTES
+    }
+
+    /// The entries as they stand in the record, to be kept elsewhere too.
+    pub(crate) fn entries(&self, out: &mut Vec<u8>) {
+        for section in &self.sections {
+            let at = out.len();
+            out.resize(at + ENTRY_BYTES, 0);
+            put_entry(section, out.get_mut(at..).unwrap_or_default());
+        }
+    }
+
+    /// The directory of the record under this key, from entries that were kept.
+    ///
+    /// # Errors
+    /// [`Bad::Field`] if they cannot be those of such a record.
+    pub(crate) fn of_entries(raw: &[u8], key: &BlockKey, plan: &Plan) -> Result<Directory, Bad> {
+        let (sections, end) = read_entries(raw, plan.prefix_bytes(0) as u64)?;
+        let fits = raw.len() == Directory::entries_bytes(plan) && end <= plan.max_encoded(0) as u64;
+        if fits { Directory::of(sections, key.seed(), plan) } else { Err(Bad::Field) }
     }
 
     /// A page's section. There is none of kind V if the layout's values are part of its keys.
@@ -180,12 +204,9 @@ impl Directory {
         self.section(page, kind).stages.is_raw()
     }
 
-    /// Checks a section's stored bytes.
-    ///
-    /// # Errors
-    /// [`Bad::Short`] for the wrong length, [`Bad::Checksum`].
-    pub(crate) fn check(&self, page: usize, kind: Kind, stored: &[u8]) -> Result<(), Bad> {
-        self.section(page, kind).check(self.seed, stored)
+    /// What the sections' checksums start from.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// All sections, in order.
@@ -212,9 +233,16 @@ pub(super) fn sections(bytes: &[u8], header: &Header) -> Result<Vec<Section>, Ba
     if head.reserved != 0 {
         return Err(Bad::Field);
     }
-    let (entries, _) = directory.get(HEAD_BYTES..).unwrap_or_default().as_chunks::<ENTRY_BYTES>();
+    let entries = directory.get(HEAD_BYTES..).unwrap_or_default();
+    let (sections, end) = read_entries(entries, end as u64)?;
+    // Also bounds every section, since they ascend.
+    if end == header.used_bytes() as u64 { Ok(sections) } else { Err(Bad::Field) }
+}
+
+/// The sections that entries speak of, in order from byte `from` of the record on, and where they end.
+fn read_entries(entries: &[u8], mut from: u64) -> Result<(Vec<Section>, u64), Bad> {
+    let (entries, _) = entries.as_chunks::<ENTRY_BYTES>();
     let mut sections: Vec<Section> = Vec::with_capacity(entries.len());
-    let mut from = end as u64;
     for (index, raw) in entries.iter().enumerate() {
         let section = Section::get(raw, index as u32)?;
         let ascending = sections.last().is_none_or(|last| last.place() < section.place());
@@ -225,8 +253,7 @@ pub(super) fn sections(bytes: &[u8], header: &Header) -> Result<Vec<Section>, Ba
         from = u64::from(section.offset) + u64::from(section.bytes);
         sections.push(section);
     }
-    // Also bounds every section, since they ascend.
-    if from == header.used_bytes() as u64 { Ok(sections) } else { Err(Bad::Field) }
+    Ok((sections, from))
 }
 
 /// Checks that a section is the `nth` of kind K or V that the layout has, and has a length that its

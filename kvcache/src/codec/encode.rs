@@ -40,18 +40,21 @@ impl Plan {
         let head = HEADER_BYTES + put_tokens(tokens, &mut out[HEADER_BYTES..]);
         put_head(&mut out[head..], self.sections() as u32);
         let sections = head + HEAD_BYTES + self.sections() * ENTRY_BYTES;
+        let hash = pages.hash();
         let mut writer = Writer {
             plan: self,
             seed: key.seed(),
             entry: head + HEAD_BYTES,
             end: sections,
             index: 0,
-            decoded: hash::Decoded::new(),
+            decoded: hash.is_none().then(hash::Decoded::new),
         };
         for page in 0..self.layout.pages() {
             writer.put_page(page, pages.page(page), out);
         }
-        let (end, decoded_hash) = (writer.end, writer.decoded.finish());
+        let decoded_hash =
+            hash.or_else(|| Some(writer.decoded.as_ref()?.finish())).unwrap_or_default();
+        let end = writer.end;
         let used = end.next_multiple_of(SECTOR);
         out[end..used].fill(0);
         Encoded {
@@ -93,7 +96,8 @@ struct Writer<'a> {
     /// End of the last section.
     end: usize,
     index: u32,
-    decoded: hash::Decoded,
+    /// Unless the source knows it.
+    decoded: Option<hash::Decoded>,
 }
 
 impl Writer<'_> {
@@ -101,7 +105,7 @@ impl Writer<'_> {
         for &kind in self.plan.kinds() {
             let tile = if kind == Kind::K { k } else { v };
             assert_eq!(tile.len(), self.plan.tile(kind).bytes, "bytes of a {kind:?} tile");
-            self.decoded.update(tile);
+            self.decoded.iter_mut().for_each(|hash| hash.update(tile));
             self.put_section(page, kind, tile, out);
         }
     }
@@ -146,7 +150,7 @@ fn put_head(out: &mut [u8], entries: u32) {
 }
 
 /// Writes a section's directory entry.
-fn put_entry(section: &Section, out: &mut [u8]) {
+pub(super) fn put_entry(section: &Section, out: &mut [u8]) {
     let [transform, quantise, entropy] = section.stages.codes();
     out[..4].copy_from_slice(&section.offset.to_le_bytes());
     out[4..8].copy_from_slice(&section.bytes.to_le_bytes());

@@ -5,14 +5,22 @@ use std::hash::Hasher;
 use twox_hash::xxhash3_64::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 use twox_hash::{XxHash3_64, XxHash3_128};
 
-/// Odd, with bits all over: neighbouring indexes get seeds far apart.
+/// Odd, with bits all over: neighbouring indexes get numbers far apart.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// xxh3-64 of a section's stored bytes. The seed holds the key and the section's place in the
-/// directory, so that a section of another block or place fails.
+/// xxh3-64 of a section's stored bytes, xored with a number made of the key and the section's place
+/// in the directory: a section of another block or place fails. Sections are short, and a seeded
+/// xxh3 would make a secret of its own for each.
 pub(super) fn section(seed: u64, index: u32, stored: &[u8]) -> u64 {
     let place = (u64::from(index) + 1).wrapping_mul(SPREAD);
-    XxHash3_64::oneshot_with_seed(seed ^ place, stored)
+    XxHash3_64::oneshot(stored) ^ mixed(seed ^ place)
+}
+
+/// Every bit depends on every bit (the finalizer of `SplitMix64`).
+fn mixed(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 31
 }
 
 /// xxh3-128 of token ids and directory, for the header.

@@ -16,6 +16,9 @@ mod hash;
 mod pages;
 mod plan;
 mod profile;
+#[cfg(feature = "testing")]
+mod sign;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -24,12 +27,17 @@ pub(crate) use decode::{tokens_equal, unsealed, verify_stored};
 pub(crate) use directory::{Directory, VERSION as CODEC_VERSION};
 pub(crate) use hash::Decoded;
 use kvist_kernels::entropy::Expw;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use pages::CanonicalMut;
 pub(crate) use pages::{Canonical, PageSink, PageSource};
 #[cfg(test)]
-pub(crate) use pages::{CanonicalMut, Tiles, TilesMut};
+pub(crate) use pages::{Tiles, TilesMut};
 pub(crate) use plan::Plan;
 pub use profile::Codec;
 pub(crate) use profile::Stages;
+#[cfg(feature = "testing")]
+pub(crate) use sign::sign;
+pub(crate) use stream::Stream;
 
 /// What a section holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,6 +6,11 @@ use crate::format::BlockLayout;
 pub(crate) trait PageSource {
     /// K tile and V tile of page `index`; the V tile is empty if the layout has none.
     fn page(&self, index: usize) -> (&[u8], &[u8]);
+
+    /// xxh3-64 of all tiles in order, if somebody has worked it out.
+    fn hash(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Takes the tiles of a block's pages.
@@ -40,15 +45,16 @@ impl PageSink for TilesMut<'_, '_> {
 /// A block in canonical order.
 pub(crate) struct Canonical<'a> {
     bytes: &'a [u8],
+    hash: Option<u64>,
     k: usize,
     page: usize,
 }
 
 impl<'a> Canonical<'a> {
-    /// `bytes` must be as long as the layout says.
-    pub(crate) fn new(layout: &BlockLayout, bytes: &'a [u8]) -> Canonical<'a> {
+    /// `bytes` must be as long as the layout says, and `hash` their xxh3-64, if it is known.
+    pub(crate) fn new(layout: &BlockLayout, bytes: &'a [u8], hash: Option<u64>) -> Canonical<'a> {
         assert_eq!(bytes.len(), layout.bytes(), "bytes of a block");
-        Canonical { bytes, k: layout.k_bytes(), page: layout.page_bytes() }
+        Canonical { bytes, hash, k: layout.k_bytes(), page: layout.page_bytes() }
     }
 }
 
@@ -56,17 +62,21 @@ impl PageSource for Canonical<'_> {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         self.bytes[index * self.page..][..self.page].split_at(self.k)
     }
+
+    fn hash(&self) -> Option<u64> {
+        self.hash
+    }
 }
 
 /// Room for a block in canonical order.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) struct CanonicalMut<'a> {
     bytes: &'a mut [u8],
     k: usize,
     page: usize,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl<'a> CanonicalMut<'a> {
     /// `bytes` must be as long as the layout says.
     pub(crate) fn new(layout: &BlockLayout, bytes: &'a mut [u8]) -> CanonicalMut<'a> {
@@ -75,7 +85,7 @@ impl<'a> CanonicalMut<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl PageSink for CanonicalMut<'_> {
     fn page(&mut self, index: usize) -> (&mut [u8], &mut [u8]) {
         self.bytes[index * self.page..][..self.page].split_at_mut(self.k)

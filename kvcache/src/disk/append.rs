@@ -10,9 +10,9 @@ use crate::format::{FooterEntry, SECTOR};
 use crate::vfs::{Buf, MEMORY_ALIGN, Op, Outcome, Transfer, Whole};
 
 /// Items are collected up to this many bytes before they are written.
-const STAGE: usize = 4 << 20;
+const STAGE: usize = 2 << 20;
 /// Pieces in flight while the next is encoded.
-const IN_FLIGHT: usize = 2;
+const IN_FLIGHT: usize = 4;
 /// Bytes of a footer per record, and of its frame, trailer and padding.
 const FOOTER_ENTRY: u64 = 72;
 pub(super) const FOOTER_REST: u64 = 8192;
@@ -33,7 +33,7 @@ struct Wrote {
     /// Place of its result.
     index: usize,
     entry: FooterEntry,
-    /// Only this process needs it: it need not survive a crash, and must not be evicted.
+    /// The caller holds it: it need not survive a crash yet, and must not be evicted.
     live: bool,
     /// Sequence number of what it is a copy of.
     copy_of: Option<u64>,
@@ -172,15 +172,19 @@ impl<'a> Append<'a> {
         while self.failure.is_none() && self.flight.pending() > 0 {
             self.reap();
         }
-        if self.failure.is_none() && self.wrote.iter().any(|w| !w.live) {
-            if cfg!(kvist_bug = "published_before_sync") {
+        let lasts = self.wrote.iter().any(|w| !w.live);
+        if self.failure.is_none() && !self.wrote.is_empty() && !lasts {
+            self.open.segment.set_synced(false);
+        }
+        if self.failure.is_none() && lasts {
+            if bug!("published_before_sync") {
                 let mut state = self.disk.state.lock();
                 let id = self.open.segment.id;
                 for w in &self.wrote {
                     state.publish(id, &w.entry, false);
                 }
             }
-            if let Err(e) = self.disk.sync_once(&*self.open.segment.file) {
+            if let Err(e) = self.disk.sync_segment(&self.open.segment) {
                 tracing::warn!(segment = self.open.segment.id, "fdatasync failed: {e}");
                 self.failure = Some(Refused::Io);
             }
@@ -211,12 +215,12 @@ impl<'a> Append<'a> {
         self.wrote.iter().for_each(|w| results[w.index] = Err(refused));
         self.open.segment.poison();
         self.open.failed = Some(refused);
-        if !cfg!(kvist_bug = "failed_tail_kept") {
+        if !bug!("failed_tail_kept") {
             self.cut_tail(refused);
         }
         let mut state = self.disk.state.lock();
         state.counts.poisoned_segments += 1;
-        if cfg!(kvist_bug = "unacknowledged_kept") {
+        if bug!("unacknowledged_kept") {
             let id = self.open.segment.id;
             for w in &self.wrote {
                 state.publish(id, &w.entry, false);

@@ -1,7 +1,8 @@
 //! Bytes of files, charged before they are written.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// A hard limit on the bytes of all files of a directory.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl DiskCharge {
 
 impl Drop for DiskCharge {
     fn drop(&mut self) {
-        let times = if cfg!(kvist_bug = "budget_given_back_twice") { 2 } else { 1 };
+        let times = if bug!("budget_given_back_twice") { 2 } else { 1 };
         self.budget.used.fetch_sub(self.bytes() * times, Ordering::Relaxed);
     }
 }

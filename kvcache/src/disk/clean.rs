@@ -13,9 +13,19 @@ use crate::miss::MissReason;
 use crate::vfs::Buf;
 
 /// Bytes of records that are moved at a time.
-const MOVE: u64 = 16 << 20;
+pub(super) const MOVE: u64 = 16 << 20;
 /// Where segments go that are not to be trusted.
 pub(crate) const ASIDE: &str = "quarantine";
+
+/// How many of the first records have at most so many bytes together; at least one.
+pub(super) fn run_of(places: &[Place], most: u64) -> usize {
+    let mut bytes = 0;
+    let fits = |p: &&Place| {
+        bytes += p.entry.bytes();
+        bytes <= most
+    };
+    places.iter().take_while(fits).count().max(1)
+}
 
 /// What erasing a tenant came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,7 +73,7 @@ impl Disk {
     /// The oldest segment that may leave; one that says of tenants that they were erased comes last.
     fn oldest(&self) -> Option<u32> {
         let state = self.state.lock();
-        let free = |(_, slot): &(&u32, &Slot)| slot.finished && slot.pinned == 0;
+        let free = |(_, slot): &(&u32, &Slot)| slot.finished && slot.held == 0 && !slot.stays;
         let mut victims: Vec<u32> = state.segments.iter().filter(free).map(|(&id, _)| id).collect();
         victims.sort_by_key(|&id| (state.says(id), id));
         victims.first().copied()
@@ -95,7 +105,7 @@ impl Disk {
     pub(crate) fn remove_empty(&self) {
         let state = self.state.lock();
         let empty = |(id, slot): &(&u32, &Slot)| {
-            slot.finished && slot.live_records == 0 && !state.says(**id)
+            slot.finished && slot.live_records == 0 && !slot.stays && !state.says(**id)
         };
         let ids: Vec<u32> = state.segments.iter().filter(empty).map(|(&id, _)| id).collect();
         drop(state);
@@ -136,7 +146,7 @@ impl Disk {
             if self.remove_aside() {
                 continue;
             }
-            // One whose pinned records find no room stays, and the next is tried.
+            // One whose held records find no room stays, and the next is tried.
             let victims = self.finished(open.segment.id);
             let left = victims.into_iter().any(|victim| self.vacate(writer, open, victim));
             if !left {
@@ -147,15 +157,20 @@ impl Disk {
 
     fn finished(&self, but: u32) -> Vec<u32> {
         let state = self.state.lock();
-        let finished = |(id, slot): &(&u32, &Slot)| slot.finished && **id != but;
+        let finished = |(id, slot): &(&u32, &Slot)| slot.finished && !slot.stays && **id != but;
         state.segments.iter().filter(finished).map(|(&id, _)| id).collect()
     }
 
     /// Moves what must stay, and what was read as far as half of the open segment goes, and removes
     /// the rest with its segment. `false` if something must stay where it is.
     fn vacate(&self, writer: &mut Writer, open: &mut Open, victim: u32) -> bool {
-        let pinned = self.records_of(victim, |entry| entry.pinned);
-        if !self.move_records(writer, open, pinned, open.capacity).is_empty() {
+        let held = self.records_of(victim, Entry::is_held);
+        let bytes: u64 = held.iter().map(|p| p.entry.bytes()).sum();
+        // Moving one that is nearly all needed would only make another like it.
+        if bytes > open.capacity / 4 * 3 {
+            return false;
+        }
+        if !self.move_records(writer, open, held, open.capacity).is_empty() {
             return false;
         }
         let hot = self.records_of(victim, |entry| entry.hit);
@@ -192,13 +207,7 @@ impl Disk {
         limit: u64,
     ) -> Vec<Place> {
         while !places.is_empty() && open.at < limit && !open.segment.is_poisoned() {
-            let mut bytes = 0;
-            let fits = |p: &&Place| {
-                bytes += p.entry.bytes();
-                bytes <= MOVE.min(limit - open.at) || bytes == p.entry.bytes()
-            };
-            let n = places.iter().take_while(fits).count();
-            let rest = places.split_off(n);
+            let rest = places.split_off(run_of(&places, MOVE.min(limit - open.at)));
             let items: Vec<(usize, Item)> = self.load(&places).into_iter().enumerate().collect();
             let mut results = vec![Ok(()); items.len()];
             let (taken, ..) = self.fill(writer, open, &items, &mut results);
@@ -213,7 +222,7 @@ impl Disk {
     }
 
     /// Reads and checks whole records. What fails is left out, and not served any more.
-    fn load(&self, places: &[Place]) -> Vec<Item<'static>> {
+    pub(super) fn load(&self, places: &[Place]) -> Vec<Item<'static>> {
         let span = |(tag, p): (usize, &Place)| {
             let from = u64::from(p.entry.position) * crate::format::SECTOR as u64;
             Span { segment: p.segment.clone(), bytes: from..from + p.entry.bytes(), tag }
@@ -296,7 +305,7 @@ impl Disk {
         let mut writer = self.writer.take(self.options.deadline).ok_or(Refused::Timeout)?;
         let item = [(0, Item::Tombstone { tenant, erased_before: None })];
         let mut result = [Ok(())];
-        if !cfg!(kvist_bug = "tombstone_not_written") {
+        if !bug!("tombstone_not_written") {
             self.append(&mut writer, &item, &mut result);
         }
         result[0]?;
@@ -322,20 +331,7 @@ impl Disk {
         let leaving: Vec<Open> = leaving;
         leaving.into_iter().for_each(|open| self.finish(open));
         for &id in segments {
-            let mut places = self.records_of(id, |_| true);
-            while !places.is_empty() {
-                let mut bytes = 0;
-                let fits = |p: &&Place| {
-                    bytes += p.entry.bytes();
-                    bytes <= MOVE || bytes == p.entry.bytes()
-                };
-                let n = places.iter().take_while(fits).count();
-                let rest = places.split_off(n);
-                let items: Vec<_> = self.load(&places).into_iter().enumerate().collect();
-                let mut results = vec![Ok(()); items.len()];
-                self.append(writer, &items, &mut results);
-                places = rest;
-            }
+            self.copy_records(writer, self.records_of(id, |_| true));
             // It may have left to make room for what was moved. What could not be moved, stays.
             let all_moved = match self.state.lock().segments.get(&id) {
                 Some(slot) => slot.live_records == 0,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::clean::ASIDE;
+use super::sessions::SESSIONS;
 use crate::Error;
 use crate::format::{Bad, KeySecret, Meta, MetaError, SecretFile, parse_name};
 use crate::vfs::{Access, Dir, Entry, Kind, read_exact_at};
@@ -11,7 +12,7 @@ use crate::vfs::{Access, Dir, Entry, Kind, read_exact_at};
 /// The file whose lock says that the directory is in use.
 pub(crate) const LOCK: &str = "LOCK";
 /// Ending of files that are being written and then renamed.
-pub(super) const TEMPORARY: &str = ".tmp";
+pub(crate) const TEMPORARY: &str = ".tmp";
 
 /// Whether a directory with this entry may be one whose making was cut short.
 pub(super) fn may_be_new(entry: &Entry) -> bool {
@@ -24,9 +25,9 @@ pub(super) fn may_be_new(entry: &Entry) -> bool {
 /// Whether an entry of a store belongs to it.
 pub(crate) fn is_known(entry: &Entry) -> bool {
     let segment = entry.kind == Kind::File && parse_name(&entry.name).is_some();
-    let aside = entry.kind == Kind::Dir && entry.name == ASIDE;
+    let below = entry.kind == Kind::Dir && [ASIDE, SESSIONS].contains(&entry.name.as_str());
     let meta = entry.kind == Kind::File && entry.name == Meta::NAME;
-    segment || aside || meta || may_be_new(entry)
+    segment || below || meta || may_be_new(entry)
 }
 
 /// Refuses a directory that others own or may write to.

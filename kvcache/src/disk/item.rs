@@ -24,8 +24,8 @@ pub(crate) struct NewRecord<'a> {
     pub(crate) num_tokens: u32,
     pub(crate) plan: &'a Plan,
     pub(crate) pages: &'a dyn PageSource,
-    /// Only this process needs it: it need not survive a crash, and is not evicted while it is there.
-    /// Its directory is left here.
+    /// The caller holds it: it is not evicted until it is released, and need not survive a crash before
+    /// [`Disk::make_durable`](super::Disk::make_durable). Its directory is left here.
     pub(crate) live: Option<&'a OnceLock<Directory>>,
 }
 

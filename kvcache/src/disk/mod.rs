@@ -9,17 +9,21 @@
 //! file is ever changed in place.
 
 mod append;
+mod blob;
 mod budget;
 mod clean;
 pub(crate) mod dir;
 mod health;
+mod hold;
 mod item;
 mod open;
 mod options;
+mod pieces;
 mod read;
 mod recover;
 pub(crate) mod scan;
 mod segment;
+mod sessions;
 mod spans;
 mod state;
 mod turn;
@@ -28,12 +32,12 @@ mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::format::{BlockKey, KeySecret};
 use crate::miss::MissReason;
+use crate::sync::Mutex;
 use crate::vfs::{Buf, BufPool, Dir, Lock, Vfs};
 
+pub(crate) use blob::BlobPlan;
 pub(crate) use budget::DiskBudget;
 pub(crate) use clean::ASIDE;
 pub use clean::Erased;
@@ -42,9 +46,10 @@ pub(crate) use item::{NewRecord, entry_of};
 pub use options::{DiskOptions, OnVersion};
 pub(crate) use read::{BlockDone, BlockReads, Expect, Place, Want, reason, reason_of_error};
 pub(crate) use segment::Segment;
+pub(crate) use sessions::{ListedSession, NotSaved, SESSIONS};
 pub(crate) use spans::{RunDone, SpanNext, SpanReads};
 pub use state::DiskUse;
-pub(crate) use state::{Entry, State};
+pub(crate) use state::{Entry, LIVE, State};
 pub use write::Refused;
 pub(crate) use write::Writer;
 
@@ -61,6 +66,7 @@ pub(crate) struct Disk {
     state: Mutex<State>,
     writer: turn::Turn<Writer>,
     health: Mutex<health::Health>,
+    sessions: turn::Turn<sessions::Sessions>,
     /// Held until the tier is closed.
     lock: Mutex<Option<Box<dyn Lock>>>,
 }
@@ -83,18 +89,6 @@ impl Disk {
         if there { self.check_readable() } else { Err(MissReason::Absent) }
     }
 
-    /// Forgets a record. Its bytes leave with its segment, at once if nothing else is in it.
-    pub(crate) fn remove(&self, key: &BlockKey) -> bool {
-        let mut state = self.state.lock();
-        let Some(entry) = state.unpublish(key) else { return false };
-        let last = state.segments.get(&entry.segment).is_some_and(|s| s.live_records == 0);
-        drop(state);
-        if last {
-            self.remove_empty();
-        }
-        true
-    }
-
     /// Whether the tier rests now, and reads are not tried.
     pub(crate) fn is_stuck(&self) -> bool {
         self.check_readable().is_err()
@@ -103,6 +97,17 @@ impl Disk {
     /// The clock of deadlines.
     pub(crate) fn now(&self) -> Duration {
         self.vfs.now()
+    }
+
+    /// Touches the memory of the buffers that reading needs, so that no reader waits for the system.
+    pub(crate) fn prefault(&self) {
+        let count = spans::WINDOW / spans::RUN as usize;
+        let buffers: Vec<Buf> =
+            (0..count).map_while(|_| self.buffers.take(2 * spans::RUN as usize)).collect();
+        for mut buf in buffers {
+            buf.fill(0);
+            self.buffers.give(buf);
+        }
     }
 
     /// Keeps a buffer that [`SpanReads`] handed out.
@@ -136,6 +141,15 @@ impl Disk {
         usage.degraded_seconds = health.seconds();
         drop(health);
         usage
+    }
+
+    /// Every record that can be read: its key, and where it begins and ends in sectors of its segment.
+    #[cfg(feature = "testing")]
+    pub(crate) fn places(&self) -> Vec<(BlockKey, std::ops::Range<u64>)> {
+        let place = |(key, e): (&BlockKey, &Entry)| {
+            (*key, e.position.into()..u64::from(e.position) + u64::from(e.sectors))
+        };
+        self.state.lock().index.iter().map(place).collect()
     }
 
     /// How long an operation may take.

@@ -3,16 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::dir::{
     LOCK, TEMPORARY, check_owner, error_at, holder, may_be_new, read_meta, read_secret,
 };
 use super::health::Health;
+use super::sessions::Sessions;
 use super::turn::Turn;
 use super::{Disk, DiskBudget, DiskOptions, OnVersion, State, Writer};
 use crate::Error;
 use crate::format::{KeySecret, Meta, SecretFile};
+use crate::sync::Mutex;
 use crate::vfs::{Access, BufPool, Dir, File, Vfs, write_all_at};
 
 /// Where a directory of another version keeps what this version writes.
@@ -47,6 +47,7 @@ impl Disk {
             state: Mutex::new(State::default()),
             writer: Turn::new(Writer::default()),
             health: Mutex::new(Health::default()),
+            sessions: Turn::new(Sessions::default()),
             options,
             lock: Mutex::new(Some(lock)),
         };
@@ -129,6 +130,12 @@ fn random_uuid() -> Result<[u8; 16], Error> {
 
 /// Puts a small file in place, so that a crash leaves the old one or the new one.
 fn replace(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
+    place(dir, name, bytes)?;
+    dir.sync()
+}
+
+/// [`replace`] without making the name durable.
+pub(super) fn place(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = format!("{name}{TEMPORARY}");
     match dir.remove(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -136,9 +143,8 @@ fn replace(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
     }
     let file: Arc<dyn File> = dir.create(&temporary, Access::Buffered)?;
     write_all_at(&*file, bytes, 0)?;
-    if !cfg!(kvist_bug = "renamed_before_sync") {
+    if !bug!("renamed_before_sync") {
         file.sync_data()?;
     }
-    dir.rename(&temporary, name)?;
-    dir.sync()
+    dir.rename(&temporary, name)
 }

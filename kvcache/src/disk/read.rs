@@ -6,12 +6,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::pieces::{PIECE, Pieces};
 use super::spans::{RunDone, Span, SpanNext, SpanReads};
 use super::{Disk, Entry, Segment};
 use crate::codec::{Directory, PageSink, Plan, tokens_equal, unsealed};
 use crate::format::{Bad, BlockKey, FLAG_SEALED, HEADER_BYTES, Header, SECTOR};
 use crate::miss::MissReason;
 use crate::seal::TenantKey;
+use crate::vfs::Buf;
 
 /// What a reader knows of the blocks it asks for, and will accept.
 #[derive(Clone, Copy)]
@@ -53,6 +55,8 @@ enum Stage {
     Prefix,
     /// Waiting for its pages.
     Pages(Directory),
+    /// Waiting for the pieces of a large record, decoded in their order.
+    Pieces(Box<Pieces>),
     Over,
 }
 
@@ -117,7 +121,7 @@ impl Disk {
             pending: wants.len(),
         };
         let refused = self.check_readable().err();
-        let mut spans = Vec::with_capacity(wants.len());
+        let (mut spans, mut alone) = (Vec::with_capacity(wants.len()), Vec::new());
         for (index, want) in wants.into_iter().enumerate() {
             let place = match refused {
                 Some(_) => None,
@@ -135,17 +139,24 @@ impl Disk {
                         stage = Stage::Whole;
                     }
                     let tokens = place.entry.tokens as usize;
-                    let len = match stage {
+                    let (prefix, bytes) = (expect.plan.prefix_bytes(tokens), place.entry.bytes());
+                    match stage {
                         Stage::Prefix => {
-                            (expect.plan.prefix_bytes(tokens) as u64).min(place.entry.bytes())
+                            spans.push(place.span(0..bytes.min(prefix as u64), index));
                         }
-                        _ => place.entry.bytes(),
-                    };
-                    spans.push(place.span(0..len, index));
+                        _ if Pieces::suit(&place.entry, prefix) => {
+                            let cut = (0..bytes).step_by(PIECE as usize);
+                            let cut = cut.map(|at| place.span(at..bytes.min(at + PIECE), index));
+                            alone.extend(cut);
+                            stage = Stage::Pieces(Box::default());
+                        }
+                        _ => spans.push(place.span(0..bytes, index)),
+                    }
                 }
             }
             reads.jobs.push(Job { want: Some(want), place, stage, hash: 0 });
         }
+        reads.spans.add_alone(alone);
         reads.spans.add(spans);
         reads
     }
@@ -157,7 +168,7 @@ impl Disk {
         // Maybe right for another version or key, but this process has only one of each.
         let unreadable = matches!(reason, Codec | Decrypt | Version);
         // Other reasons speak of the reader: the record may be right for others.
-        if !(damaged || unreadable) || cfg!(kvist_bug = "failed_stays_visible") {
+        if !(damaged || unreadable) || bug!("failed_stays_visible") {
             return;
         }
         let untrusted = reason == Io && place.segment.read_failed();
@@ -184,10 +195,10 @@ impl Place {
     pub(super) fn header(&self, disk: &Disk, raw: &[u8]) -> Result<Header, MissReason> {
         let header = Header::decode(raw, &disk.options.limits).map_err(reason)?;
         let here = header.segment == self.segment.id && header.position == self.entry.position;
-        if cfg!(kvist_bug = "place_not_compared") {
+        if bug!("place_not_compared") {
             return Ok(header);
         }
-        if header.key != self.key && !cfg!(kvist_bug = "key_not_compared") {
+        if header.key != self.key && !bug!("key_not_compared") {
             return Err(MissReason::KeyMismatch);
         }
         match here
@@ -280,8 +291,18 @@ impl<S: PageSink> BlockReads<'_, S> {
             self.spans.add_alone(alone.collect());
             return;
         }
+        if let (Ok(()), &[(index, ref range)], Some(_)) = (&result, &*parts, &buf)
+            && matches!(self.jobs[index].stage, Stage::Pieces(_))
+        {
+            let range = range.clone();
+            return self.piece(index, start, range, buf);
+        }
         let mut more = Vec::new();
         for (index, range) in parts {
+            if matches!(self.jobs[index].stage, Stage::Over) {
+                // Another piece of it failed.
+                continue;
+            }
             let outcome = match (&result, &buf) {
                 (Ok(()), Some(buf)) => self.advance(index, &buf[range], &mut more),
                 (Err(e), _) => Err(reason_of_error(e)),
@@ -291,17 +312,48 @@ impl<S: PageSink> BlockReads<'_, S> {
                 Ok(over) => over.then_some(Ok(())),
                 Err(reason) => Some(Err(reason)),
             };
-            let Some(result) = over else { continue };
-            let job = &mut self.jobs[index];
-            job.stage = Stage::Over;
-            if let (Err(reason), Some(place)) = (&result, &job.place) {
-                self.disk.failed(place, *reason);
+            if let Some(result) = over {
+                self.over(index, result);
             }
-            self.ready.push((index, result));
         }
         buf.into_iter().for_each(|buf| self.disk.buffers.give(buf));
         if !more.is_empty() {
             self.spans.add(more);
+        }
+    }
+
+    fn over(&mut self, index: usize, result: Result<(), MissReason>) {
+        let job = &mut self.jobs[index];
+        job.stage = Stage::Over;
+        if let (Err(reason), Some(place)) = (&result, &job.place) {
+            self.disk.failed(place, *reason);
+        }
+        self.ready.push((index, result));
+    }
+
+    /// Takes a piece of a large record, read from `start` of its segment on.
+    fn piece(&mut self, index: usize, start: u64, range: Range<usize>, buf: Option<Buf>) {
+        let (disk, expect, job) = (self.disk, self.expect, &mut self.jobs[index]);
+        let (Some(place), Some(want), Stage::Pieces(pieces), Some(buf)) =
+            (&job.place, &mut job.want, &mut job.stage, buf)
+        else {
+            return;
+        };
+        let at = start + range.start as u64 - place.start();
+        pieces.add(at, buf, range);
+        let mut result = Ok(false);
+        while let (Ok(false), Some((buf, range))) = (result, pieces.take()) {
+            let head = |raw: &[u8]| expect.header(disk, place, want.tokens, raw);
+            result = pieces.feed(expect.plan, &buf[range], head, &mut want.sink);
+            disk.buffers.give(buf);
+        }
+        match result {
+            Ok(false) => {}
+            Ok(true) => {
+                job.hash = pieces.hash();
+                self.over(index, Ok(()));
+            }
+            Err(reason) => self.over(index, Err(reason)),
         }
     }
 
@@ -341,7 +393,7 @@ impl<S: PageSink> BlockReads<'_, S> {
                 pages_of(expect.plan, &directory, want, stored).map_err(reason)?;
                 Ok(true)
             }
-            Stage::Over => Err(MissReason::Io),
+            Stage::Pieces(_) | Stage::Over => Err(MissReason::Io),
         }
     }
 }
@@ -364,7 +416,7 @@ impl Expect<'_> {
         }
         // A record in the clear would be taken from anybody who can write the directory.
         let sealed = header.flags & FLAG_SEALED != 0;
-        if sealed != self.seal.is_some() && !cfg!(kvist_bug = "seal_not_demanded") {
+        if sealed != self.seal.is_some() && !bug!("seal_not_demanded") {
             return Err(MissReason::Decrypt);
         }
         // The caller allows less loss than this record has: for this caller it is not there.
@@ -372,9 +424,7 @@ impl Expect<'_> {
             return Err(MissReason::Absent);
         }
         match tokens.map(|tokens| tokens_equal(stored, &header, tokens)) {
-            Some(Some(false)) if !cfg!(kvist_bug = "tokens_not_compared") => {
-                Err(MissReason::KeyMismatch)
-            }
+            Some(Some(false)) if !bug!("tokens_not_compared") => Err(MissReason::KeyMismatch),
             _ => Ok(header),
         }
     }

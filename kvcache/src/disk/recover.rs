@@ -6,24 +6,15 @@ use std::sync::Arc;
 
 use super::clean::Erased;
 use super::dir::{error_at, is_known};
+use super::item::entry_of;
+use super::scan::{Depth, Scanner, Seen};
 use super::state::Slot;
 use super::{Disk, Segment};
 use crate::Error;
-use crate::codec::verify_stored;
 use crate::format::{
-    Bad, FLAG_SEALED, FLAG_TOMBSTONE, Footer, FooterEntry, HEAD_BYTES, Head, Header, SECTOR,
-    TRAILER_BYTES, Trailer, parse_name, segment_name,
+    Bad, FLAG_TOMBSTONE, FooterEntry, HEAD_BYTES, SECTOR, parse_name, segment_name,
 };
-use crate::vfs::{Access, Buf, Entry, File, Kind, read_exact};
-
-/// Bytes of a segment that are scanned at a time.
-const SCAN: u64 = 4 << 20;
-/// A footer is not longer than this, however many records there are.
-const FOOTER_MAX: u64 = 64 << 20;
-/// So many, where that failed.
-const SCAN_LEAST: u64 = 4096;
-/// Failures after which the rest of a segment is given up.
-const ERRORS: u64 = 64;
+use crate::vfs::{Access, Entry, File, Kind};
 
 /// What was found in a segment.
 #[derive(Default)]
@@ -34,15 +25,9 @@ struct Found {
     skipped: u64,
 }
 
-/// What a tombstone says: a tenant, and the sequence number below which its records are gone. Never
-/// more than what was there when it was written.
-fn erasure(header: &Header) -> ([u8; 16], u64) {
-    (header.tenant, header.decoded_hash.min(header.sequence))
-}
-
-/// A segment of another directory, or a copy under another number.
+/// A segment of another directory.
 fn foreign() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "of another directory or place")
+    io::Error::new(io::ErrorKind::InvalidData, "of another directory")
 }
 
 fn is_foreign(e: &io::Error) -> bool {
@@ -72,9 +57,13 @@ impl Disk {
         let mut writer = self.writer.take(std::time::Duration::ZERO).ok_or_else(|| {
             Error::System { what: "opening the disk tier", reason: "it is in use".to_owned() }
         })?;
-        writer.sequence = if cfg!(kvist_bug = "sequence_reset") { 0 } else { sequence };
+        writer.sequence = if bug!("sequence_reset") { 0 } else { sequence };
         writer.next_id = last.saturating_add(1);
         let erased = self.state.lock().forget_erased();
+        // Where a session may only seem to be gone, what it needs must stay.
+        if self.find_sessions() && self.state.lock().forget_orphans() {
+            self.remove_empty();
+        }
         // Files of a former run count, before anything is served.
         while self.budget.used() > self.budget.limit() && self.evict_oldest() {}
         self.rewrite_without(&mut writer, &erased, &mut Erased::default());
@@ -85,7 +74,7 @@ impl Disk {
     /// unreadable or never finished, so its bytes count.
     fn leave_alone(&self, id: u32, len: u64, e: &io::Error) {
         tracing::warn!("segment {id:016x} is left alone: {e}");
-        if cfg!(kvist_bug = "alien_removed") {
+        if bug!("alien_removed") {
             let _ = self.dir.remove(&segment_name(u64::from(id)));
         }
         let mut state = self.state.lock();
@@ -137,29 +126,42 @@ impl Disk {
         if !stat.mine && !self.options.allow_shared_dir {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let deadline = self.deadline();
-        let buf = super::write::alloc(HEAD_BYTES)?;
-        let head = read_exact(&self.vfs, &file, 0, buf, deadline)?;
-        let head = Head::decode(&head).map_err(io::Error::other)?;
-        if head.id != u64::from(number) || head.uuid != self.uuid {
+        let scanner = Scanner {
+            vfs: &self.vfs,
+            buffers: &self.buffers,
+            file: file.clone(),
+            id: u64::from(number),
+            len,
+            limits: self.options.limits,
+            patience: self.options.deadline,
+        };
+        let head = scanner.head()?.map_err(io::Error::other)?;
+        if head.uuid != self.uuid {
             return Err(foreign());
+        }
+        // A copy; or a torn head, where the disk left that of another segment.
+        if !scanner.owns(&head, &self.uuid) {
+            return Err(io::Error::other("the head of another segment"));
         }
         let charge = self.budget.found(len);
         let segment = Arc::new(Segment::new(number, file, head.seal, head.tenant, charge));
-        let found = match self.footer(&segment, len) {
+        let footer = self.footer(&scanner);
+        let doubtful = footer.is_none();
+        let found = match footer {
             Some(found) => found,
             None => {
                 // What a killed process wrote last may be in the page cache only.
-                if !cfg!(kvist_bug = "unsynced_trusted") {
+                if !bug!("unsynced_trusted") {
                     segment.file.sync_data()?;
                 }
-                self.scan(&segment, len)?
+                self.scan(&scanner)?
             }
         };
         let next = found.entries.iter().map(|e| e.sequence + 1).fold(head.sequence, u64::max);
         let mut state = self.state.lock();
         state.counts.skipped_records += found.skipped;
-        state.segments.insert(number, Slot { finished: true, ..Slot::new(segment) });
+        let slot = Slot { finished: true, doubtful, ..Slot::new(segment) };
+        state.segments.insert(number, slot);
         for (tenant, before) in found.erased {
             state.erased(tenant, before, number);
         }
@@ -169,151 +171,43 @@ impl Disk {
         Ok(next)
     }
 
-    fn span(&self, segment: &Segment, from: u64, to: u64, len: u64) -> io::Result<(Buf, usize)> {
-        let align = segment.file.alignment().max(SECTOR) as u64;
-        let start = from / align * align;
-        // The end of a file may not be aligned; what is behind it reads short and is not asked for.
-        let end = to.next_multiple_of(align).min(len / align * align);
-        if end <= start {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let buf = self.buffers.take((end - start) as usize);
-        let buf = buf.ok_or(io::ErrorKind::OutOfMemory)?;
-        let buf = read_exact(&self.vfs, &segment.file, start, buf, self.deadline())?;
-        Ok((buf, (from - start) as usize))
-    }
-
     /// The index that a finished segment ends with, if it is there and right.
-    fn footer(&self, segment: &Segment, len: u64) -> Option<Found> {
-        let at = len.checked_sub(TRAILER_BYTES as u64)?;
-        let (buf, shift) = self.span(segment, at, len, len).ok()?;
-        let id = u64::from(segment.id);
-        let trailer = Trailer::decode(buf.get(shift..)?, id, len).ok()?;
-        self.buffers.give(buf);
-        if trailer.len > FOOTER_MAX {
-            return None;
-        }
-        let end = trailer.offset + trailer.len;
-        let (buf, shift) = self.span(segment, trailer.offset, end, len).ok()?;
-        let raw = buf.get(shift..shift + trailer.len as usize)?;
-        let sectors = u32::try_from(trailer.offset / SECTOR as u64).ok()?;
-        let footer = Footer::decode(raw, &self.uuid, id, sectors).ok()?;
-        self.buffers.give(buf);
+    fn footer(&self, scanner: &Scanner) -> Option<Found> {
+        let trailer = scanner.trailer().ok()?.ok()?;
+        let footer = scanner.footer(&trailer, &self.uuid).ok()?.ok()?;
         let mut found = Found { entries: footer.entries, ..Found::default() };
-        let is_tombstone = |e: &&FooterEntry| e.flags & FLAG_TOMBSTONE != 0;
-        let tombstones: Vec<FooterEntry> =
-            found.entries.iter().filter(is_tombstone).copied().collect();
-        for entry in tombstones {
+        for entry in found.entries.iter().filter(|e| e.flags & FLAG_TOMBSTONE != 0) {
             // What it erases stands in the record alone: without it the footer is not enough.
-            let from = u64::from(entry.position) * SECTOR as u64;
-            let (buf, shift) = self.span(segment, from, from + SECTOR as u64, len).ok()?;
-            let header = Header::decode(buf.get(shift..)?, &self.options.limits).ok()?;
-            let here = header.segment == segment.id && header.position == entry.position;
-            if !here || super::item::entry_of(&header) != entry {
+            let place = u64::from(entry.position) * SECTOR as u64;
+            let header = scanner.record_at(place, Depth::Headers, |record| record.header);
+            let header = header.ok()?.ok()?;
+            if entry_of(&header) != *entry {
                 return None;
             }
-            found.erased.push(erasure(&header));
+            found.erased.push(header.erasure());
         }
         Some(found)
     }
 
-    /// Looks for records at every sector. What cannot be read is skipped, up to a limit.
-    fn scan(&self, segment: &Segment, len: u64) -> io::Result<Found> {
+    /// Looks for records at every sector.
+    fn scan(&self, scanner: &Scanner) -> io::Result<Found> {
         let mut found = Found::default();
-        let mut at = HEAD_BYTES as u64;
-        let (mut errors, mut step) = (0, SCAN);
-        while at + SECTOR as u64 <= len {
-            let to = (at + step).min(len);
-            let scanned = self.span(segment, at, to, len).and_then(|(buf, shift)| {
-                let next = self.scan_window(segment, len, at, &buf[shift..], &mut found);
-                self.buffers.give(buf);
-                next
-            });
-            match scanned {
-                Ok(next) => (at, step) = (next, SCAN),
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(e),
-                Err(_) if errors == ERRORS => break,
-                // Closer in on what is bad, then past it.
-                Err(_) if step > SCAN_LEAST => step = SCAN_LEAST,
-                Err(_) => {
-                    errors += 1;
-                    found.skipped += 1;
-                    at += SCAN_LEAST;
-                }
+        scanner.each(Depth::Records, HEAD_BYTES as u64, scanner.len, |seen| {
+            let checked = match seen {
+                Seen::Record(record) => record.check(),
+                Seen::Other(..) => return false,
+                Seen::Unread(..) => Err(Bad::Short),
+            };
+            let Ok(header) = checked else {
+                found.skipped += 1;
+                return false;
+            };
+            if header.flags & FLAG_TOMBSTONE != 0 {
+                found.erased.push(header.erasure());
             }
-        }
+            found.entries.push(entry_of(&header));
+            true
+        })?;
         Ok(found)
-    }
-
-    /// Scans what was read from `at` on. Returns where to go on.
-    fn scan_window(
-        &self,
-        segment: &Segment,
-        len: u64,
-        at: u64,
-        window: &[u8],
-        found: &mut Found,
-    ) -> io::Result<u64> {
-        let mut done = 0;
-        while let Some(rest) = window.get(done..).filter(|r| r.len() >= SECTOR) {
-            if !Header::may_start(rest) {
-                done += SECTOR;
-                continue;
-            }
-            let place = at + done as u64;
-            match self.record_at(segment, len, place, rest)? {
-                Ok(header) => {
-                    if header.flags & FLAG_TOMBSTONE != 0 {
-                        found.erased.push(erasure(&header));
-                    }
-                    found.entries.push(super::item::entry_of(&header));
-                    done += header.sectors() as usize * SECTOR;
-                }
-                Err(_) => {
-                    found.skipped += 1;
-                    done += SECTOR;
-                }
-            }
-        }
-        Ok(at + done as u64)
-    }
-
-    /// The record that starts at `place`, whole and right. `rest` is what was read from there on.
-    fn record_at(
-        &self,
-        segment: &Segment,
-        len: u64,
-        place: u64,
-        rest: &[u8],
-    ) -> io::Result<Result<Header, Bad>> {
-        let header = match Header::decode(rest, &self.options.limits) {
-            Ok(header) => header,
-            Err(bad) => return Ok(Err(bad)),
-        };
-        let here = u64::from(header.position) * SECTOR as u64 == place;
-        if (!here || header.segment != segment.id) && !cfg!(kvist_bug = "place_not_compared") {
-            return Ok(Err(Bad::Field));
-        }
-        let bytes = u64::from(header.sectors()) * SECTOR as u64;
-        if place + bytes > len {
-            return Ok(Err(Bad::Short));
-        }
-        if header.flags & (FLAG_TOMBSTONE | FLAG_SEALED) != 0 {
-            return Ok(Ok(header));
-        }
-        if cfg!(kvist_bug = "torn_accepted") {
-            return Ok(Ok(header));
-        }
-        if let Some(record) = rest.get(..bytes as usize) {
-            return Ok(verify_stored(record, &header, false).map(|()| header));
-        }
-        let Ok((buf, shift)) = self.span(segment, place, place + bytes, len) else {
-            return Ok(Err(Bad::Short));
-        };
-        let record = buf.get(shift..shift + bytes as usize).unwrap_or_default();
-        let checked = verify_stored(record, &header, false).map(|()| header);
-        self.buffers.give(buf);
-        Ok(checked)
     }
 }

@@ -8,13 +8,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::codec::verify_stored;
 use crate::format::{
-    Bad, Footer, HEAD_BYTES, Head, Header, Limits, SECTOR, TRAILER_BYTES, Trailer,
+    Bad, FLAG_SEALED, FLAG_TOMBSTONE, Footer, HEAD_BYTES, Head, Header, Limits, SECTOR,
+    TRAILER_BYTES, Trailer,
 };
 use crate::vfs::{Buf, BufPool, File, MEMORY_ALIGN, Next, Op, Outcome, Transfer, Vfs, Whole};
 
 /// A footer is not longer than this, however many records there are.
 const FOOTER_MAX: u64 = 64 << 20;
+/// Bytes that are passed over where reading fails.
+const UNREAD: u64 = 4096;
+/// Failures after which the rest of a segment is given up.
+const ERRORS: u32 = 64;
 
 /// How much of the records is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,23 +66,38 @@ pub(crate) struct Found<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+impl Found<'_> {
+    /// Checks all that can be checked of it. What is sealed has only a header without its key.
+    pub(crate) fn check(&self) -> Result<Header, Bad> {
+        let header = self.header?;
+        let opaque = header.flags & (FLAG_TOMBSTONE | FLAG_SEALED) != 0;
+        if !opaque && !bug!("torn_accepted") {
+            verify_stored(self.bytes, &header, false)?;
+        }
+        Ok(header)
+    }
+}
+
 /// What stands at a place of a segment.
 #[derive(Debug)]
 pub(crate) enum Seen<'a> {
     Record(Found<'a>),
     /// A sector that starts no record.
     Other(u64, &'a [u8]),
+    /// Bytes that could not be read; or, if that happened too often, all from there on.
+    Unread(u64, io::Error),
 }
 
 impl Scanner<'_> {
-    /// The head, if it is right and of this place.
-    pub(crate) fn head(&self, uuid: &[u8; 16]) -> io::Result<Result<Head, Bad>> {
+    /// The head, if it is right; [`Scanner::owns`] says whether it is this one's.
+    pub(crate) fn head(&self) -> io::Result<Result<Head, Bad>> {
         let mut window = self.window(Depth::Headers);
-        let head = match Head::decode(window.at(0, HEAD_BYTES)?) {
-            Ok(head) if head.id != self.id || head.uuid != *uuid => Err(Bad::Field),
-            head => head,
-        };
-        Ok(head)
+        Ok(Head::decode(window.at(0, HEAD_BYTES)?))
+    }
+
+    /// Whether a head is of this place and directory.
+    pub(crate) fn owns(&self, head: &Head, uuid: &[u8; 16]) -> bool {
+        head.id == self.id && head.uuid == *uuid
     }
 
     /// Where the footer is. [`Bad::Magic`] if the segment was not finished.
@@ -112,7 +133,11 @@ impl Scanner<'_> {
     }
 
     /// Looks at every sector of `from..end`: `look` says whether a record is to be believed; behind
-    /// one that is, the search goes on at its end, else at the next sector.
+    /// one that is, the search goes on at its end, else at the next sector. What cannot be read is
+    /// passed over, up to a limit; a file that was cut meanwhile ends there.
+    ///
+    /// # Errors
+    /// `TimedOut`.
     pub(crate) fn each(
         &self,
         depth: Depth,
@@ -121,21 +146,58 @@ impl Scanner<'_> {
         mut look: impl FnMut(Seen) -> bool,
     ) -> io::Result<()> {
         let mut window = self.window(depth);
-        let (mut at, end) = (from, end.min(self.len));
+        let (mut at, end, mut errors) = (from, end.min(self.len), 0);
         while at + SECTOR as u64 <= end {
-            let sector = window.at(at, SECTOR)?;
-            let Some(sector) = sector.get(..SECTOR) else { return Ok(()) };
-            if !Header::may_start(sector) {
-                look(Seen::Other(at, sector));
-                at += SECTOR as u64;
-                continue;
+            match self.step(&mut window, depth, at, &mut look) {
+                Ok(0) => return Ok(()),
+                Ok(bytes) => at += bytes,
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(e),
+                // Closer in on what is bad, then past it.
+                Err(_) if window.narrow() => {}
+                Err(e) => {
+                    look(Seen::Unread(at, e));
+                    errors += 1;
+                    at = if errors > ERRORS { end } else { at / UNREAD * UNREAD + UNREAD };
+                }
             }
-            let found = self.found(&mut window, at, depth)?;
-            let sectors = found.header.map_or(1, |header| header.sectors());
-            let taken = if look(Seen::Record(found)) { sectors } else { 1 };
-            at += u64::from(taken) * SECTOR as u64;
         }
         Ok(())
+    }
+
+    /// Looks at one place. Returns how far it is to the next; 0 at the file's end.
+    fn step(
+        &self,
+        window: &mut Window,
+        depth: Depth,
+        at: u64,
+        look: &mut impl FnMut(Seen) -> bool,
+    ) -> io::Result<u64> {
+        let Some(sector) = window.at(at, SECTOR)?.get(..SECTOR) else { return Ok(0) };
+        if !Header::may_start(sector) {
+            look(Seen::Other(at, sector));
+            return Ok(SECTOR as u64);
+        }
+        let sectors = self.header(at, sector).map_or(1, |header| header.sectors());
+        let whole = if depth == Depth::Records { sectors as usize * SECTOR } else { SECTOR };
+        let mut read = window.at(at, whole).map(drop);
+        if read.is_err() && window.narrow() {
+            // Around what cannot be read: only the record itself is asked for.
+            read = window.at(at, whole).map(drop);
+        }
+        let unread = match read {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(e),
+            read => read.is_err(),
+        };
+        let depth = if unread { Depth::Headers } else { depth };
+        let mut found = self.found(window, at, depth)?;
+        if unread {
+            // Its end cannot be read: for whoever looks it is not there.
+            found.header = Err(Bad::Short);
+        }
+        let sectors = found.header.map_or(1, |header| header.sectors());
+        let taken = if look(Seen::Record(found)) { sectors } else { 1 };
+        Ok(u64::from(taken) * SECTOR as u64)
     }
 
     /// What starts like a record at a place, seen through a window of this depth.
@@ -157,7 +219,8 @@ impl Scanner<'_> {
     fn header(&self, place: u64, raw: &[u8]) -> Result<Header, Bad> {
         let header = Header::decode(raw, &self.limits)?;
         let here = u64::from(header.position) * SECTOR as u64 == place;
-        if !here || u64::from(header.segment) != self.id & 0xFFFF_FFFF {
+        let mine = here && u64::from(header.segment) == self.id & 0xFFFF_FFFF;
+        if !mine && !bug!("place_not_compared") {
             return Err(Bad::Field);
         }
         let end = place + u64::from(header.sectors()) * SECTOR as u64;
@@ -166,7 +229,16 @@ impl Scanner<'_> {
 
     pub(crate) fn window(&self, depth: Depth) -> Window<'_> {
         let (first, most) = depth.steps();
-        Window { scanner: self, buf: None, base: 0, filled: 0, first, most, step: first }
+        Window {
+            scanner: self,
+            buf: None,
+            base: 0,
+            filled: 0,
+            first,
+            most,
+            step: first,
+            ahead: true,
+        }
     }
 
     /// Reads into `buf[skip..]` from `offset` on, up to its end or the file's.
@@ -222,6 +294,8 @@ pub(crate) struct Window<'a> {
     first: usize,
     most: usize,
     step: usize,
+    /// Whether more is read than is asked for.
+    ahead: bool,
 }
 
 impl Window<'_> {
@@ -236,6 +310,11 @@ impl Window<'_> {
         Ok(bytes.unwrap_or_default())
     }
 
+    /// After a failure: the next read asks for no more than it must. `false` if the last did not either.
+    fn narrow(&mut self) -> bool {
+        std::mem::replace(&mut self.ahead, false)
+    }
+
     fn slide(&mut self, from: u64, end: u64) -> io::Result<()> {
         let align = self.scanner.file.alignment().max(MEMORY_ALIGN) as u64;
         let base = from / align * align;
@@ -246,12 +325,16 @@ impl Window<'_> {
         let keep = if kept.contains(&base) { (kept.end - base) as usize } else { 0 };
         // What is kept ends where the file does or at an aligned place.
         let keep = keep / align as usize * align as usize;
-        let need = (end.saturating_sub(base) as usize).max(keep + self.step);
+        let ahead = if self.ahead { self.step } else { 0 };
+        let need = (end.saturating_sub(base) as usize).max(keep + ahead).max(1);
+        // No more memory than there are bytes.
+        let left = self.scanner.len.saturating_sub(base).max(1);
+        let need = need.min(usize::try_from(left).unwrap_or(usize::MAX));
         let need = need.next_multiple_of(align as usize);
         let buf = self.moved(base, keep, need)?;
         (self.base, self.filled) = (base, 0);
         let (buf, filled) = self.scanner.fill(buf, keep, base + keep as u64)?;
-        (self.buf, self.filled) = (Some(buf), filled);
+        (self.buf, self.filled, self.ahead) = (Some(buf), filled, true);
         Ok(())
     }
 

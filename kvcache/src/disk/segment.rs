@@ -18,6 +18,8 @@ pub(crate) struct Segment {
     charge: DiskCharge,
     /// A write or sync failed: what was acknowledged before is still there, nothing is added.
     poisoned: AtomicBool,
+    /// It has records that no `fdatasync` covers yet.
+    unsynced: AtomicBool,
     read_errors: AtomicU32,
 }
 
@@ -29,8 +31,9 @@ impl Segment {
         tenant: [u8; 16],
         charge: DiskCharge,
     ) -> Segment {
-        let (poisoned, read_errors) = (AtomicBool::new(false), AtomicU32::new(0));
-        Segment { id, file, seal, tenant, charge, poisoned, read_errors }
+        let (poisoned, unsynced) = (AtomicBool::new(false), AtomicBool::new(false));
+        let read_errors = AtomicU32::new(0);
+        Segment { id, file, seal, tenant, charge, poisoned, unsynced, read_errors }
     }
 
     /// Bytes charged for the file.
@@ -49,6 +52,15 @@ impl Segment {
 
     pub(crate) fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether an `fdatasync` covers everything in it. Whoever has the writer's turn says so.
+    pub(crate) fn set_synced(&self, synced: bool) {
+        self.unsynced.store(!synced, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        !self.unsynced.load(Ordering::Relaxed)
     }
 
     /// Counts a failed read; from the second on the segment is not to be trusted.

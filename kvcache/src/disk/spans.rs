@@ -13,9 +13,9 @@ use crate::vfs::{Buf, Op, Outcome, Transfer, Whole};
 /// Ranges this close to each other are read together: a gap costs less than another request.
 const GAP: u64 = 8 << 10;
 /// Ranges are joined up to this many bytes.
-const RUN: u64 = 1 << 20;
+pub(super) const RUN: u64 = 1 << 20;
 /// Bytes in flight at once, at most, where more than one run is.
-const WINDOW: usize = 32 << 20;
+pub(super) const WINDOW: usize = 8 << 20;
 
 /// A range of a segment that somebody wants.
 #[derive(Clone, Debug)]

@@ -9,6 +9,9 @@ use super::health::Degraded;
 use crate::format::{BlockKey, FLAG_TOMBSTONE, FooterEntry, SECTOR};
 use crate::table::KeyTable;
 
+/// What stands for a tenant in records of live sequences: they have none.
+pub(crate) const LIVE: [u8; 16] = [0; 16];
+
 /// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -24,13 +27,17 @@ pub(crate) struct Entry {
     pub(crate) codec: u16,
     /// Read since it was written: it moves on when its segment leaves.
     pub(crate) hit: bool,
-    /// Somebody needs it: it is not evicted.
-    pub(crate) pinned: bool,
+    /// Live sequences and sessions that need it: while there are any it is not evicted.
+    pub(crate) holders: u32,
 }
 
 impl Entry {
     pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.sectors) * SECTOR as u64
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.holders > 0
     }
 }
 
@@ -43,11 +50,15 @@ pub(crate) struct Slot {
     /// Whose records it has or had.
     pub(crate) tenants: BTreeSet<u32>,
     /// Records that are not to be evicted.
-    pub(crate) pinned: u64,
+    pub(crate) held: u64,
     /// Records of erased tenants, whose bytes are still there.
     pub(crate) erased_records: u64,
     /// Nothing will be added.
     pub(crate) finished: bool,
+    /// It has no index that was right: some of its records may not have been seen.
+    pub(crate) doubtful: bool,
+    /// It stays: it may hold what a session needs.
+    pub(crate) stays: bool,
 }
 
 impl Slot {
@@ -57,9 +68,11 @@ impl Slot {
             live_records: 0,
             live_bytes: 0,
             tenants: BTreeSet::new(),
-            pinned: 0,
+            held: 0,
             erased_records: 0,
             finished: false,
+            doubtful: false,
+            stays: false,
         }
     }
 }
@@ -144,9 +157,9 @@ impl State {
     }
 
     /// Makes a record readable, in place of an older one under the same key. An older record than the
-    /// one there, or one of an erased tenant, stays unseen. A record that is pinned stays so where it
-    /// moves to.
-    pub(crate) fn publish(&mut self, segment: u32, found: &FooterEntry, pin: bool) -> bool {
+    /// one there, or one of an erased tenant, stays unseen. A record that is held stays so where it
+    /// moves to; `hold` makes the caller its first holder.
+    pub(crate) fn publish(&mut self, segment: u32, found: &FooterEntry, hold: bool) -> bool {
         if found.flags & FLAG_TOMBSTONE != 0 {
             return true;
         }
@@ -160,7 +173,7 @@ impl State {
         if erased || older || !self.segments.contains_key(&segment) {
             return false;
         }
-        let pinned = self.unpublish(&found.key).is_some_and(|e| e.pinned) || pin;
+        let holders = self.unpublish(&found.key).map_or(0, |e| e.holders) + u32::from(hold);
         let entry = Entry {
             sequence: found.sequence,
             segment,
@@ -171,12 +184,12 @@ impl State {
             flags: found.flags,
             codec: found.codec,
             hit: false,
-            pinned,
+            holders,
         };
         if let Some(slot) = self.segments.get_mut(&segment) {
             slot.live_records += 1;
             slot.live_bytes += entry.bytes();
-            slot.pinned += u64::from(pinned);
+            slot.held += u64::from(holders > 0);
         }
         self.index.insert(found.key, entry);
         true
@@ -186,7 +199,7 @@ impl State {
     /// record that was removed meanwhile does not come back.
     pub(crate) fn publish_moved(&mut self, segment: u32, found: &FooterEntry, from: u64) -> bool {
         let same = self.index.get(&found.key).is_some_and(|e| e.sequence == from);
-        if same || cfg!(kvist_bug = "moved_comes_back") {
+        if same || bug!("moved_comes_back") {
             return self.publish(segment, found, false);
         }
         self.note(segment, found.tenant);
@@ -207,9 +220,52 @@ impl State {
         if let Some(slot) = self.segments.get_mut(&entry.segment) {
             slot.live_records -= 1;
             slot.live_bytes -= entry.bytes();
-            slot.pinned -= u64::from(entry.pinned);
+            slot.held -= u64::from(entry.is_held());
         }
         Some(entry)
+    }
+
+    /// Keeps a record until it is released; its entry, if it is there.
+    pub(crate) fn hold(&mut self, key: &BlockKey) -> Option<Entry> {
+        let entry = self.index.get_mut(key)?;
+        entry.holders += 1;
+        let entry = *entry;
+        if entry.holders == 1
+            && let Some(slot) = self.segments.get_mut(&entry.segment)
+        {
+            slot.held += 1;
+        }
+        Some(entry)
+    }
+
+    /// One holder less; the last takes the record along. Its entry then.
+    pub(crate) fn release(&mut self, key: &BlockKey) -> Option<Entry> {
+        let entry = self.index.get_mut(key)?;
+        match entry.holders {
+            0 | 1 => self.unpublish(key),
+            _ => {
+                entry.holders -= 1;
+                None
+            }
+        }
+    }
+
+    /// Keeps the segments whose records may not all have been seen: the next start may find there what
+    /// is missing now.
+    pub(crate) fn keep_doubtful(&mut self) {
+        self.segments.values_mut().filter(|s| s.doubtful).for_each(|s| s.stays = true);
+    }
+
+    /// Forgets what sequences of a former run left and no session needs: nobody knows its keys any
+    /// more. Whether there was any.
+    pub(crate) fn forget_orphans(&mut self) -> bool {
+        let Some(&live) = self.tenant_numbers.get(&LIVE) else { return false };
+        let gone = self.index.iter().filter(|(_, e)| e.tenant == live && !e.is_held());
+        let gone: Vec<BlockKey> = gone.map(|(key, _)| *key).collect();
+        for key in &gone {
+            self.unpublish(key);
+        }
+        !gone.is_empty()
     }
 
     /// Notes what a tombstone of a former run says.

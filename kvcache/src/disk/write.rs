@@ -17,6 +17,8 @@ use crate::vfs::{Access, Buf, File, write_all};
 
 /// Segments that are kept open at once: one for all, and those of the last sealed tenants.
 const OPEN_MAX: usize = 8;
+/// New segments that may fill up with what had to move there before an item counts as too much.
+const TRIES: usize = 3;
 
 /// Interruptions after which room is not asked for any more: it is only a favour.
 const REPEATS: u32 = 100;
@@ -120,7 +122,7 @@ impl Disk {
         items: &[(usize, Item)],
         results: &mut [Result<(), Refused>],
     ) {
-        let mut rest = items;
+        let (mut rest, mut idle) = (items, 0);
         while let Some((_, first)) = rest.first() {
             let owner = first.owner().0;
             let group = rest.iter().take_while(|(_, item)| item.owner().0 == owner).count();
@@ -133,11 +135,17 @@ impl Disk {
                 }
             };
             let (taken, put, ok) = self.fill(writer, &mut open, &rest[..group], results);
-            rest = &rest[taken..];
+            idle = if taken == 0 { idle + 1 } else { 0 };
+            if idle > TRIES {
+                rest[..group].iter().for_each(|(index, _)| results[*index] = Err(Refused::Full));
+                (rest, idle) = (&rest[group..], 0);
+            } else {
+                rest = &rest[taken..];
+            }
             match (ok, put) {
                 (true, Put::SegmentFull) => self.finish(open),
                 (true, _) => writer.open.push(open),
-                (false, _) if cfg!(kvist_bug = "poisoned_reused") => writer.open.push(open),
+                (false, _) if bug!("poisoned_reused") => writer.open.push(open),
                 // A failed segment keeps what was acknowledged before, and gets nothing more.
                 (false, _) => {}
             }
@@ -201,7 +209,7 @@ impl Disk {
         let capacity = self.options.segment_bytes;
         let charge = self.room_for_segment()?;
         let mut seal = [0; 32];
-        if sealed && !cfg!(kvist_bug = "seal_not_random") {
+        if sealed && !bug!("seal_not_random") {
             getrandom::fill(&mut seal).map_err(|_| Refused::Throttled)?;
         }
         let segment = self.create_segment(writer, charge, seal, tenant)?;
@@ -211,7 +219,7 @@ impl Disk {
         self.make_headroom(writer, &mut open);
         self.say_tombstones(writer, &mut open, None);
         match open.failed {
-            Some(refused) if !cfg!(kvist_bug = "poisoned_reused") => Err(refused),
+            Some(refused) if !bug!("poisoned_reused") => Err(refused),
             _ => Ok(open),
         }
     }
@@ -246,7 +254,7 @@ impl Disk {
             let id = writer.next_id;
             writer.next_id = id.checked_add(1).ok_or(Refused::Full)?;
             // Above all numbers in earlier segments, also in those that could not be read.
-            if !cfg!(kvist_bug = "sequence_reset") {
+            if !bug!("sequence_reset") {
                 writer.sequence = writer.sequence.max(u64::from(id) << 32);
             }
             let (uuid, sequence) = (self.uuid, writer.sequence);
@@ -300,7 +308,7 @@ impl Disk {
         buf.copy_from_slice(&head.encode());
         write_all(&self.vfs, file, 0, buf, self.deadline())?;
         self.sync_once(&**file)?;
-        if !cfg!(kvist_bug = "no_dir_sync") {
+        if !bug!("no_dir_sync") {
             self.dir.sync()?;
         }
         self.reserve(&**file)
@@ -321,14 +329,24 @@ impl Disk {
     /// `fdatasync`, never repeated on a file after a failure: the kernel may have dropped the pages
     /// and forgotten it.
     pub(super) fn sync_once(&self, file: &dyn File) -> io::Result<()> {
-        if cfg!(kvist_bug = "no_data_sync") {
+        if bug!("no_data_sync") {
             return Ok(());
         }
         let synced = file.sync_data();
-        if synced.is_err() && cfg!(kvist_bug = "sync_retried") {
+        if synced.is_err() && bug!("sync_retried") {
             return file.sync_data();
         }
         synced.inspect_err(|_| self.health.lock().poisoned(self.vfs.now()))
+    }
+
+    /// [`Disk::sync_once`] of a segment: what fails is poisoned.
+    pub(super) fn sync_segment(&self, segment: &Segment) -> io::Result<()> {
+        let synced = self.sync_once(&*segment.file);
+        match synced {
+            Ok(()) => segment.set_synced(true),
+            Err(_) => segment.poison(),
+        }
+        synced
     }
 
     /// Ends every open segment with its footer. The log goes on in new ones.
@@ -365,7 +383,7 @@ impl Disk {
         let trailer = Trailer { id, offset: at, len: footer.len() as u64 }.encode();
         buf[len - TRAILER_BYTES..].copy_from_slice(&trailer);
         write_all(&self.vfs, &segment.file, at, buf, self.deadline())?;
-        self.sync_once(&*segment.file)?;
+        self.sync_segment(segment)?;
         let end = at + len as u64;
         // Room that was asked for beyond the end goes back to the file system.
         segment.file.set_len(end)?;
@@ -377,8 +395,9 @@ pub(super) fn alloc(len: usize) -> io::Result<Buf> {
     Buf::alloc(len).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-/// Whether an error says that there is no room.
+/// Whether an error says that there is no room. A write across a limit that ends inside a page takes
+/// the part before it again and again, and never says why.
 pub(super) fn is_full(e: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull, WriteZero};
+    matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge | WriteZero)
 }

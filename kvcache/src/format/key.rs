@@ -175,7 +175,7 @@ impl KeyParts {
     ) -> BlockKey {
         let mut hash = blake3::Hasher::new_keyed(secret.bytes());
         frame(&mut hash, 1, &1u16.to_le_bytes());
-        if cfg!(kvist_bug = "salt_not_framed") {
+        if bug!("salt_not_framed") {
             hash.update(&self.salt).update(&self.extra);
         } else {
             frame(&mut hash, 2, &self.salt);
@@ -193,7 +193,7 @@ impl KeyParts {
             }
         }
         frame(&mut hash, 7, self.adapter.as_ref().map_or(&[], |a| &a[..]));
-        if !cfg!(kvist_bug = "salt_not_framed") {
+        if !bug!("salt_not_framed") {
             frame(&mut hash, 8, &self.extra);
         }
         frame(&mut hash, 9, &layer.to_le_bytes());

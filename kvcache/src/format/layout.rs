@@ -5,7 +5,7 @@ use std::ops::Range;
 use kvist_kernels::{DIM_MAX, DType};
 
 use super::key::frame;
-use crate::Error;
+use crate::{Error, Geometry};
 
 /// Element type of stored keys and values. Attention computes over the floating ones that kernels
 /// know; the others are stored and returned bit-exact.
@@ -150,6 +150,23 @@ impl BlockLayout {
         }
     }
 
+    /// All layers and KV heads of one page's tokens: what sequences of such a cache can publish and
+    /// start from (see [`Space::publish`](crate::Space::publish)).
+    #[must_use]
+    pub fn of(geometry: &Geometry) -> BlockLayout {
+        // Sizes that do not fit are refused with the layout.
+        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        BlockLayout {
+            dtype: geometry.dtype.into(),
+            block_tokens: small(geometry.page_tokens),
+            layers: 0..small(geometry.layers),
+            kv_heads: 0..small(geometry.kv_heads),
+            dim_k: small(geometry.dim_k),
+            dim_v: small(geometry.dim_v),
+            attention: AttentionKind::Full,
+        }
+    }
+
     /// Number of layers.
     #[must_use]
     pub fn num_layers(&self) -> usize {
@@ -239,7 +256,7 @@ impl BlockLayout {
         put(1, &[self.dtype.code()]);
         put(2, b"layer,head,kind,token,dim");
         put(3, &self.block_tokens.to_le_bytes());
-        if !cfg!(kvist_bug = "layout_without_heads") {
+        if !bug!("layout_without_heads") {
             put(4, &pair(&self.kv_heads));
         }
         put(5, &self.dim_k.to_le_bytes());

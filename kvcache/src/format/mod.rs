@@ -9,6 +9,7 @@ mod layout;
 mod meta;
 mod record;
 mod segment;
+mod session;
 
 pub use key::{BlockKey, KeyParts, KeySecret, MODEL_WIDE};
 pub use layout::{AttentionKind, BlockDType, BlockLayout};
@@ -20,4 +21,8 @@ pub use record::{
 pub(crate) use segment::{
     Footer, FooterEntry, HEAD_BYTES, Head, TRAILER_BYTES, Trailer, is_footer, parse_name,
     segment_name,
+};
+pub(crate) use session::{
+    MODEL_MAX, SESSION_HEAD, SessionAbout, SessionFront, SessionParts, decode_front,
+    encode_session, is_session_name, parse_session_file, session_body, session_file, take,
 };

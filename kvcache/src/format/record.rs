@@ -159,6 +159,7 @@ impl Header {
         let sane = u32::from_le_bytes(field(raw, 12)) as usize == HEADER_BYTES
             && header.flags & !FLAGS_KNOWN == 0
             && header.loss_class <= 3
+            && header.sequence <= SEQUENCE_MAX
             && header.stored_len <= most
             && header.decoded_len <= most
             && header.tokens <= TOKENS_MAX
@@ -195,6 +196,12 @@ impl Header {
         }
     }
 
+    /// What a tombstone says: a tenant, and the sequence number below which its records are gone. Never
+    /// more than what was there when it was written.
+    pub(crate) fn erasure(&self) -> ([u8; 16], u64) {
+        (self.tenant, self.decoded_hash.min(self.sequence))
+    }
+
     /// Bytes of the token ids behind the header.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
@@ -213,6 +220,9 @@ impl Header {
         self.used_bytes().div_ceil(SECTOR) as u32
     }
 }
+
+/// No sequence number is above this: there is always a next one.
+pub(crate) const SEQUENCE_MAX: u64 = 1 << 62;
 
 /// Tokens of a record: as many as a block may have, and some room for sessions.
 const TOKENS_MAX: u32 = 1 << 24;

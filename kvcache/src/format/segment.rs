@@ -1,6 +1,6 @@
 //! Segment files: a head, records, and, once finished, a footer with a trailer that finds it.
 
-use super::record::{Bad, field};
+use super::record::{Bad, SEQUENCE_MAX, field};
 use super::{BlockKey, SECTOR};
 
 /// Bytes of a segment's head; records start behind it.
@@ -75,6 +75,9 @@ impl Head {
         if raw[12..16].iter().chain(&raw[HEAD_USED + 4..HEAD_BYTES]).any(|&b| b != 0) {
             return Err(Bad::Field);
         }
+        if u64::from_le_bytes(field(raw, 40)) > SEQUENCE_MAX {
+            return Err(Bad::Field);
+        }
         Ok(Head {
             uuid: field(raw, 16),
             id: u64::from_le_bytes(field(raw, 32)),
@@ -142,7 +145,7 @@ impl Footer {
         }
         let expected = twox_hash::XxHash3_128::oneshot_with_seed(id, body);
         let right = expected == u128::from_le_bytes(field(hash, 0));
-        if !right && !cfg!(kvist_bug = "footer_not_checked") {
+        if !right && !bug!("footer_not_checked") {
             return Err(Bad::Checksum);
         }
         let count = u64::from_le_bytes(field(body, 32));
@@ -166,7 +169,7 @@ impl Footer {
         for e in &entries {
             // In order of position, without overlap: two records never share bytes.
             let to = e.position.checked_add(e.sectors).ok_or(Bad::Field)?;
-            if e.position < from || e.sectors == 0 || to > end {
+            if e.position < from || e.sectors == 0 || to > end || e.sequence > SEQUENCE_MAX {
                 return Err(Bad::Field);
             }
             from = to;

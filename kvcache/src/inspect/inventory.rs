@@ -6,6 +6,7 @@ use std::io;
 use serde::Serialize;
 
 use super::json::hex;
+use super::sessions::SessionUse;
 use super::{Listed, StoreView, threads_default};
 use crate::codec::Codec;
 use crate::disk::scan::{Depth, Seen};
@@ -49,6 +50,8 @@ pub struct Inventory {
     pub groups: Vec<Group>,
     /// Segments, the oldest first.
     pub segments: Vec<SegmentUse>,
+    /// Saved sessions, by name.
+    pub sessions: Vec<SessionUse>,
 }
 
 /// Records of one model, layout, tenant and codec.
@@ -143,7 +146,15 @@ impl StoreView {
             inventory.segments.push(segment);
         }
         inventory.groups = groups.into_values().collect();
+        let listing = self.list_sessions();
+        inventory.sessions =
+            listing.files.iter().map(|s| s.describe(|key| index.has(key))).collect();
         inventory
+    }
+
+    /// What of all records counts.
+    pub(super) fn index(&self) -> Index {
+        Index::new(&self.each_segment(&self.segments, threads_default(), |l| self.headers(l)))
     }
 
     fn headers(&self, listed: &Listed) -> Headers {
@@ -159,9 +170,7 @@ impl StoreView {
         if scanner.len < HEAD_BYTES as u64 {
             return Ok(());
         }
-        if let Err(bad) = scanner.head(&self.meta.uuid)? {
-            return Err(io::Error::other(format!("head: {bad}")));
-        }
+        self.check_head(&scanner)?;
         let trailer = scanner.trailer()?.ok();
         found.finished = trailer.is_some();
         let end = trailer.map_or(scanner.len, |t| t.offset);
@@ -177,7 +186,7 @@ impl StoreView {
 type GroupKey = ([u8; 32], [u8; 32], [u8; 16], u16, bool);
 
 /// What of the headers counts: the newest of each key, save what was erased.
-struct Index {
+pub(super) struct Index {
     newest: HashMap<BlockKey, u64>,
     erased: HashMap<[u8; 16], u64>,
 }
@@ -187,8 +196,9 @@ impl Index {
         let (mut newest, mut erased) = (HashMap::new(), HashMap::new());
         let all = || found.iter().flat_map(|f| &f.headers);
         for header in all().filter(|h| h.flags & FLAG_TOMBSTONE != 0) {
-            let before = erased.entry(header.tenant).or_insert(0);
-            *before = header.decoded_hash.max(*before);
+            let (tenant, sequence) = header.erasure();
+            let before = erased.entry(tenant).or_insert(0);
+            *before = sequence.max(*before);
         }
         let mut index = Index { newest: HashMap::new(), erased };
         for header in all().filter(|h| h.flags & FLAG_TOMBSTONE == 0 && !index.is_erased(h)) {
@@ -197,6 +207,11 @@ impl Index {
         }
         index.newest = newest;
         index
+    }
+
+    /// Whether a record can be found.
+    pub(super) fn has(&self, key: &BlockKey) -> bool {
+        self.newest.contains_key(key)
     }
 
     fn is_erased(&self, header: &Header) -> bool {

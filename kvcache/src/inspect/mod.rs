@@ -11,6 +11,7 @@ mod inventory;
 mod json;
 mod report;
 mod segment;
+mod sessions;
 mod verify;
 mod why;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub use inventory::{Group, Inventory, SegmentUse};
 pub use report::{Damage, Note, Report, What};
+pub use sessions::SessionUse;
 pub use verify::VerifyOptions;
 pub use why::{Answer, Copy, State, Why};
 
@@ -128,6 +130,14 @@ impl StoreView {
             limits: Limits { record_bytes_max: Limits::RECORD_BYTES_HARD },
             patience: PATIENCE,
         })
+    }
+
+    fn check_head(&self, scanner: &Scanner) -> io::Result<()> {
+        match scanner.head()? {
+            Ok(head) if scanner.owns(&head, &self.meta.uuid) => Ok(()),
+            Ok(_) => Err(io::Error::other("head of another directory or place")),
+            Err(bad) => Err(io::Error::other(format!("head: {bad}"))),
+        }
     }
 
     /// Does `work` for every segment, `threads` at a time: while one waits for the disk, another

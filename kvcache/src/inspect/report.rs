@@ -28,6 +28,8 @@ pub struct Report {
     pub sealed: u64,
     /// Notes that a tenant was erased.
     pub tombstones: u64,
+    /// Saved sessions.
+    pub sessions: u64,
     /// Bytes checked.
     pub bytes: u64,
     /// Unfinished segments whose last record is cut.
@@ -78,6 +80,8 @@ pub enum What {
     Padding,
     /// A note that a tenant was erased.
     Tombstone,
+    /// A saved session: its file, or records that it needs.
+    Session,
     /// Bytes that are neither record nor zeros.
     Unknown,
 }
@@ -96,6 +100,7 @@ impl What {
             What::Tombstone => {
                 "blocks of an erased tenant may come back if copies of them are left"
             }
+            What::Session => "it cannot be opened; other sessions are not concerned",
             What::Unknown => "a block may have been here; it is a miss",
         }
     }
@@ -111,6 +116,7 @@ impl fmt::Display for What {
             What::Record => "record",
             What::Padding => "padding",
             What::Tombstone => "tombstone",
+            What::Session => "session",
             What::Unknown => "unknown bytes",
         })
     }

@@ -37,13 +37,12 @@ pub(super) fn check(
         walk.note("its making was cut short; it holds nothing");
         return Ok(walk.out);
     }
-    match scanner.head(uuid)? {
-        Ok(head) => walk.records(scanner, uuid, &head)?,
+    let head = 0..HEAD_BYTES as u64;
+    match scanner.head()? {
+        Ok(found) if scanner.owns(&found, uuid) => walk.records(scanner, uuid, &found)?,
+        Ok(_) => walk.report(What::Segment, head, "head of another directory or place"),
         Err(_) if is_blank(scanner)? => walk.note("its making was cut short; it holds nothing"),
-        Err(Bad::Field) => {
-            walk.report(What::Segment, 0..HEAD_BYTES as u64, "head of another directory or place");
-        }
-        Err(bad) => walk.report(What::Segment, 0..HEAD_BYTES as u64, format!("head: {bad}")),
+        Err(bad) => walk.report(What::Segment, head, format!("head: {bad}")),
     }
     Ok(walk.out)
 }
@@ -214,6 +213,12 @@ impl Walk<'_> {
                     false
                 }
             },
+            Seen::Unread(at, e) => {
+                let bytes = at..(at + SECTOR as u64).min(end);
+                let damage = self.damage(What::Unreadable, bytes, e.to_string());
+                self.out.damage.push(damage);
+                false
+            }
             Seen::Other(at, sector) => {
                 if is_footer(sector) {
                     over = true;

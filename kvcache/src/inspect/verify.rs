@@ -12,9 +12,9 @@ use crate::disk::dir;
 use crate::format::SecretFile;
 
 /// What looks damaged in a segment that is being written is looked at again, this often …
-const AGAIN: usize = 5;
+pub(super) const AGAIN: usize = 5;
 /// … and after this long.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
 /// How to check.
 #[derive(Clone, Copy, Default)]
@@ -45,8 +45,9 @@ enum Outcome {
 }
 
 impl StoreView {
-    /// Re-checks everything: the directory's own files, and of every segment head, index, and each
-    /// record's header, directory, sections and padding.
+    /// Re-checks everything: the directory's own files, of every segment head, index, and each record's
+    /// header, directory, sections and padding; and saved sessions: their files, and whether their
+    /// records are there.
     ///
     /// # Errors
     /// [`Error::Permission`] if a store would refuse the directory.
@@ -74,6 +75,7 @@ impl StoreView {
         for (listed, outcome) in self.segments.iter().zip(outcomes) {
             take(&mut report, listed, outcome, options.strict);
         }
+        self.verify_sessions(&mut report);
         report.clean = report.damage.is_empty();
         Ok(report)
     }

@@ -179,9 +179,7 @@ impl StoreView {
         if scanner.len < HEAD_BYTES as u64 {
             return Ok(());
         }
-        if let Err(bad) = scanner.head(&self.meta.uuid)? {
-            return Err(io::Error::other(format!("head: {bad}")));
-        }
+        self.check_head(&scanner)?;
         let places = match entries_in_footer(&scanner, &self.meta.uuid, key)? {
             Some(entries) => entries,
             None => places_by_scan(&scanner, key)?,
@@ -190,7 +188,7 @@ impl StoreView {
             scanner.record_at(place, Depth::Records, |found| {
                 let Some(mut header) = believed(&found) else { return };
                 if header.flags & FLAG_TOMBSTONE != 0 {
-                    hunt.erased.push((header.tenant, header.decoded_hash));
+                    hunt.erased.push(header.erasure());
                     return;
                 }
                 let flaw = flaw_of(&found, key);

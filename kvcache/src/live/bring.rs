@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fetch::Lease;
 use super::stripe::{Pin, Stripe};
-use super::table::PageKey;
+use super::table::{PageKey, Place};
 use super::tier::{Inner, Tier};
 use crate::Error;
 use crate::arena::{Arena, Cell};
@@ -99,6 +99,18 @@ impl Tier {
             }
         }
         Ok(copies)
+    }
+
+    /// Brings a stripe near; its pages stay there for as long as their cells are held.
+    pub(crate) fn hold(&self, stripe: &Stripe) -> Result<Vec<Arc<Cell>>, Error> {
+        let keys = self.keys(stripe);
+        let (_lease, _) = self.bring(&keys)?;
+        let table = self.inner.lock();
+        let cell = |&key: &PageKey| match &table.pages[table.at(key)].place {
+            Place::Frame(cell) => cell.clone(),
+            other => unreachable!("a leased page is in host memory, found {other:?}"),
+        };
+        Ok(keys.iter().map(cell).collect())
     }
 
     /// Bytes of so many frames.

@@ -1,4 +1,5 @@
-//! Demotion: writing sealed pages below, and taking frames from those that are written.
+//! Demotion: writing sealed pages below, and taking frames from those that are written. Its thread also
+//! brings pages back behind the scenes while there is nothing to write.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -39,13 +40,20 @@ pub(super) fn spawn(inner: Arc<Inner>) -> Result<JoinHandle<()>, Error> {
     let run = move || {
         loop {
             let mut table = inner.lock();
-            while !table.stopped && !inner.lags(&table) {
+            while !table.stopped && !inner.lags(&table) && table.behind.is_empty() {
                 inner.work.wait(&mut table);
             }
             if table.stopped {
                 return;
             }
+            let lags = inner.lags(&table);
             drop(table);
+            if !lags {
+                if let Some(flight) = inner.start_behind() {
+                    inner.land(flight);
+                }
+                continue;
+            }
             if let Wrote::Failed(reason) = inner.write_some() {
                 tracing::warn!("pages could not be stored below: {reason}");
                 let mut table = inner.lock();
@@ -194,7 +202,7 @@ impl Tier {
         let busy = table.counts.writing + table.counts.leases > 0;
         if let Some(id) = table.flights.iter().find(|f| f.reads.is_some()).map(|f| f.id) {
             drop(table);
-            self.drive(id, deadline);
+            inner.drive(id, deadline);
             return inner.below.now() < deadline;
         }
         if !busy && table.flights.is_empty() {
@@ -211,6 +219,9 @@ impl Tier {
             return false;
         }
         let lags = self.inner.lags(&self.inner.lock());
+        if !lags {
+            self.catch_up_behind();
+        }
         lags && matches!(self.inner.write_some(), Wrote::Stripes(_))
     }
 
@@ -235,6 +246,28 @@ impl Tier {
         }
         inner.changed.notify_all();
         failed.map_or(Ok(pages), |reason| Err(Error::Demote { pages, reason }))
+    }
+
+    /// Stores those of these stripes that are not; they stay in memory.
+    pub(crate) fn store(&self, stripes: &[Arc<Stripe>]) -> Result<(), MissReason> {
+        let inner = &self.inner;
+        let batch = (BATCH_BYTES / (inner.arena.cell_bytes() * inner.lock().heads)).max(1);
+        let missing: Vec<_> = stripes.iter().filter(|s| s.stored().is_none()).cloned().collect();
+        for stripes in missing.chunks(batch) {
+            let mut table = inner.lock();
+            let ids =
+                stripes.iter().map(|s| s.id()).filter(|&id| table.unqueue(id)).collect::<Vec<_>>();
+            let wrote = inner.write(table, &ids);
+            self.await_writes(stripes);
+            if stripes.iter().any(|s| s.stored().is_none()) {
+                return Err(if let Wrote::Failed(reason) = wrote {
+                    reason
+                } else {
+                    MissReason::Io
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Waits for writes of these stripes that another thread started.

@@ -83,7 +83,7 @@ impl Tier {
     pub(crate) fn poll(&self) {
         let ids: Vec<u64> = self.inner.lock().flights.iter().map(|f| f.id).collect();
         for id in ids {
-            let driver = self.driver(&mut self.inner.lock(), id);
+            let driver = self.inner.driver(&mut self.inner.lock(), id);
             if let Some(mut driver) = driver {
                 while driver.step(Duration::ZERO, false) {}
             }
@@ -136,7 +136,7 @@ impl Tier {
         drop(table);
         drop(cells);
         let lease = Lease { inner, keys: keys[..n].to_vec() };
-        self.launch(reads);
+        self.inner.launch(reads);
         Ok(lease)
     }
 
@@ -161,7 +161,7 @@ impl Tier {
                 |key: &&PageKey| matches!(table.pages[table.at(**key)].place, Place::Filling(_));
             let Some(&key) = keys.iter().find(filling) else { break };
             let id = table.pages[table.at(key)].flight;
-            match self.driver(&mut table, id) {
+            match self.inner.driver(&mut table, id) {
                 Some(mut driver) => {
                     drop(table);
                     let mut seen = 0;
@@ -244,6 +244,6 @@ impl Tier {
         drop(table);
         drop(cells);
         metrics::counter!("kvist_prefetched").increment(reads.1.len() as u64);
-        self.launch(reads);
+        self.inner.launch(reads);
     }
 }

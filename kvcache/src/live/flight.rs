@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::below::{PageIn, PageNext, PageReads};
 use super::table::{Flight, PageKey, Place, StripeId, Table};
-use super::tier::{Inner, Tier};
+use super::tier::Inner;
 use crate::MissReason;
 use crate::arena::Cell;
 use crate::vfs::Buf;
@@ -159,15 +159,15 @@ impl Drop for Driver<'_> {
     }
 }
 
-impl Tier {
+impl Inner {
     pub(super) fn driver(&self, table: &mut Table, id: u64) -> Option<Driver<'_>> {
         let reads = table.flight(id)?.reads.take()?;
-        Some(Driver { inner: &self.inner, id, reads: Some(reads) })
+        Some(Driver { inner: self, id, reads: Some(reads) })
     }
 
     /// Waits for one read of a flight, if nobody else does.
     pub(super) fn drive(&self, id: u64, deadline: Duration) {
-        let driver = self.driver(&mut self.inner.lock(), id);
+        let driver = self.driver(&mut self.lock(), id);
         if let Some(mut driver) = driver {
             driver.step(deadline, true);
         }
@@ -180,8 +180,8 @@ impl Tier {
         }
         let bytes: u64 = reads.iter().map(|r| r.into.len() as u64).sum();
         // A driver puts them into the table, or away if nobody wants them any more.
-        let mut driver = Driver { inner: &self.inner, id, reads: None };
-        driver.reads = Some(self.inner.below.read(reads));
+        let mut driver = Driver { inner: self, id, reads: None };
+        driver.reads = Some(self.below.read(reads));
         drop(driver);
         metrics::counter!("kvist_below_read_bytes").increment(bytes);
     }

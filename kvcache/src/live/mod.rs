@@ -4,6 +4,7 @@
 //! a [`Stripe`], immutable from then on. One [`Table`](table::Table) under one short lock says where
 //! each page of a stripe is. What lies below is behind the [`Below`] trait.
 
+mod behind;
 mod below;
 mod bring;
 mod demote;
@@ -17,10 +18,10 @@ mod tier;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use below::Below;
+pub(crate) use below::{Below, Stored};
 pub(crate) use bring::Whole;
 pub(crate) use fetch::Lease;
-pub(crate) use shelf::Shelf;
+pub(crate) use shelf::{Kept, OnShelf, Shelf};
 pub use stripe::Pin;
 pub(crate) use stripe::Stripe;
 pub(crate) use table::PageKey;

@@ -1,4 +1,5 @@
-//! The disk tier as live sequences see it: stripes are records that only this process needs.
+//! The disk tier as live sequences see it: stripes are records that only this process needs, until a
+//! session is saved that needs them too.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -10,7 +11,8 @@ use std::time::Duration;
 use super::below::{Below, PageIn, PageNext, PageReads, Stored, StripeOut};
 use crate::codec::{Codec, Directory, PageSource, Plan};
 use crate::disk::{
-    Disk, NewRecord, Place, Refused, RunDone, SpanNext, SpanReads, reason, reason_of_error,
+    BlobPlan, Disk, LIVE, NewRecord, Place, Refused, RunDone, SpanNext, SpanReads, reason,
+    reason_of_error,
 };
 use crate::format::{BlockKey, BlockLayout};
 use crate::vfs::Buf;
@@ -20,6 +22,7 @@ use crate::{Error, Geometry, MissReason};
 pub(crate) struct Shelf {
     disk: Arc<Disk>,
     plan: Arc<Plan>,
+    model: [u8; 32],
     /// Tells this cache's stripes from those of others and of former runs.
     uid: [u8; 16],
     next: AtomicU64,
@@ -38,23 +41,49 @@ impl Drop for Shelf {
     }
 }
 
-/// A stripe on the shelf.
+/// A record that stays while this lives.
 #[derive(Debug)]
-struct OnShelf {
+pub(crate) struct Kept {
     disk: Arc<Disk>,
     key: BlockKey,
+}
+
+impl Kept {
+    pub(crate) fn key(&self) -> BlockKey {
+        self.key
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.disk.release(&self.key);
+    }
+}
+
+/// A stripe on the shelf.
+#[derive(Debug)]
+pub(crate) struct OnShelf {
+    kept: Kept,
     directory: Directory,
+}
+
+impl OnShelf {
+    pub(crate) fn of(stored: &dyn Stored) -> Option<&OnShelf> {
+        stored.as_any().downcast_ref()
+    }
+
+    pub(crate) fn key(&self) -> BlockKey {
+        self.kept.key
+    }
+
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
+    }
 }
 
 impl Stored for OnShelf {
     fn as_any(&self) -> &dyn Any {
         self
-    }
-}
-
-impl Drop for OnShelf {
-    fn drop(&mut self) {
-        self.disk.remove(&self.key);
     }
 }
 
@@ -71,24 +100,84 @@ impl PageSource for Pages<'_> {
 }
 
 impl Shelf {
-    /// A shelf for the stripes of one cache.
-    pub(crate) fn new(disk: Arc<Disk>, geometry: &Geometry, codec: &Codec) -> Result<Shelf, Error> {
-        let layout = BlockLayout {
-            dim_v: geometry.dim_v as u32,
-            ..BlockLayout::new(
-                geometry.dtype.into(),
-                geometry.page_tokens as u32,
-                1,
-                geometry.kv_heads as u32,
-                geometry.dim_k as u32,
-            )
-        };
+    /// A shelf for the stripes of one cache, whose records name this model.
+    pub(crate) fn new(
+        disk: Arc<Disk>,
+        geometry: &Geometry,
+        codec: &Codec,
+        model: &[u8],
+    ) -> Result<Shelf, Error> {
+        let layout = BlockLayout { layers: 0..1, ..BlockLayout::of(geometry) };
         let mut uid = [0; 16];
         let what = "random bytes for a cache";
         let refused = |e: getrandom::Error| Error::System { what, reason: e.to_string() };
         getrandom::fill(&mut uid).map_err(refused)?;
         let plan = Arc::new(Plan::new(&layout, codec)?);
-        Ok(Shelf { disk, plan, uid, next: AtomicU64::new(0) })
+        let model = if model.is_empty() { [0; 32] } else { *blake3::hash(model).as_bytes() };
+        Ok(Shelf { disk, plan, model, uid, next: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// A record that the caller holds already: the handle takes over.
+    pub(crate) fn adopt(&self, key: BlockKey) -> Kept {
+        Kept { disk: self.disk.clone(), key }
+    }
+
+    /// A stripe that the caller holds already.
+    pub(crate) fn adopt_stripe(&self, kept: Kept, directory: Directory) -> Arc<dyn Stored> {
+        Arc::new(OnShelf { kept, directory })
+    }
+
+    /// Stores plain bytes, each run as a record. They need not survive a crash yet.
+    ///
+    /// # Errors
+    /// Why one was not stored; then none is kept.
+    pub(crate) fn write_blobs(&self, mut blobs: Vec<Vec<u8>>) -> Result<Vec<Kept>, Error> {
+        let plans: Vec<BlobPlan> =
+            blobs.iter().map(|b| BlobPlan::new(b.len())).collect::<Result<_, _>>()?;
+        let pages: Vec<_> = plans.iter().zip(&mut blobs).map(|(p, b)| p.pad(b)).collect();
+        let keys: Vec<BlockKey> = pages.iter().map(|_| self.key()).collect();
+        let directories: Vec<OnceLock<Directory>> = keys.iter().map(|_| OnceLock::new()).collect();
+        let mut records = Vec::with_capacity(keys.len());
+        for (i, pages) in pages.iter().enumerate() {
+            let (plan, directory) = (plans[i].plan(), &directories[i]);
+            records.push(self.record(keys[i], plan, pages, 0, directory));
+        }
+        let results = self.disk.commit(&records);
+        let kept =
+            |(key, result): (BlockKey, Result<(), Refused>)| result.map(|()| self.adopt(key));
+        // Those that were stored are dropped again if one was not.
+        let kept: Vec<Result<Kept, Refused>> = keys.into_iter().zip(results).map(kept).collect();
+        let kept: Result<Vec<Kept>, Refused> = kept.into_iter().collect();
+        kept.map_err(|refused| Error::Demote { pages: 0, reason: reason_of(refused) })
+    }
+
+    fn record<'a>(
+        &self,
+        key: BlockKey,
+        plan: &'a Plan,
+        pages: &'a dyn PageSource,
+        num_tokens: u32,
+        directory: &'a OnceLock<Directory>,
+    ) -> NewRecord<'a> {
+        NewRecord {
+            key,
+            model: self.model,
+            tenant: LIVE,
+            seal: None,
+            tokens: None,
+            num_tokens,
+            plan,
+            pages,
+            live: Some(directory),
+        }
     }
 
     /// A key that no other stripe has.
@@ -117,17 +206,8 @@ impl Below for Shelf {
             stripes.iter().map(|_| OnceLock::new()).collect();
         let mut records = Vec::with_capacity(stripes.len());
         for (i, pages) in sources.iter().enumerate() {
-            records.push(NewRecord {
-                key: keys[i],
-                model: [0; 32],
-                tenant: [0; 16],
-                seal: None,
-                tokens: None,
-                num_tokens: self.plan.layout().block_tokens,
-                plan: &self.plan,
-                pages,
-                live: Some(&directories[i]),
-            });
+            let tokens = self.plan.layout().block_tokens;
+            records.push(self.record(keys[i], &self.plan, pages, tokens, &directories[i]));
         }
         let results = self.disk.commit(&records);
         drop(records);
@@ -137,7 +217,7 @@ impl Below for Shelf {
         {
             let directory = directory.into_inner().ok_or(MissReason::Io);
             stored.push(match result.map_err(reason_of).and(directory) {
-                Ok(directory) => Ok(Arc::new(OnShelf { disk: self.disk.clone(), key, directory })),
+                Ok(directory) => Ok(self.adopt_stripe(self.adopt(key), directory)),
                 Err(reason) => {
                     let StripeOut { layer, page, .. } = stripe;
                     tracing::debug!(layer, page, "stays in memory: {reason}");
@@ -154,8 +234,8 @@ impl Below for Shelf {
         let mut failed = VecDeque::new();
         let stuck = self.disk.is_stuck();
         for (index, PageIn { stripe, head, into }) in wants.into_iter().enumerate() {
-            let on_shelf = stripe.as_any().downcast_ref::<OnShelf>();
-            let place = on_shelf.filter(|_| !stuck).and_then(|s| self.disk.find(&s.key));
+            let on_shelf = OnShelf::of(&*stripe);
+            let place = on_shelf.filter(|_| !stuck).and_then(|s| self.disk.find(&s.key()));
             match (on_shelf, place) {
                 (Some(on_shelf), Some(place)) => {
                     let range = on_shelf.directory.page_range(head);
@@ -229,7 +309,7 @@ impl ShelfReads {
         stored: &[u8],
         into: &mut Buf,
     ) -> Result<(), MissReason> {
-        let on_shelf = stripe.as_any().downcast_ref::<OnShelf>().ok_or(MissReason::Gone)?;
+        let on_shelf = OnShelf::of(stripe).ok_or(MissReason::Gone)?;
         let tiles = into.split_at_mut(self.plan.layout().k_bytes());
         self.plan.decode_page(&on_shelf.directory, head, stored, tiles).map_err(reason)
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::below::Stored;
 use super::table::{PageKey, StripeId};
 use super::tier::Inner;
 use crate::arena::Cell;
@@ -27,6 +28,23 @@ impl Stripe {
     ) -> Arc<Stripe> {
         let id = inner.lock().insert((layer, page), cells, kept);
         Arc::new(Stripe { inner: inner.clone(), id, _charge: charge })
+    }
+
+    /// A stripe that is below only.
+    pub(super) fn of_stored(
+        inner: &Arc<Inner>,
+        at: (usize, usize),
+        stored: Arc<dyn Stored>,
+        kept: bool,
+        charge: Charge,
+    ) -> Arc<Stripe> {
+        let id = inner.lock().insert_stored(at, stored, kept);
+        Arc::new(Stripe { inner: inner.clone(), id, _charge: charge })
+    }
+
+    /// What it is below, if it is stored.
+    pub(crate) fn stored(&self) -> Option<Arc<dyn Stored>> {
+        self.inner.lock().stripes[self.id.slot as usize].stored.clone()
     }
 
     pub(super) fn id(&self) -> StripeId {

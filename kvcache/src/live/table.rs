@@ -109,6 +109,10 @@ pub(super) struct Table {
     pub(super) unstored: VecDeque<StripeId>,
     pub(super) flights: Vec<Flight>,
     pub(super) flights_made: u64,
+    /// Stripes to be brought back behind the scenes, in that order.
+    pub(super) behind: VecDeque<StripeId>,
+    /// The part of them that is on its way, where no thread waits for it.
+    pub(super) behind_flight: Option<u64>,
     /// The cache is gone; the demoting thread ends.
     pub(super) stopped: bool,
     pub(super) counts: Counts,
@@ -137,6 +141,8 @@ impl Table {
             unstored: VecDeque::new(),
             flights: Vec::new(),
             flights_made: 0,
+            behind: VecDeque::new(),
+            behind_flight: None,
             stopped: false,
             counts: Counts::default(),
         }
@@ -161,26 +167,46 @@ impl Table {
         cells: Vec<Arc<Cell>>,
         kept: bool,
     ) -> StripeId {
+        let id = self.place_stripe((layer, page), None, kept);
+        for (head, cell) in cells.into_iter().enumerate() {
+            self.reside(PageKey { slot: id.slot, head: head as u32 }, cell);
+        }
+        self.queue(id);
+        id
+    }
+
+    /// A stripe that is below only.
+    pub(super) fn insert_stored(
+        &mut self,
+        at: (usize, usize),
+        stored: Arc<dyn Stored>,
+        kept: bool,
+    ) -> StripeId {
+        self.counts.stored += self.heads as u64;
+        self.place_stripe(at, Some(stored), kept)
+    }
+
+    fn place_stripe(
+        &mut self,
+        (layer, page): (usize, usize),
+        stored: Option<Arc<dyn Stored>>,
+        kept: bool,
+    ) -> StripeId {
         let slot = self.free.pop().unwrap_or_else(|| self.new_slot());
         let state = &mut self.stripes[slot as usize];
         *state = State {
             live: true,
             layer: layer as u32,
             page: page as u32,
-            stored: None,
+            queued: stored.is_none(),
+            stored,
             resident: 0,
             pins: 0,
             writing: false,
-            queued: true,
             kept,
             ..*state
         };
-        let id = StripeId { slot, generation: state.generation };
-        for (head, cell) in cells.into_iter().enumerate() {
-            self.reside(PageKey { slot, head: head as u32 }, cell);
-        }
-        self.queue(id);
-        id
+        StripeId { slot, generation: state.generation }
     }
 
     /// Puts a stripe behind those that wait to be written.

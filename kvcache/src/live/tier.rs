@@ -8,7 +8,7 @@ use std::time::Duration;
 use kvist_policies::prefetch::Throttle;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::below::Below;
+use super::below::{Below, Stored};
 use super::stripe::Stripe;
 use super::table::{Counts, Table};
 use crate::arena::{Arena, Cell};
@@ -144,6 +144,17 @@ impl Tier {
             self.inner.work.notify_one();
         }
         stripe
+    }
+
+    /// A stripe that is below only: it comes when it is read.
+    pub(crate) fn below(
+        &self,
+        at: (usize, usize),
+        stored: Arc<dyn Stored>,
+        kept: bool,
+        charge: Charge,
+    ) -> Arc<Stripe> {
+        Stripe::of_stored(&self.inner, at, stored, kept, charge)
     }
 
     /// Fills in what the tier holds and has done.

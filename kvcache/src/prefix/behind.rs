@@ -2,29 +2,56 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 use super::Shared;
+use super::commit::commit;
+use super::host::Body;
 use super::load::Wave;
 use super::space::{Inner, Prefix, Space};
 use super::ticket::Promise;
-use crate::arena::Cell;
-use crate::codec::Canonical;
-use crate::disk::{Disk, NewRecord, Refused};
+use crate::cache;
+use crate::disk::{Disk, Refused};
 use crate::format::BlockKey;
+use crate::sync::{Condvar, Mutex};
 
 /// Bytes that one sync covers, at most.
 const COMMIT: usize = 64 << 20;
+/// The writer waits for so many bytes, but not for long: a sync costs as much as writing them.
+const COMPANY: usize = 16 << 20;
+const LINGER: Duration = Duration::from_millis(2);
 
 /// A block to write.
 #[derive(Debug)]
 pub(super) struct Write {
-    space: Arc<Inner>,
-    key: BlockKey,
-    tokens: Option<Box<[u32]>>,
-    cell: Arc<Cell>,
+    pub(super) space: Arc<Inner>,
+    pub(super) key: BlockKey,
+    pub(super) tokens: Option<Box<[u32]>>,
+    pub(super) body: Body,
+    /// xxh3-64 of the block, if it is known.
+    pub(super) hash: Option<u64>,
+}
+
+impl Write {
+    pub(super) fn bytes(&self) -> usize {
+        self.space.plan.layout().bytes()
+    }
+
+    /// Number of the cache that lends it.
+    fn lender(&self) -> Option<usize> {
+        self.body.lent().map(|lent| number_of(lent.cache()))
+    }
+}
+
+/// Tells caches apart that are there.
+fn number_of(cache: &Arc<cache::Shared>) -> usize {
+    Arc::as_ptr(cache).addr()
+}
+
+/// A block that is being written.
+struct Writing {
+    tenant: u32,
+    lender: Option<usize>,
 }
 
 /// Blocks to fetch.
@@ -37,13 +64,42 @@ struct Fetch {
 #[derive(Default)]
 struct State {
     writes: VecDeque<Write>,
+    /// Bytes of what waits or is being written, and is limited.
     bytes: usize,
-    /// Keys that are being written, with their tenants. Several threads may write.
-    writing: HashMap<BlockKey, u32>,
+    /// The same of what caches lend: they pay, and take it back when they need it.
+    lent_bytes: usize,
+    /// What is being written. Several threads may write.
+    writing: HashMap<BlockKey, Writing>,
     /// Those of them that nobody wants any more.
     unwanted: HashSet<BlockKey>,
     fetches: VecDeque<Fetch>,
+    /// Callers that wait until everything is written.
+    flushing: usize,
     closed: bool,
+}
+
+impl State {
+    /// Whether it is worth waiting for more to write.
+    fn is_lonely(&self) -> bool {
+        let alone = !self.writes.is_empty() && self.bytes + self.lent_bytes < COMPANY;
+        alone && self.flushing == 0 && !self.closed
+    }
+
+    fn bytes_of(&mut self, write: &Write) -> &mut usize {
+        match write.body {
+            Body::Own(_) => &mut self.bytes,
+            Body::Lent(_) => &mut self.lent_bytes,
+        }
+    }
+
+    /// Takes out the waiting writes that nobody wants any more, to be dropped without the lock.
+    fn drop_waiting(&mut self, unwanted: impl FnMut(&Write) -> bool) -> VecDeque<Write> {
+        let waiting = std::mem::take(&mut self.writes).into_iter();
+        let (dropped, kept): (VecDeque<Write>, _) = waiting.partition(unwanted);
+        dropped.iter().for_each(|w| *self.bytes_of(w) -= w.bytes());
+        self.writes = kept;
+        dropped
+    }
 }
 
 /// Work that waits, bounded in bytes.
@@ -70,7 +126,8 @@ impl Queue {
 
     /// Bytes of blocks that wait to be written.
     pub(super) fn bytes(&self) -> usize {
-        self.state.lock().bytes
+        let state = self.state.lock();
+        state.bytes + state.lent_bytes
     }
 
     /// Waits until there may be room.
@@ -84,17 +141,22 @@ impl Queue {
 
     fn push(&self, write: Write) -> Result<(), Refused> {
         let mut state = self.state.lock();
-        let bytes = write.cell.bytes().len();
+        let bytes = write.bytes();
         if state.closed {
             return Err(Refused::Closed);
         }
-        if state.bytes > 0 && state.bytes + bytes > self.bytes_max {
+        let limited = matches!(write.body, Body::Own(_));
+        if limited && state.bytes > 0 && state.bytes + bytes > self.bytes_max {
             return Err(Refused::Throttled);
         }
-        state.bytes += bytes;
+        let lonely = state.is_lonely();
+        *state.bytes_of(&write) += bytes;
         state.writes.push_back(write);
-        drop(state);
-        self.changed.notify_all();
+        // Waking the writer for each block would cost more than putting it.
+        if state.writes.len() == 1 || (lonely && !state.is_lonely()) {
+            drop(state);
+            self.changed.notify_all();
+        }
         Ok(())
     }
 
@@ -102,14 +164,15 @@ impl Queue {
     fn pop(&self, state: &mut State) -> Vec<Write> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while let Some(write) = state.writes.front() {
-            let len = write.cell.bytes().len();
+            let len = write.bytes();
             if !taken.is_empty() && bytes + len > COMMIT {
                 break;
             }
             bytes += len;
             taken.extend(state.writes.pop_front());
         }
-        state.writing.extend(taken.iter().map(|w| (w.key, w.space.tenant)));
+        let writing = |w: &Write| Writing { tenant: w.space.tenant, lender: w.lender() };
+        state.writing.extend(taken.iter().map(|w| (w.key, writing(w))));
         taken
     }
 
@@ -118,16 +181,8 @@ impl Queue {
     /// takes them back when it is done.
     fn forget(&self, unwanted: impl Fn(&BlockKey, u32) -> bool, patience: Duration) {
         let mut state = self.state.lock();
-        let mut kept = VecDeque::with_capacity(state.writes.len());
-        for write in std::mem::take(&mut state.writes) {
-            if unwanted(&write.key, write.space.tenant) {
-                state.bytes -= write.cell.bytes().len();
-            } else {
-                kept.push_back(write);
-            }
-        }
-        state.writes = kept;
-        let of = |(key, tenant): (&BlockKey, &u32)| unwanted(key, *tenant).then_some(*key);
+        let dropped = state.drop_waiting(|w| unwanted(&w.key, w.space.tenant));
+        let of = |(key, w): (&BlockKey, &Writing)| unwanted(key, w.tenant).then_some(*key);
         let waiting: Vec<BlockKey> = state.writing.iter().filter_map(of).collect();
         let under_way = |s: &mut State| waiting.iter().any(|key| s.writing.contains_key(key));
         self.changed.wait_while_for(&mut state, under_way, patience);
@@ -135,7 +190,33 @@ impl Queue {
             waiting.into_iter().filter(|key| state.writing.contains_key(key)).collect();
         state.unwanted.extend(late);
         drop(state);
+        drop(dropped);
         self.changed.notify_all();
+    }
+
+    /// Keys of the waiting writes of what a cache lends.
+    pub(super) fn waiting(&self, cache: &Arc<cache::Shared>) -> HashSet<BlockKey> {
+        let lender = Some(number_of(cache));
+        let state = self.state.lock();
+        state.writes.iter().filter(|w| w.lender() == lender).map(|w| w.key).collect()
+    }
+
+    /// Drops the waiting writes of these blocks; how many there were.
+    pub(super) fn give_up(&self, keys: &[BlockKey]) -> usize {
+        let keys: HashSet<&BlockKey> = keys.iter().collect();
+        let dropped = self.state.lock().drop_waiting(|w| keys.contains(&w.key));
+        self.changed.notify_all();
+        dropped.len()
+    }
+
+    /// Waits for a write of what a cache lends; `false` if none is under way, or it takes too long.
+    pub(super) fn await_write(&self, cache: &Arc<cache::Shared>, patience: Duration) -> bool {
+        let lender = Some(number_of(cache));
+        let mut state = self.state.lock();
+        let of = |s: &State| s.writing.values().filter(|w| w.lender == lender).count();
+        let before = of(&state);
+        self.changed.wait_while_for(&mut state, |s| before > 0 && of(s) == before, patience);
+        of(&state) < before
     }
 
     /// Keys that will come to disk.
@@ -149,7 +230,10 @@ impl Queue {
     pub(super) fn flush(&self, patience: Duration) -> bool {
         let busy = |s: &mut State| !s.writes.is_empty() || !s.writing.is_empty();
         let mut state = self.state.lock();
+        state.flushing += 1;
+        self.changed.notify_all();
         self.changed.wait_while_for(&mut state, busy, patience);
+        state.flushing -= 1;
         !busy(&mut state)
     }
 
@@ -173,18 +257,22 @@ struct UnderWay<'a> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
+        let keys: Vec<BlockKey> = self.writes.iter().map(|w| w.key).collect();
         let mut state = self.queue.state.lock();
-        state.bytes -= self.writes.iter().map(|w| w.cell.bytes().len()).sum::<usize>();
+        self.writes.iter().for_each(|w| *state.bytes_of(w) -= w.bytes());
+        drop(state);
+        // Let go of first: who waits for the writes may want the memory.
+        self.writes.clear();
+        let mut state = self.queue.state.lock();
         let mut unwanted = Vec::new();
-        for Write { key, .. } in &self.writes {
+        for key in &keys {
             state.writing.remove(key);
             unwanted.extend(state.unwanted.take(key));
         }
         drop(state);
-        for key in unwanted {
-            self.disk.remove(&key);
+        for key in &unwanted {
+            self.disk.remove(key);
         }
-        self.writes.clear();
         self.queue.changed.notify_all();
     }
 }
@@ -203,14 +291,14 @@ impl Shared {
         space: &Arc<Inner>,
         key: BlockKey,
         tokens: Option<&[u32]>,
-        cell: Arc<Cell>,
+        (body, hash): (Body, Option<u64>),
     ) -> Result<(), Refused> {
         if self.disk.is_none() {
             return Ok(());
         }
         // What is sealed says nothing in the clear.
         let tokens = tokens.filter(|_| space.seal.is_none()).map(Box::from);
-        let result = self.queue.push(Write { space: space.clone(), key, tokens, cell });
+        let result = self.queue.push(Write { space: space.clone(), key, tokens, body, hash });
         if result == Err(Refused::Throttled) {
             self.counters.throttled();
             return Ok(());
@@ -268,15 +356,16 @@ impl Shared {
     /// The writer's thread: writes until the store is closed and nothing waits any more.
     pub(super) fn write_all(&self) {
         loop {
-            while self.write_some() {}
             let mut state = self.queue.state.lock();
-            if !state.writes.is_empty() {
-                continue;
+            if state.writes.is_empty() {
+                if state.closed {
+                    return;
+                }
+                self.queue.changed.wait(&mut state);
             }
-            if state.closed {
-                return;
-            }
-            self.queue.changed.wait(&mut state);
+            self.queue.changed.wait_while_for(&mut state, |s| s.is_lonely(), LINGER);
+            drop(state);
+            self.write_some();
         }
     }
 
@@ -295,26 +384,4 @@ impl Shared {
             self.fetch_some();
         }
     }
-}
-
-fn commit(shared: &Shared, disk: &Disk, writes: &[Write]) {
-    let sources: Vec<Canonical> =
-        writes.iter().map(|w| Canonical::new(w.space.plan.layout(), w.cell.bytes())).collect();
-    let mut records = Vec::with_capacity(writes.len());
-    for (w, pages) in writes.iter().zip(&sources) {
-        records.push(NewRecord {
-            key: w.key,
-            model: w.space.parts.model,
-            tenant: w.space.tag,
-            seal: w.space.seal.as_ref(),
-            tokens: w.tokens.as_deref(),
-            num_tokens: w.space.plan.layout().block_tokens,
-            plan: &w.space.plan,
-            pages,
-            live: None,
-        });
-    }
-    let started = Instant::now();
-    let results = disk.commit(&records);
-    shared.counters.committed(&results, started.elapsed());
 }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::behind::Queue;
 use super::counters::Counters;
 use super::host::Host;
 use super::{Numbers, PrefixStore, Shared, Threads};
 use crate::Error;
+use crate::arena::Care;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::KeySecret;
+use crate::sync::{Mutex, thread};
 use crate::vfs::{self, Vfs};
 
 /// Host tier where nothing is said.
@@ -32,6 +32,7 @@ pub struct PrefixBuilder {
     verify_tokens: bool,
     verify_leases: bool,
     zero_on_free: Option<bool>,
+    prefault: bool,
     threads: bool,
 }
 
@@ -48,6 +49,7 @@ impl Default for PrefixBuilder {
             verify_tokens: true,
             verify_leases: false,
             zero_on_free: None,
+            prefault: false,
             threads: true,
         }
     }
@@ -84,7 +86,8 @@ impl PrefixBuilder {
     }
 
     /// Bytes of blocks that may wait to be written; they are part of the host budget. Default a
-    /// quarter of it, at most 256 MiB.
+    /// quarter of it, at most 256 MiB. Blocks that a cache lends are part of its budget, and do not
+    /// count here.
     #[must_use]
     pub fn queue_bytes(mut self, bytes: u64) -> PrefixBuilder {
         self.queue_bytes = Some(bytes);
@@ -114,16 +117,27 @@ impl PrefixBuilder {
     }
 
     /// Checks a block in memory each time it is read, not only when it comes from disk. Default off.
+    /// Blocks that a cache lends have no checksum before they are written.
     #[must_use]
     pub fn verify_host(mut self, on: bool) -> PrefixBuilder {
         self.verify_leases = on;
         self
     }
 
-    /// Wipes memory when a block leaves. Default: as `multi_tenant`.
+    /// Wipes memory when a block leaves; pages that a cache lends are the cache's, and are not wiped.
+    /// Default: as `multi_tenant`.
     #[must_use]
     pub fn zero_on_free(mut self, on: bool) -> PrefixBuilder {
         self.zero_on_free = Some(on);
+        self
+    }
+
+    /// Touches the memory of the whole host budget when the first space is made, for blocks of its
+    /// size, and keeps it: no put or read waits for the system to hand out a page. Default off: memory
+    /// is touched when it is first used, and goes back when no block uses it.
+    #[must_use]
+    pub fn prefault(mut self, on: bool) -> PrefixBuilder {
+        self.prefault = on;
         self
     }
 
@@ -151,14 +165,16 @@ impl PrefixBuilder {
         let master = self.disk.as_ref().and_then(|d| d.master.clone());
         let given = self.disk.as_ref().map_or(&self.secret, |d| &d.secret).clone();
         let disk = self.open_disk()?;
+        disk.iter().filter(|_| self.prefault).for_each(|disk| disk.prefault());
         let secret = match (&disk, given) {
             (Some(disk), _) => disk.secret().clone(),
             (None, Some(secret)) => secret,
             (None, None) => KeySecret::random()?,
         };
         let queue_bytes = self.queue_bytes.unwrap_or(QUEUE_BYTES.min(self.host_bytes / 4));
+        let wipes = self.zero_on_free.unwrap_or(self.multi_tenant);
         let shared = Arc::new(Shared {
-            host: Host::new(self.host_bytes, self.zero_on_free.unwrap_or(self.multi_tenant)),
+            host: Host::new(self.host_bytes, Care { wipes, stays: self.prefault }),
             disk,
             secret,
             master,
@@ -191,13 +207,13 @@ impl PrefixBuilder {
     }
 }
 
-fn start(shared: &Arc<Shared>) -> Result<Vec<std::thread::JoinHandle<()>>, Error> {
+fn start(shared: &Arc<Shared>) -> Result<Vec<thread::JoinHandle<()>>, Error> {
     type Work = fn(&Shared);
     let threads: [(&str, Work); 2] =
         [("kvist-write", Shared::write_all), ("kvist-fetch", Shared::fetch_all)];
     let spawn = |(name, work): (&str, Work)| {
         let shared = shared.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned());
+        let thread = thread::Builder::new().name(name.to_owned());
         let refused =
             |e: std::io::Error| Error::System { what: "starting a thread", reason: e.to_string() };
         thread.spawn(move || work(&shared)).map_err(refused)

@@ -16,6 +16,9 @@ pub struct PrefixStats {
     pub host_used_bytes: u64,
     /// Blocks in memory.
     pub host_blocks: u64,
+    /// Of these, blocks that lie in pages of a cache, which pays for them (see
+    /// [`Space::publish`](crate::Space::publish)).
+    pub lent_blocks: u64,
     /// Blocks that left memory for others.
     pub host_evicted: u64,
     /// Bytes of blocks that wait to be written to disk.
@@ -24,6 +27,10 @@ pub struct PrefixStats {
     pub puts: u64,
     /// Bytes of the blocks stored.
     pub put_bytes: u64,
+    /// Blocks published: found in a sequence, and new.
+    pub published: u64,
+    /// Blocks that sequences were started with without a copy.
+    pub shared: u64,
     /// Blocks restored.
     pub gets: u64,
     /// Of these, from disk.
@@ -49,6 +56,8 @@ pub struct PrefixStats {
 pub(super) struct Counters {
     puts: AtomicU64,
     put_bytes: AtomicU64,
+    published: AtomicU64,
+    shared: AtomicU64,
     gets: AtomicU64,
     gets_from_disk: AtomicU64,
     get_bytes: AtomicU64,
@@ -63,6 +72,16 @@ impl Counters {
         self.puts.fetch_add(1, Relaxed);
         self.put_bytes.fetch_add(bytes as u64, Relaxed);
         metrics::counter!("kvist_prefix_puts").increment(1);
+    }
+
+    pub(super) fn published(&self, blocks: usize) {
+        self.published.fetch_add(blocks as u64, Relaxed);
+        metrics::counter!("kvist_prefix_published").increment(blocks as u64);
+    }
+
+    pub(super) fn shared(&self, blocks: usize) {
+        self.shared.fetch_add(blocks as u64, Relaxed);
+        metrics::counter!("kvist_prefix_shared").increment(blocks as u64);
     }
 
     pub(super) fn got(&self, blocks: usize, from_disk: usize, bytes: usize) {
@@ -100,6 +119,8 @@ impl Counters {
     pub(super) fn fill(&self, stats: &mut PrefixStats) {
         stats.puts = self.puts.load(Relaxed);
         stats.put_bytes = self.put_bytes.load(Relaxed);
+        stats.published = self.published.load(Relaxed);
+        stats.shared = self.shared.load(Relaxed);
         stats.gets = self.gets.load(Relaxed);
         stats.gets_from_disk = self.gets_from_disk.load(Relaxed);
         stats.get_bytes = self.get_bytes.load(Relaxed);

@@ -1,86 +1,54 @@
 //! The Host tier of the prefix store: whole blocks in memory, the least recently used leave first.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
-
-use crate::Error;
-use crate::arena::{Arena, Cell};
+pub(super) use super::blocks::{BLOCK_OVERHEAD, Body, Held, Meaning};
+use super::blocks::{Block, Blocks};
+use super::lent::Lent;
+use crate::arena::{Arena, Care};
 use crate::budget::Budget;
 use crate::disk::Refused;
 use crate::format::BlockKey;
-use crate::table::KeyTable;
+use crate::sync::{Arc, Mutex, MutexGuard};
+use crate::{Error, cache};
 
-/// No neighbour in the list of recency.
-const NONE: u32 = u32::MAX;
 /// Block sizes of a store: each reserves address space for the whole budget.
 const SIZES_MAX: usize = 64;
-
-/// A block in memory, by key.
-#[derive(Debug)]
-struct Block {
-    cell: Arc<Cell>,
-    /// xxh3-64 of its bytes.
-    hash: u64,
-    /// More and less recently used.
-    newer: u32,
-    older: u32,
-    /// What its bytes mean: number of a space's model and layout.
-    kind: u32,
-    tenant: u32,
-}
-
-#[derive(Debug)]
-struct Blocks {
-    table: KeyTable<Block>,
-    newest: u32,
-    oldest: u32,
-    evicted: u64,
-    /// How often blocks were evicted or erased on request.
-    epoch: u64,
-    /// Such requests that are under way.
-    closed: u64,
-}
 
 /// Room for a block, charged. What is not used goes back.
 #[derive(Debug)]
 pub(super) struct Vacant<'a> {
     host: &'a Host,
-    cell: Option<Arc<Cell>>,
+    body: Option<Body>,
 }
 
 impl Vacant<'_> {
-    /// The cell's bytes, to be written.
+    /// The own cell's bytes, to be written.
     pub(super) fn bytes(&mut self) -> &mut [u8] {
-        let bytes = self.cell.as_mut().and_then(|cell| cell.bytes_mut());
+        let bytes = match &mut self.body {
+            Some(Body::Own(cell)) => cell.bytes_mut(),
+            _ => None,
+        };
         bytes.expect("a fresh cell has one holder")
     }
 
-    /// Held by the caller only, who pays for the cell and no entry.
-    fn hold(mut self, block: Meaning) -> Held {
-        let cell = self.cell.take().expect("room is used once");
-        self.host.budget.release(BLOCK_OVERHEAD);
-        let Meaning { hash, kind, tenant } = block;
-        Held { cell, hash, kind, tenant }
+    fn take(&mut self, Meaning { hash, kind, tenant }: Meaning) -> Held {
+        let body = self.body.take().expect("room is used once");
+        Held { body, hash, kind, tenant }
+    }
+
+    /// Held by the caller only, who pays for the bytes and no entry.
+    pub(super) fn hold(mut self, block: Meaning) -> Held {
+        let held = self.take(block);
+        self.host.budget.release(held.body.overhead());
+        held
     }
 }
 
 impl Drop for Vacant<'_> {
     fn drop(&mut self) {
-        if self.cell.take().is_some() {
-            self.host.budget.release(BLOCK_OVERHEAD);
-        }
+        self.host.let_go(self.body.take());
     }
-}
-
-/// A block held in memory: its bytes stay as long as this value.
-#[derive(Clone, Debug)]
-pub(super) struct Held {
-    pub(super) cell: Arc<Cell>,
-    pub(super) hash: u64,
-    pub(super) kind: u32,
-    pub(super) tenant: u32,
 }
 
 /// A moment in the life of a store, to tell whether anything was evicted or erased since.
@@ -98,41 +66,22 @@ impl Drop for LandingClosed<'_> {
     }
 }
 
-/// What a block is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Meaning {
-    pub(super) hash: u64,
-    pub(super) kind: u32,
-    pub(super) tenant: u32,
-}
-
 /// Blocks in memory under one budget.
 #[derive(Debug)]
 pub(super) struct Host {
     budget: Arc<Budget>,
     arenas: Mutex<Vec<Arc<Arena>>>,
     blocks: Mutex<Blocks>,
-    zero_on_free: bool,
+    care: Care,
 }
 
-/// What a block costs beside its cell.
-pub(super) const BLOCK_OVERHEAD: u64 = KeyTable::<Block>::ENTRY_BYTES;
-
 impl Host {
-    pub(super) fn new(bytes: u64, zero_on_free: bool) -> Host {
-        let blocks = Blocks {
-            table: KeyTable::default(),
-            newest: NONE,
-            oldest: NONE,
-            evicted: 0,
-            epoch: 0,
-            closed: 0,
-        };
+    pub(super) fn new(bytes: u64, care: Care) -> Host {
         Host {
             budget: Arc::new(Budget::new(bytes)),
             arenas: Mutex::default(),
-            blocks: Mutex::new(blocks),
-            zero_on_free,
+            blocks: Mutex::new(Blocks::new()),
+            care,
         }
     }
 
@@ -150,8 +99,12 @@ impl Host {
             let expected = format!("one of the {SIZES_MAX} block sizes that the store has");
             return Err(Error::setting("block size", expected, block_bytes));
         }
-        let make = if self.zero_on_free { Arena::wiping } else { Arena::new };
-        let arena = make(block_bytes, u32::MAX as usize, self.budget.clone())?;
+        // Only one size can have all of the memory.
+        let care = Care { stays: self.care.stays && arenas.is_empty(), ..self.care };
+        let arena = Arena::new(block_bytes, u32::MAX as usize, self.budget.clone(), care)?;
+        if care.stays {
+            arena.touch(self.budget.limit())?;
+        }
         arenas.push(arena.clone());
         Ok(arena)
     }
@@ -159,23 +112,46 @@ impl Host {
     /// Room for a new block, after evicting what has to leave; `None` if everything is in use.
     pub(super) fn room(&self, arena: &Arc<Arena>) -> Option<Vacant<'_>> {
         // The entry is charged with the cell, so that adding the block cannot fail.
+        let body = self.vacate(|| {
+            self.budget.charge(BLOCK_OVERHEAD).ok()?;
+            let cell = arena.take(1).ok().and_then(|mut cells| cells.pop());
+            if cell.is_none() {
+                self.budget.release(BLOCK_OVERHEAD);
+            }
+            cell.map(Body::Own)
+        })?;
+        Some(Vacant { host: self, body: Some(body) })
+    }
+
+    /// [`Host::room`] for the entry of a lent block.
+    pub(super) fn room_for(&self, lent: Arc<Lent>) -> Option<Vacant<'_>> {
+        let body = Body::Lent(lent);
+        self.vacate(|| self.budget.charge(body.overhead()).ok())?;
+        Some(Vacant { host: self, body: Some(body) })
+    }
+
+    /// Evicts until something can be taken.
+    fn vacate<T>(&self, mut take: impl FnMut() -> Option<T>) -> Option<T> {
         loop {
-            if self.budget.charge(BLOCK_OVERHEAD).is_ok() {
-                match arena.take(1) {
-                    Ok(mut cells) => return Some(Vacant { host: self, cell: cells.pop() }),
-                    Err(_) => self.budget.release(BLOCK_OVERHEAD),
-                }
+            if let Some(taken) = take() {
+                return Some(taken);
             }
-            let freed = self.blocks.lock().evict_oldest();
-            match freed {
-                // Dropped here, outside the lock.
-                Some(cell) => {
-                    drop(cell);
-                    self.budget.release(BLOCK_OVERHEAD);
-                }
-                None => return None,
-            }
+            let gone = self.blocks.lock().evict_oldest();
+            self.let_go([gone?]);
         }
+    }
+
+    /// Drops blocks that left the table, which must not be locked; how many there were.
+    fn let_go(&self, gone: impl IntoIterator<Item = Body>) -> usize {
+        let free = |body: Body| self.budget.release(body.overhead());
+        gone.into_iter().map(free).count()
+    }
+
+    /// Gives back up to `n` blocks that a cache lends, see [`Blocks::evict_lent`]; how many there were.
+    pub(super) fn give_back(&self, cache: &Arc<cache::Shared>, n: usize, alone: bool) -> usize {
+        let gone = self.blocks.lock().evict_lent(cache, n, alone);
+        // The last of a sequence leave first, and are dropped last: its donor is cut once.
+        self.let_go(gone.into_iter().rev())
     }
 
     pub(super) fn moment(&self) -> Moment {
@@ -195,26 +171,32 @@ impl Host {
     pub(super) fn land(&self, key: BlockKey, room: Vacant, block: Meaning, since: Moment) -> Held {
         let blocks = self.blocks.lock();
         let open = blocks.closed == 0 && Moment(blocks.epoch) == since;
-        if open || cfg!(kvist_bug = "landed_after_erase") {
+        if open || bug!("landed_after_erase") {
             return self.add_to(blocks, key, room, block);
         }
         drop(blocks);
         room.hold(block)
     }
 
-    /// Adds a new block, if `also` agrees to what else is to be done in the same step.
+    /// Adds a new block, if `also` agrees to what else is to be done in the same step. With `since`,
+    /// only if nothing was evicted or erased since then.
     pub(super) fn publish(
         &self,
         key: BlockKey,
         room: Vacant,
         block: Meaning,
-        also: impl FnOnce(Arc<Cell>) -> Result<(), Refused>,
+        since: Option<Moment>,
+        also: impl FnOnce(Body) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
         let blocks = self.blocks.lock();
         if blocks.table.get(&key).is_some() {
             return Err(Refused::AlreadyPresent);
         }
-        also(room.cell.clone().expect("room is used once"))?;
+        let late = since.is_some_and(|since| blocks.closed > 0 || Moment(blocks.epoch) != since);
+        if late && !bug!("lent_after_erase") {
+            return Err(Refused::Throttled);
+        }
+        also(room.body.clone().expect("room is used once"))?;
         self.add_to(blocks, key, room, block);
         Ok(())
     }
@@ -237,13 +219,62 @@ impl Host {
             drop(blocks);
             return there;
         }
-        let cell = room.cell.take().expect("room is used once");
-        let Meaning { hash, kind, tenant } = block;
-        let held = Held { cell: cell.clone(), hash, kind, tenant };
-        let block = Block { cell, hash, newer: NONE, older: NONE, kind, tenant };
-        let slot = blocks.table.insert(key, block);
-        blocks.link(slot);
+        let held = room.take(block);
+        blocks.insert(key, held.clone());
         held
+    }
+
+    /// Forgets a block if it is this lent one.
+    pub(super) fn give_up(&self, key: &BlockKey, lent: &Arc<Lent>) {
+        let mut blocks = self.blocks.lock();
+        let same = blocks.lent(key).is_some_and(|there| Arc::ptr_eq(there, lent));
+        let gone = if same { blocks.take(key) } else { None };
+        drop(blocks);
+        self.let_go(gone);
+    }
+
+    /// The `n` least recently used of some lent blocks.
+    pub(super) fn oldest_of(&self, keys: &HashSet<BlockKey>, n: usize) -> Vec<BlockKey> {
+        self.blocks.lock().oldest_lent(n, |key, _| keys.contains(key))
+    }
+
+    /// Which of these blocks of a tenant a cache lends; none for those that are not in memory.
+    pub(super) fn survey(
+        &self,
+        keys: &[BlockKey],
+        tenant: u32,
+        cache: &Arc<cache::Shared>,
+    ) -> Vec<Option<bool>> {
+        let blocks = self.blocks.lock();
+        let there = |key| blocks.table.get(key).filter(|block| block.tenant == tenant);
+        let lent = |key| there(key).map(|_| blocks.lent(key).is_some_and(|l| l.is_of(cache)));
+        keys.iter().map(lent).collect()
+    }
+
+    /// Puts other pages of the same cache under a lent block; whether there is one.
+    pub(super) fn replace(&self, key: &BlockKey, by: &Arc<Lent>) -> bool {
+        let replaced = self.blocks.lock().replace(key, by);
+        replaced.is_some()
+    }
+
+    /// Makes blocks the most recently used, the first of them the most: none leaves before those that
+    /// follow it.
+    pub(super) fn freshen(&self, keys: &[BlockKey]) {
+        let mut blocks = self.blocks.lock();
+        let held: Vec<Option<Held>> = keys.iter().rev().map(|key| blocks.touch(key)).collect();
+        drop(blocks);
+        drop(held);
+    }
+
+    /// The last of these blocks that a cache lends, and its place.
+    pub(super) fn last_lent(
+        &self,
+        keys: &[BlockKey],
+        cache: &Arc<cache::Shared>,
+    ) -> Option<(usize, Arc<Lent>)> {
+        let blocks = self.blocks.lock();
+        let lent = |(i, key)| Some((i, blocks.lent(key).filter(|l| l.is_of(cache))?.clone()));
+        keys.iter().enumerate().rev().find_map(lent)
     }
 
     /// A block, which becomes the most recently used.
@@ -258,19 +289,12 @@ impl Host {
     /// Forgets a block. Its bytes go when nobody holds it.
     pub(super) fn remove(&self, key: &BlockKey) -> bool {
         let removed = self.blocks.lock().take(key);
-        if removed.is_some() {
-            self.budget.release(BLOCK_OVERHEAD);
-        }
-        removed.is_some()
+        self.let_go(removed) > 0
     }
 
     /// Forgets all blocks.
     pub(super) fn clear(&self) {
-        let mut blocks = self.blocks.lock();
-        let gone: Vec<BlockKey> = blocks.table.iter().map(|(key, _)| *key).collect();
-        let cells: Vec<_> = gone.iter().filter_map(|key| blocks.take(key)).collect();
-        drop(blocks);
-        self.budget.release(BLOCK_OVERHEAD * cells.len() as u64);
+        self.forget(|_, _| true);
     }
 
     /// Forgets blocks, save those that are on their way to disk: they were put meanwhile.
@@ -282,87 +306,37 @@ impl Host {
         let mut blocks = self.blocks.lock();
         let pending = pending();
         let mut take = |key| if pending.contains(key) { None } else { blocks.take(key) };
-        let cells: Vec<Option<Arc<Cell>>> = keys.iter().map(&mut take).collect();
+        let bodies: Vec<Option<Body>> = keys.iter().map(&mut take).collect();
         drop(blocks);
-        let removed: Vec<bool> = cells.iter().map(Option::is_some).collect();
-        self.budget.release(BLOCK_OVERHEAD * removed.iter().filter(|there| **there).count() as u64);
+        let removed = bodies.iter().map(Option::is_some).collect();
+        self.let_go(bodies.into_iter().flatten());
         removed
     }
 
     /// Forgets all blocks of a tenant, save those that were put meanwhile.
     pub(super) fn erase(&self, tenant: u32, pending: impl FnOnce() -> HashSet<BlockKey>) -> u64 {
-        let mut blocks = self.blocks.lock();
-        let pending = pending();
-        let of_tenant =
-            |(key, b): &(&BlockKey, &Block)| b.tenant == tenant && !pending.contains(key);
-        let gone: Vec<BlockKey> = blocks.table.iter().filter(of_tenant).map(|(k, _)| *k).collect();
-        let cells: Vec<_> = gone.iter().filter_map(|key| blocks.take(key)).collect();
-        drop(blocks);
-        self.budget.release(BLOCK_OVERHEAD * cells.len() as u64);
-        cells.len() as u64
-    }
-
-    /// Blocks in memory, and how many left so far.
-    pub(super) fn counts(&self) -> (u64, u64) {
-        let blocks = self.blocks.lock();
-        (blocks.table.len() as u64, blocks.evicted)
-    }
-}
-
-impl Blocks {
-    fn link(&mut self, slot: u32) {
-        let newest = std::mem::replace(&mut self.newest, slot);
-        if let Some((_, block)) = self.table.slot_mut(slot) {
-            (block.newer, block.older) = (NONE, newest);
-        }
-        match self.table.slot_mut(newest) {
-            Some((_, block)) => block.newer = slot,
-            None => self.oldest = slot,
-        }
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let Some((_, block)) = self.table.slot(slot) else { return };
-        let (newer, older) = (block.newer, block.older);
-        match self.table.slot_mut(newer) {
-            Some((_, block)) => block.older = older,
-            None => self.newest = older,
-        }
-        match self.table.slot_mut(older) {
-            Some((_, block)) => block.newer = newer,
-            None => self.oldest = newer,
-        }
-    }
-
-    fn touch(&mut self, key: &BlockKey) -> Option<Held> {
-        let slot = self.table.find(key)?;
-        if self.newest != slot {
-            self.unlink(slot);
-            self.link(slot);
-        }
-        let (_, block) = self.table.slot(slot)?;
-        let (cell, tenant) = (block.cell.clone(), block.tenant);
-        Some(Held { cell, hash: block.hash, kind: block.kind, tenant })
-    }
-
-    fn take(&mut self, key: &BlockKey) -> Option<Arc<Cell>> {
-        let slot = self.table.find(key)?;
-        self.unlink(slot);
-        self.table.remove(key).map(|block| block.cell)
-    }
-
-    /// Takes out the least recently used block that nobody holds.
-    fn evict_oldest(&mut self) -> Option<Arc<Cell>> {
-        let mut slot = self.oldest;
-        while let Some((key, block)) = self.table.slot(slot) {
-            if Arc::strong_count(&block.cell) == 1 || cfg!(kvist_bug = "held_evicted") {
-                let key = *key;
-                self.evicted += 1;
-                return self.take(&key);
+        // Asked under the lock, once.
+        let (mut pending, mut keys) = (Some(pending), HashSet::new());
+        self.forget(|key, block| {
+            if let Some(pending) = pending.take() {
+                keys = pending();
             }
-            slot = block.newer;
-        }
-        None
+            block.tenant == tenant && !keys.contains(key)
+        })
+    }
+
+    fn forget(&self, mut unwanted: impl FnMut(&BlockKey, &Block) -> bool) -> u64 {
+        let mut blocks = self.blocks.lock();
+        let gone = blocks.table.iter().filter(|(key, block)| unwanted(key, block));
+        let gone: Vec<BlockKey> = gone.map(|(key, _)| *key).collect();
+        let bodies: Vec<Body> = gone.iter().filter_map(|key| blocks.take(key)).collect();
+        drop(blocks);
+        self.let_go(bodies) as u64
+    }
+
+    /// Blocks in memory, those of them that are lent, and how many left so far.
+    pub(super) fn counts(&self) -> (u64, u64, u64) {
+        self.blocks.lock().counts()
     }
 }
 
@@ -382,7 +356,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_leave_and_held_ones_stay() {
         let each = 4096 + crate::arena::CELL_OVERHEAD + BLOCK_OVERHEAD;
-        let host = Host::new(4 * each, true);
+        let host = Host::new(4 * each, Care { wipes: true, stays: false });
         let arena = host.arena(4096).unwrap();
         for n in 0..4 {
             put(&host, &arena, n);
@@ -398,11 +372,25 @@ mod tests {
         assert!(host.contains(&key(0), 0) && !host.contains(&key(4), 0));
         let all: Vec<Held> = [5, 6, 7].iter().map(|&n| host.get(&key(n)).unwrap()).collect();
         assert!(put(&host, &arena, 8).is_none());
-        assert_eq!(host.counts(), (4, 4));
+        assert_eq!(host.counts(), (4, 0, 4));
         drop((held, all));
         assert_eq!(host.erase(1, HashSet::new), 2);
         assert!(host.remove(&key(0)) && !host.remove(&key(0)));
         assert_eq!(host.budget().used(), each);
+        let since = host.moment();
+        let meaning = Meaning { hash: 0, kind: 0, tenant: 0 };
+        let publish = |n, since| {
+            host.publish(key(n), host.room(&arena).unwrap(), meaning, Some(since), |_| Ok(()))
+        };
+        assert_eq!(publish(9, since), Ok(()));
+        let closed = host.close_landing();
+        let meanwhile = publish(10, host.moment());
+        drop(closed);
+        assert_eq!(
+            (meanwhile, publish(10, since)),
+            (Err(Refused::Throttled), Err(Refused::Throttled))
+        );
+        assert!(host.remove(&key(9)));
         let twice = put(&host, &arena, 6).unwrap();
         assert_eq!((twice.hash, host.budget().used()), (6, each));
     }

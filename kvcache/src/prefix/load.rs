@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::host::{Held, Moment, Vacant};
+use super::host::{Body, Held, Moment, Vacant};
 use super::rows::BlockRowsMut;
 use super::space::{Prefix, Space};
+use crate::Cache;
+use crate::arena::Cell;
 use crate::codec::PageSink;
 use crate::disk::{BlockDone, BlockReads, Disk, Expect, Want};
 use crate::format::BlockLayout;
@@ -14,37 +17,53 @@ use crate::miss::MissReason;
 /// Bytes of blocks that are asked for together.
 const WAVE: usize = 64 << 20;
 
-/// Where a block's bytes are, in canonical order.
-pub(super) enum Source {
-    Host(Held),
-    /// Read just now; held in memory if there was room.
-    Disk(Fetched),
+/// A block that can be had.
+pub(super) struct Source {
+    pub(super) bytes: Bytes,
+    /// Read just now.
+    pub(super) from_disk: bool,
 }
 
-/// A block read from disk.
-pub(super) enum Fetched {
-    Held(Held),
+/// Where a block's bytes are, in canonical order.
+pub(super) enum Bytes {
+    /// In memory, in one piece.
+    Cell(Arc<Cell>),
     Heap(Vec<u8>),
+    /// The pages that were wanted, each in a cell.
+    Pages(Vec<Arc<Cell>>),
 }
 
 impl Source {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Source::Host(held) | Source::Disk(Fetched::Held(held)) => held.cell.bytes(),
-            Source::Disk(Fetched::Heap(bytes)) => bytes,
-        }
+    fn new(bytes: Bytes, from_disk: bool) -> Source {
+        Source { bytes, from_disk }
     }
 
-    /// Copies pages to the caller's rows.
+    /// Copies the pages that were wanted to the caller's rows.
     pub(super) fn write(&self, layout: &BlockLayout, pages: Range<usize>, out: &mut BlockRowsMut) {
-        out.write(layout, pages, self.bytes());
+        match &self.bytes {
+            Bytes::Cell(cell) => out.write(layout, pages, cell.bytes()),
+            Bytes::Heap(bytes) => out.write(layout, pages, bytes),
+            Bytes::Pages(cells) => {
+                pages
+                    .zip(cells)
+                    .for_each(|(page, cell)| out.write_page(layout, page, cell.bytes()));
+            }
+        }
     }
+}
+
+/// What a block in memory is held for.
+enum Near {
+    Block(Held),
+    Read(Bytes),
 }
 
 /// Where a block is decoded to.
 enum Target<'a> {
     Room(Vacant<'a>),
     Heap(Vec<u8>),
+    /// Pages of a cache.
+    Pages(Vec<Arc<Cell>>),
 }
 
 /// A block's room on its way through a read.
@@ -61,6 +80,10 @@ impl PageSink for Landing<'_> {
         let bytes = match &mut self.target {
             Target::Room(room) => room.bytes(),
             Target::Heap(bytes) => bytes,
+            Target::Pages(cells) => {
+                let page = cells[index].bytes_mut();
+                return page.expect("a fresh cell has one holder").split_at_mut(k);
+            }
         };
         bytes[index * page..(index + 1) * page].split_at_mut(k)
     }
@@ -71,15 +94,24 @@ pub(super) struct Wave<'a> {
     space: &'a Space,
     prefix: &'a Prefix,
     pages: Range<usize>,
+    /// Blocks from disk come to pages of this cache, if there is one.
+    cache: Option<&'a Cache>,
     reads: Option<BlockReads<'a, Landing<'a>>>,
     /// Block of each read of `reads`.
     blocks: Vec<usize>,
-    ready: HashMap<usize, Result<Source, MissReason>>,
+    ready: HashMap<usize, Result<Near, MissReason>>,
 }
 
 impl<'a> Wave<'a> {
     pub(super) fn new(space: &'a Space, prefix: &'a Prefix, pages: Range<usize>) -> Wave<'a> {
-        Wave { space, prefix, pages, reads: None, blocks: Vec::new(), ready: HashMap::new() }
+        let (blocks, ready) = (Vec::new(), HashMap::new());
+        Wave { space, prefix, pages, cache: None, reads: None, blocks, ready }
+    }
+
+    /// Whole blocks, those from disk to fresh pages of a cache of the same layout.
+    pub(super) fn to_pages(space: &'a Space, prefix: &'a Prefix, cache: &'a Cache) -> Wave<'a> {
+        let wave = Wave::new(space, prefix, 0..space.layout().pages());
+        Wave { cache: Some(cache), ..wave }
     }
 
     pub(super) fn pages(&self) -> Range<usize> {
@@ -92,12 +124,24 @@ impl<'a> Wave<'a> {
         if self.blocks.is_empty() && self.ready.is_empty() {
             match self.space.held(&self.prefix.keys()[block]) {
                 Err(MissReason::Absent) => {}
-                held => return held.map(Source::Host),
+                Err(reason) => return Err(reason),
+                Ok(held) => {
+                    self.ready.insert(block, Ok(Near::Block(held)));
+                }
             }
         }
         loop {
-            if let Some(result) = self.ready.remove(&block) {
-                return result;
+            match self.ready.remove(&block) {
+                None => {}
+                Some(Err(reason)) => return Err(reason),
+                Some(Ok(Near::Read(bytes))) => return Ok(Source::new(bytes, true)),
+                Some(Ok(Near::Block(held))) => {
+                    if let Some(bytes) = self.bytes_of(held, block)? {
+                        return Ok(Source::new(bytes, false));
+                    }
+                    self.start(block, end);
+                    continue;
+                }
             }
             if !self.blocks.contains(&block) {
                 self.start(block, end);
@@ -109,6 +153,23 @@ impl<'a> Wave<'a> {
                 Some(done) => self.landed(done),
                 // Every read ended, and this block was not among them.
                 None => return Err(MissReason::Io),
+            }
+        }
+    }
+
+    /// The bytes of a block in memory; none if its pages are gone for good, and it with them.
+    fn bytes_of(&self, held: Held, block: usize) -> Result<Option<Bytes>, MissReason> {
+        let lent = match held.body {
+            Body::Own(cell) => return Ok(Some(Bytes::Cell(cell))),
+            Body::Lent(lent) => lent,
+        };
+        match lent.pages(self.pages()) {
+            Ok(cells) => Ok(Some(Bytes::Pages(cells))),
+            Err(reason @ (MissReason::Busy | MissReason::Timeout)) => Err(reason),
+            Err(reason) => {
+                tracing::debug!("a lent block is given up: {reason}");
+                self.space.shared.host.give_up(&self.prefix.keys()[block], &lent);
+                Ok(None)
             }
         }
     }
@@ -132,7 +193,7 @@ impl<'a> Wave<'a> {
             let key = &self.prefix.keys()[block];
             match space.held(key) {
                 Ok(held) => {
-                    self.ready.insert(block, Ok(Source::Host(held)));
+                    self.ready.insert(block, Ok(Near::Block(held)));
                     continue;
                 }
                 Err(MissReason::Absent) => {}
@@ -146,8 +207,14 @@ impl<'a> Wave<'a> {
                 self.ready.insert(block, Err(reason));
                 break;
             }
-            let tokens = self.prefix.tokens(block);
-            let (pages, sink) = (self.pages(), self.landing());
+            let Some(sink) = self.landing(wants.is_empty()) else {
+                // What was asked for goes first, and leaves room.
+                if wants.is_empty() {
+                    self.ready.insert(block, Err(MissReason::Busy));
+                }
+                break;
+            };
+            let (tokens, pages) = (self.prefix.tokens(block), self.pages());
             wants.push(Want { key: *key, tokens, pages, sink });
             self.blocks.push(block);
         }
@@ -161,32 +228,46 @@ impl<'a> Wave<'a> {
         self.reads = self.disk().filter(|_| !wants.is_empty()).map(|disk| disk.read(expect, wants));
     }
 
-    /// Room for a block: in memory if all of it is read and there is room, else on the heap.
-    fn landing(&self) -> Landing<'a> {
+    /// Room for a block: in the cache that wants it; else in memory if all of it is read and there is
+    /// room, else on the heap. A cache makes room only for the `first`.
+    fn landing(&self, first: bool) -> Option<Landing<'a>> {
         let space = self.space;
         let layout = space.inner.plan.layout();
-        let room = match self.all_pages() {
+        let room = || match self.all_pages() {
             true => space.shared.host.room(&space.inner.arena),
             false => None,
         };
-        let target = room.map_or_else(|| Target::Heap(vec![0; layout.bytes()]), Target::Room);
+        let target = match self.cache {
+            Some(cache) => Target::Pages(pages_of(cache, layout.pages(), first)?),
+            None => room().map_or_else(|| Target::Heap(vec![0; layout.bytes()]), Target::Room),
+        };
         let since = space.shared.host.moment();
-        Landing { target, since, layout }
+        Some(Landing { target, since, layout })
     }
 
     fn landed(&mut self, done: BlockDone<Landing<'a>>) {
         let BlockDone { index, result, hash, sink } = done;
         let (block, space) = (self.blocks[index], self.space);
-        let source = result.map(|()| {
-            Source::Disk(match sink.target {
-                Target::Heap(bytes) => Fetched::Heap(bytes),
-                Target::Room(room) => {
-                    let key = self.prefix.keys()[block];
-                    let meaning = space.inner.meaning(hash);
-                    Fetched::Held(space.shared.host.land(key, room, meaning, sink.since))
+        let near = result.map(|()| match sink.target {
+            Target::Heap(bytes) => Near::Read(Bytes::Heap(bytes)),
+            Target::Pages(cells) => Near::Read(Bytes::Pages(cells)),
+            Target::Room(room) => {
+                let key = self.prefix.keys()[block];
+                let meaning = space.inner.meaning(hash);
+                let held = space.shared.host.land(key, room, meaning, sink.since);
+                match held.body {
+                    Body::Own(cell) => Near::Read(Bytes::Cell(cell)),
+                    // Published meanwhile.
+                    Body::Lent(_) => Near::Block(held),
                 }
-            })
+            }
         });
-        self.ready.insert(block, source);
+        self.ready.insert(block, near);
     }
+}
+
+/// Fresh cells of a cache, making room for them or not.
+pub(super) fn pages_of(cache: &Cache, n: usize, make_room: bool) -> Option<Vec<Arc<Cell>>> {
+    let take = || cache.shared.pages.take(n);
+    if make_room { cache.with_room(take).ok() } else { take().ok() }
 }

@@ -5,6 +5,9 @@
 //! own memory, whatever its strides. A block handed out is bit-identical to the block put in under
 //! the same key, or it is a miss with a reason; it is never wrong.
 //!
+//! With a [`Cache`](crate::Cache), live sequences are [published](Space::publish) where they are, and
+//! others [start](Space::start) on their pages, without a copy.
+//!
 //! ```
 //! use kvist::format::{BlockDType, BlockLayout};
 //! use kvist::{BlockRows, BlockRowsMut, PrefixStore, SpaceOptions, Strides};
@@ -29,12 +32,17 @@
 //! ```
 
 mod behind;
+mod blocks;
 mod builder;
+mod commit;
 mod counters;
 mod host;
+mod lent;
 mod load;
+mod publish;
 mod rows;
 mod space;
+mod start;
 mod strides;
 mod ticket;
 
@@ -42,15 +50,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 pub use builder::PrefixBuilder;
 pub use counters::PrefixStats;
+pub use publish::Published;
 pub use rows::{BlockRows, BlockRowsMut};
 pub use space::{Lease, Prefix, Restored, Space, SpaceOptions};
+pub use start::Started;
 pub use strides::Strides;
 pub use ticket::Ticket;
 
@@ -58,6 +65,8 @@ use crate::Error;
 use crate::disk::{Disk, Erased, Refused};
 use crate::format::KeySecret;
 use crate::seal::MasterKey;
+use crate::sync::Mutex;
+use crate::sync::thread::JoinHandle;
 use behind::Queue;
 use counters::Counters;
 use host::Host;
@@ -67,8 +76,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// A content-addressed store of KV blocks in host memory and on disk.
 ///
-/// Cheap to clone; clones are the same store. When the last clone and the last [`Space`] are gone,
-/// what waits to be written is written (for at most 5 s) and the directory is unlocked.
+/// Cheap to clone; clones are the same store. When the last clone goes it is closed, as by
+/// [`PrefixStore::close`], also for spaces that are still there.
 #[derive(Clone)]
 pub struct PrefixStore {
     pub(crate) shared: Arc<Shared>,
@@ -231,11 +240,12 @@ impl PrefixStore {
         if self.check() == Err(Error::Forked) {
             return PrefixStats::default();
         }
-        let (host_blocks, host_evicted) = shared.host.counts();
+        let (host_blocks, lent_blocks, host_evicted) = shared.host.counts();
         let mut stats = PrefixStats {
             host_budget_bytes: shared.host.budget().limit(),
             host_used_bytes: shared.host.budget().used(),
             host_blocks,
+            lent_blocks,
             host_evicted,
             queued_bytes: shared.queue.bytes() as u64,
             authenticated: shared.master.is_some(),

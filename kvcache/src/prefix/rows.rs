@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::strides::Strides;
+use kvist_kernels::copy;
+
 use crate::Error;
 use crate::format::BlockLayout;
 
@@ -188,7 +190,7 @@ impl<'a> BlockRowsMut<'a> {
             let from = &block[bytes];
             // SAFETY: canonical strides reach every byte from the first on, in bounds and not shared
             // by construction. One long copy runs at the memory's speed, many short ones do not.
-            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+            unsafe { copy::streaming_raw(from.as_ptr(), to, from.len()) }
             return;
         }
         for i in pages {
@@ -207,7 +209,7 @@ impl<'a> BlockRowsMut<'a> {
     }
 
     /// Writes a page's tiles from canonical order.
-    fn write_page(&mut self, layout: &BlockLayout, page: usize, data: &[u8]) {
+    pub(super) fn write_page(&mut self, layout: &BlockLayout, page: usize, data: &[u8]) {
         assert_eq!(data.len(), layout.page_bytes(), "bytes of a page");
         let (k_row, v_row) = row_bytes(layout);
         let (k, v) = data.split_at(layout.k_bytes());

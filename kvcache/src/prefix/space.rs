@@ -3,10 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use kvist_kernels::copy;
 use zeroize::Zeroizing;
 
-use super::host::{Held, Meaning};
-use super::load::{Source, Wave};
+use super::host::{Body, Held, Meaning};
+use super::lent::Lent;
+use super::load::Wave;
 use super::rows::{BlockRows, BlockRowsMut};
 use super::ticket::{Ticket, ticket};
 use super::{PrefixStore, Shared};
@@ -96,6 +98,8 @@ impl SpaceOptions {
 /// What all handles of a space share.
 #[derive(Debug)]
 pub(super) struct Inner {
+    /// Tells spaces apart: two with the same id have the same keys.
+    id: BlockKey,
     pub(super) parts: KeyParts,
     pub(super) plan: Plan,
     pub(super) arena: Arc<Arena>,
@@ -123,7 +127,9 @@ pub struct Space {
 /// The blocks of a token stream, in order: their keys, and the tokens to compare.
 #[derive(Clone)]
 pub struct Prefix {
-    keys: Vec<BlockKey>,
+    /// The space that it belongs to.
+    space: BlockKey,
+    pub(super) keys: Vec<BlockKey>,
     /// Token ids of all blocks; empty if only keys were given.
     tokens: Vec<u32>,
     block_tokens: usize,
@@ -162,12 +168,12 @@ impl Prefix {
     }
 
     /// Those of the blocks that exist.
-    fn part(&self, range: Range<usize>) -> Prefix {
+    pub(super) fn part(&self, range: Range<usize>) -> Prefix {
         let end = range.end.min(self.len());
         let keys = self.keys.get(range.start..end).unwrap_or_default().to_vec();
         let tokens = range.start.saturating_mul(self.block_tokens)..end * self.block_tokens;
         let tokens = self.tokens.get(tokens).unwrap_or_default().to_vec();
-        Prefix { keys, tokens, block_tokens: self.block_tokens }
+        Prefix { keys, tokens, ..*self }
     }
 
     fn check(&self, range: &Range<usize>, rows: usize) -> Result<(), Error> {
@@ -235,6 +241,7 @@ impl PrefixStore {
         tag.copy_from_slice(&tenant[..16]);
         let seal = shared.master.as_ref().and_then(|m| TenantKey::derive(m, &parts.salt));
         let inner = Inner {
+            id: parts.key(&shared.secret, &BlockKey::ROOT, &[], 0),
             arena: shared.host.arena(layout.bytes())?,
             kind: shared.kind(model, parts.layout),
             tenant: shared.tenant(tag),
@@ -264,6 +271,18 @@ impl Space {
         self.shared.check_open()
     }
 
+    /// Whether a prefix was made by this space, or by one of the same store, model, layout, tenant,
+    /// adapter and extra: blocks of another one are not found here, and not stored under its keys.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not.
+    pub fn owns(&self, prefix: &Prefix) -> Result<(), Error> {
+        match prefix.space == self.inner.id {
+            true => Ok(()),
+            false => Err(Error::setting("prefix", "one of this space", "one of another space")),
+        }
+    }
+
     /// The full blocks of a token stream from its start. A last block that is not full is left out.
     ///
     /// # Errors
@@ -283,7 +302,7 @@ impl Space {
             true => tokens[..keys.len() * block_tokens].to_vec(),
             false => Vec::new(),
         };
-        Ok(Prefix { keys, tokens, block_tokens })
+        Ok(Prefix { space: self.inner.id, keys, tokens, block_tokens })
     }
 
     /// Blocks by keys that were computed elsewhere, with [`Space::prefix`] of a store with the same
@@ -291,22 +310,25 @@ impl Space {
     #[must_use]
     pub fn prefix_of_keys(&self, keys: Vec<BlockKey>) -> Prefix {
         let block_tokens = self.layout().block_tokens as usize;
-        Prefix { keys, tokens: Vec::new(), block_tokens }
+        Prefix { space: self.inner.id, keys, tokens: Vec::new(), block_tokens }
     }
 
     /// Leading blocks that are stored, as far as the indexes know.
     #[must_use]
     pub fn contains(&self, prefix: &Prefix) -> usize {
-        if self.check().is_err() {
+        if self.check().is_err() || self.owns(prefix).is_err() {
             return 0;
         }
         prefix.keys.iter().take_while(|key| self.has(key)).count()
     }
 
-    fn has(&self, key: &BlockKey) -> bool {
-        let (shared, inner) = (&self.shared, &self.inner);
-        let on_disk = |disk: &Arc<Disk>| disk.look(key, &inner.tag).is_ok();
-        shared.host.contains(key, inner.tenant) || shared.disk.as_ref().is_some_and(on_disk)
+    pub(super) fn has(&self, key: &BlockKey) -> bool {
+        self.shared.host.contains(key, self.inner.tenant) || self.is_on_disk(key)
+    }
+
+    pub(super) fn is_on_disk(&self, key: &BlockKey) -> bool {
+        let on_disk = |disk: &Arc<Disk>| disk.look(key, &self.inner.tag).is_ok();
+        self.shared.disk.as_ref().is_some_and(on_disk)
     }
 
     /// Stores blocks `first..` of a prefix: copied and checksummed now, written to disk behind. The
@@ -324,6 +346,7 @@ impl Space {
         rows: &[BlockRows],
     ) -> Result<Vec<Result<(), Refused>>, Error> {
         self.shared.check_open()?;
+        self.owns(prefix)?;
         prefix.check(&(first..first.saturating_add(rows.len())), rows.len())?;
         Ok(rows.iter().enumerate().map(|(i, rows)| self.put_one(prefix, first + i, rows)).collect())
     }
@@ -337,8 +360,8 @@ impl Space {
         let hash = gather(inner.plan.layout(), rows, room.bytes());
         shared.wait_for_writer(inner.plan.layout().bytes());
         // In sight and on its way to disk in one step: evicting finds both or neither.
-        let behind = |cell| shared.behind(inner, *key, prefix.tokens(block), cell);
-        shared.host.publish(*key, room, inner.meaning(hash), behind)?;
+        let behind = |body| shared.behind(inner, *key, prefix.tokens(block), (body, Some(hash)));
+        shared.host.publish(*key, room, inner.meaning(hash), None, behind)?;
         shared.counters.put(inner.plan.layout().bytes());
         Ok(())
     }
@@ -371,6 +394,7 @@ impl Space {
         rows: &mut [BlockRowsMut],
     ) -> Result<Restored, Error> {
         self.shared.check_open()?;
+        self.owns(prefix)?;
         prefix.check(&range, rows.len())?;
         let all = self.layout().num_layers();
         if layers.is_empty() || layers.end > all {
@@ -382,13 +406,13 @@ impl Space {
         let mut restored = Restored { blocks: 0, miss: None, from_disk: 0 };
         let mut wave = Wave::new(self, prefix, pages);
         for block in range.clone() {
-            restored.blocks += usize::from(cfg!(kvist_bug = "counted_before_copy"));
+            restored.blocks += usize::from(bug!("counted_before_copy"));
             match wave.next(block, range.end) {
                 Ok(source) => {
                     let out = &mut rows[block - range.start];
                     source.write(self.layout(), wave.pages(), out);
-                    restored.blocks += usize::from(!cfg!(kvist_bug = "counted_before_copy"));
-                    restored.from_disk += usize::from(matches!(source, Source::Disk(_)));
+                    restored.blocks += usize::from(!bug!("counted_before_copy"));
+                    restored.from_disk += usize::from(source.from_disk);
                 }
                 Err(reason) => {
                     self.shared.counters.miss(reason);
@@ -402,11 +426,28 @@ impl Space {
         Ok(restored)
     }
 
-    /// A block's bytes where they are in memory, without a copy; `None` if it is not in memory.
+    /// A block's bytes where they are in memory, without a copy; `None` if it is not in memory. A
+    /// block that a cache lends (see [`Space::publish`]) is in pieces there, and is copied.
     #[must_use]
     pub fn lease(&self, key: &BlockKey) -> Option<Lease> {
         self.check().ok()?;
-        self.held(key).ok().map(|held| Lease { cell: held.cell })
+        match self.held(key).ok()?.body {
+            Body::Own(cell) => Some(Lease { cell }),
+            Body::Lent(lent) => self.copy_of(&lent).map(|cell| Lease { cell }),
+        }
+    }
+
+    /// A lent block in one piece, in memory of the store; `None` if it cannot be had or has no room.
+    fn copy_of(&self, lent: &Lent) -> Option<Arc<Cell>> {
+        let layout = self.layout();
+        let pages = lent.pages(0..layout.pages()).ok()?;
+        let mut room = self.shared.host.room(&self.inner.arena)?;
+        let to = room.bytes().chunks_exact_mut(layout.page_bytes());
+        to.zip(&pages).for_each(|(to, page)| to.copy_from_slice(page.bytes()));
+        match room.hold(self.inner.meaning(0)).body {
+            Body::Own(cell) => Some(cell),
+            Body::Lent(_) => None,
+        }
     }
 
     /// A block in memory, checked as far as the store is set to.
@@ -418,7 +459,10 @@ impl Space {
         if held.kind != self.inner.kind {
             return Err(MissReason::LayoutMismatch);
         }
-        if self.shared.verify_leases && hash(held.cell.bytes()) != held.hash {
+        if let Body::Own(cell) = &held.body
+            && self.shared.verify_leases
+            && hash(cell.bytes()) != held.hash
+        {
             self.shared.host.remove(key);
             return Err(MissReason::Checksum);
         }
@@ -430,7 +474,7 @@ impl Space {
     #[must_use]
     pub fn prefetch(&self, prefix: &Prefix, range: Range<usize>) -> Ticket<usize> {
         let (ticket, promise) = ticket();
-        if self.check().is_err() {
+        if self.check().is_err() || self.owns(prefix).is_err() {
             return ticket;
         }
         self.shared.prefetch(self, prefix.part(range), promise);
@@ -461,8 +505,8 @@ fn gather(layout: &BlockLayout, rows: &BlockRows, bytes: &mut [u8]) -> u64 {
     let mut hash = Decoded::new();
     if let Some(block) = rows.as_canonical(layout) {
         for (out, from) in bytes.chunks_mut(COPY).zip(block.chunks(COPY)) {
-            out.copy_from_slice(from);
-            hash.update(out);
+            hash.update(from);
+            copy::streaming(from, out);
         }
         return hash.finish();
     }

@@ -3,8 +3,15 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapOptions};
 
 use super::MEMORY_ALIGN;
+
+/// Huge pages are this large. A transfer from or to them is one piece to the device, where each
+/// small page would be a piece of its own.
+pub(super) const HUGE: usize = 2 << 20;
 
 /// A run of bytes and whatever keeps it alive: its own allocation, or a holder of somebody else's.
 pub struct Buf {
@@ -46,6 +53,9 @@ impl Buf {
         if !super::sim::memory_granted() {
             return None;
         }
+        if len >= HUGE / 2 {
+            return Buf::alloc_huge(len);
+        }
         let layout = Layout::from_size_align(len.max(1), MEMORY_ALIGN).ok()?;
         // SAFETY: the layout is not empty.
         let ptr = unsafe { alloc_zeroed(layout) };
@@ -53,6 +63,30 @@ impl Buf {
             return None;
         }
         Some(Buf { ptr, len, capacity: len, _owner: Box::new(Heap { ptr, layout }) })
+    }
+
+    /// [`Buf::alloc`] in huge pages, where the system has them.
+    fn alloc_huge(len: usize) -> Option<Buf> {
+        let room = len.checked_next_multiple_of(HUGE)?.checked_add(HUGE)?;
+        let mut map = MmapOptions::new().len(room).map_anon().ok()?;
+        // Without huge pages everything works, only slower.
+        if let Err(e) = map.advise(Advice::HugePage) {
+            tracing::debug!("no huge pages for a buffer: {e}");
+        }
+        let start = map.as_mut_ptr();
+        let ptr = start.wrapping_add(start.align_offset(HUGE));
+        Some(Buf { ptr, len, capacity: len, _owner: Box::new(map) })
+    }
+
+    /// Cuts it into buffers of `len` bytes each; what is left over is lost until all of them are gone.
+    pub(super) fn cut(self, len: usize) -> Vec<Buf> {
+        let (count, ptr) = (self.len / len, self.ptr);
+        let whole = Arc::new(self);
+        let part = |i: usize| {
+            let (ptr, whole) = (ptr.wrapping_add(i * len), Arc::clone(&whole));
+            Buf { ptr, len, capacity: len, _owner: Box::new(whole) }
+        };
+        (0..count).map(part).collect()
     }
 
     /// Memory that `owner` keeps alive.

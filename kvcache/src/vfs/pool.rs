@@ -1,8 +1,8 @@
 //! Buffers that are used again: fresh memory costs a page fault every 4 KiB.
 
-use parking_lot::Mutex;
-
 use super::Buf;
+use super::buf::HUGE;
+use crate::sync::Mutex;
 
 /// Bytes of buffers that are kept for the next user.
 const KEPT_MAX: usize = 64 << 20;
@@ -27,10 +27,21 @@ impl BufPool {
         drop(spare);
         let mut buf = match found {
             Some(buf) => buf,
-            None => Buf::alloc(len.checked_next_multiple_of(STEP)?)?,
+            None => self.fresh(len.checked_next_multiple_of(STEP)?)?,
         };
         buf.set_len(len);
         Some(buf)
+    }
+
+    /// A new buffer. Small ones are cut from a huge page, and the others of it kept.
+    fn fresh(&self, len: usize) -> Option<Buf> {
+        if len > HUGE / 2 {
+            return Buf::alloc(len);
+        }
+        let mut parts = Buf::alloc(HUGE)?.cut(len);
+        let first = parts.pop();
+        parts.into_iter().for_each(|buf| self.give(buf));
+        first
     }
 
     /// Keeps a buffer for the next user, if there is room. Only for buffers that were taken here.

@@ -3,7 +3,6 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "shared by several tests")]
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvist::format::{BlockDType, BlockLayout};
@@ -34,35 +33,39 @@ pub(crate) fn seeds(usual: u64) -> Range<u64> {
     }
 }
 
-/// Numbers that look random.
-pub(crate) struct Numbers(u64);
+/// Numbers to choose by.
+pub(crate) enum Numbers {
+    /// They look random.
+    Random(u64),
+    /// Those of a string of bytes, then zeros.
+    Given(std::vec::IntoIter<u8>),
+}
 
 impl Numbers {
     pub(crate) fn new(seed: u64) -> Numbers {
-        Numbers(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5DEE_CE66_D154_21C5)
+        Numbers::Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5DEE_CE66_D154_21C5)
+    }
+
+    pub(crate) fn given(bytes: Vec<u8>) -> Numbers {
+        Numbers::Given(bytes.into_iter())
     }
 
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        (self.0 >> 33) % bound
+        match self {
+            Numbers::Random(n) => {
+                *n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+                (*n >> 33) % bound
+            }
+            Numbers::Given(bytes) => {
+                let more = if bound <= 256 { 1 } else { 3 };
+                bytes.take(more).fold(0, |n, byte| n << 8 | u64::from(byte)) % bound
+            }
+        }
     }
-}
 
-/// A directory that goes when the test ends.
-pub(crate) struct Scratch(pub PathBuf);
-
-impl Scratch {
-    pub(crate) fn new(name: &str) -> Scratch {
-        let path =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Scratch(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+    /// Whether there are no more.
+    pub(crate) fn are_over(&self) -> bool {
+        matches!(self, Numbers::Given(bytes) if bytes.as_slice().is_empty())
     }
 }
 

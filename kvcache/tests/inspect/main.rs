@@ -5,5 +5,6 @@
 mod common;
 mod damage;
 mod golden;
+mod sessions;
 mod used;
 mod why;

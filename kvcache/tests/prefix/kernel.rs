@@ -7,7 +7,8 @@ use std::process::Command;
 use kvist::{DiskOptions, Error, PrefixStore, Refused};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::common::{SEGMENT, Scratch, get, put, space};
+use crate::common::{SEGMENT, get, put, space};
+use crate::scratch::Scratch;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use kvist::{DiskOptions, PrefixStore};
 
-use crate::common::{Numbers, SEGMENT, Scratch, get, put, salt, seeds, space};
+use crate::common::{Numbers, SEGMENT, get, put, salt, seeds, space};
+use crate::scratch::Scratch;
 
 const CHILD: &str = "KVIST_KILL_CHILD";
 
@@ -30,6 +31,8 @@ fn child() {
         out.write_all(line.as_bytes()).unwrap();
         out.flush().unwrap();
     };
+    // The harness has begun a line.
+    say("\n".to_owned());
     for n in first.. {
         let tenant = n % 2;
         put(&spaces[tenant as usize], tenant, n).unwrap();

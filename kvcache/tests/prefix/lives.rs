@@ -88,20 +88,11 @@ impl Run {
         }
     }
 
-    /// What the store writes now, and says nothing against, is durable.
     fn write(&mut self) {
         let (store, _) = self.store.as_ref().unwrap();
         store.run_pending();
         let usage = store.stats().disk.unwrap();
         assert!(usage.used_bytes <= usage.budget_bytes);
-        if self.faulty {
-            return;
-        }
-        let held: Vec<(u32, u32)> = self.may.keys().copied().collect();
-        for (t, n) in held {
-            // Listed in memory or on disk; only the disk outlives a restart, so ask a new process.
-            let _ = (t, n);
-        }
     }
 
     fn evict(&mut self) {
@@ -194,12 +185,18 @@ impl Run {
     }
 }
 
-fn live(seed: u64) {
+/// A life of so many steps, or as long as there are numbers.
+pub(crate) fn live(seed: u64, numbers: Numbers, steps: usize) {
     let sim = SimVfs::new(seed);
     let store = Some(open(&sim));
     let (may, leases) = (BTreeMap::new(), Vec::new());
-    let mut run = Run { sim, store, numbers: Numbers::new(seed), may, leases, faulty: false };
-    (0..60).for_each(|_| run.step());
+    let mut run = Run { sim, store, numbers, may, leases, faulty: false };
+    for _ in 0..steps {
+        if run.numbers.are_over() {
+            break;
+        }
+        run.step();
+    }
     run.restart(true);
     let (store, spaces) = run.store.take().unwrap();
     drop(spaces);
@@ -212,10 +209,20 @@ fn live(seed: u64) {
 fn lives() {
     let mut lives = 0;
     for seed in seeds(4000) {
-        catch_unwind(AssertUnwindSafe(|| live(seed))).unwrap_or_else(|e| {
+        catch_unwind(AssertUnwindSafe(|| live(seed, Numbers::new(seed), 60))).unwrap_or_else(|e| {
             panic!("KVIST_SEED={seed}: {}", e.downcast_ref::<String>().cloned().unwrap_or_default())
         });
         lives += 1;
     }
     println!("lives: {lives} of 60 steps");
+}
+
+/// The seeds of the fuzz target `operations`, and what it found.
+#[test]
+fn given_lives() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/operations");
+    for file in std::fs::read_dir(seeds).unwrap().map(Result::unwrap) {
+        println!("{:?}", file.file_name());
+        live(1, Numbers::given(std::fs::read(file.path()).unwrap()), 300);
+    }
 }

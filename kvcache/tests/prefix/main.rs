@@ -13,3 +13,5 @@ mod tenants;
 
 #[path = "../common/prefix.rs"]
 mod common;
+#[path = "../common/scratch.rs"]
+mod scratch;

@@ -10,7 +10,8 @@ use kvist::vfs::sim::SimVfs;
 use kvist::vfs::{Engine, OsVfs, Vfs};
 use kvist::{DiskOptions, MissReason, PrefixStore, Refused, Space};
 
-use crate::common::{Numbers, SEGMENT, Scratch, get, get_layer, prefix, put, salt, seeds, space};
+use crate::common::{Numbers, SEGMENT, get, get_layer, prefix, put, salt, seeds, space};
+use crate::scratch::Scratch;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Did {

@@ -8,7 +8,8 @@ use kvist::format::KeySecret;
 use kvist::vfs::sim::{Fault, SimVfs, Trigger};
 use kvist::{DiskOptions, PrefixStore, SpaceOptions};
 
-use crate::common::{MODEL, SEGMENT, Scratch, get, layout, put, simulated, tokens};
+use crate::common::{MODEL, SEGMENT, get, layout, put, simulated, tokens};
+use crate::scratch::Scratch;
 
 #[test]
 fn files_are_private_whatever_the_umask() {

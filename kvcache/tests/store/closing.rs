@@ -53,3 +53,19 @@ fn closing_unlocks_the_directory_whoever_still_holds_spaces() {
     drop((again, there));
     std::fs::remove_dir_all(&path).unwrap();
 }
+
+#[test]
+fn a_prefix_belongs_to_the_spaces_that_have_its_keys() {
+    let store = PrefixStore::builder().host_bytes(8 << 20).build().unwrap();
+    let options = || SpaceOptions::new([7; 32], layout());
+    let (a, twin) = (store.space(options().salt(b"a")).unwrap(), store.space(options().salt(b"a")));
+    let b = store.space(options().salt(b"b")).unwrap();
+    let prefix = a.prefix(&(0..16).collect::<Vec<_>>()).unwrap();
+    let (layout, block) = (layout(), vec![5u8; layout().bytes()]);
+    let rows = BlockRows::new(&layout, &block, Strides::canonical(&layout)).unwrap();
+    let text = b.put(&prefix, 0, &[rows]).unwrap_err().to_string();
+    assert_eq!(text, "prefix must be one of this space, found one of another space");
+    twin.unwrap().put(&prefix, 0, &[rows]).unwrap()[0].unwrap();
+    assert_eq!((a.contains(&prefix), b.contains(&prefix)), (1, 0));
+    assert!(a.put(&prefix, usize::MAX, &[rows]).is_err());
+}

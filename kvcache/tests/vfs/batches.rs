@@ -179,18 +179,22 @@ fn a_deadline_ends_the_wait_and_not_the_operations() {
         let scratch = Scratch::new();
         let file = bulk(&vfs, &scratch);
         let count = BULK / PART;
-        let mut batch = vfs.start((0..count).map(|i| read(&file, i * PART, PART)).collect());
-        let (mut early, mut done) = (0, 0);
-        while done < count {
-            let soon = vfs.now() + Duration::from_micros(200);
-            match batch.next(if done % 2 == 0 { Some(Duration::ZERO) } else { Some(soon) }) {
-                Next::Done(_) => done += 1,
-                Next::TimedOut => early += 1,
-                Next::Empty => panic!("operations were lost"),
+        // A thread that was not running for a while finds everything done.
+        let early = (0..100).any(|_| {
+            let mut batch = vfs.start((0..count).map(|i| read(&file, i * PART, PART)).collect());
+            let (mut early, mut done) = (0, 0);
+            while done < count {
+                let soon = vfs.now() + Duration::from_micros(200);
+                match batch.next(if done % 2 == 0 { Some(Duration::ZERO) } else { Some(soon) }) {
+                    Next::Done(_) => done += 1,
+                    Next::TimedOut => early += 1,
+                    Next::Empty => panic!("operations were lost"),
+                }
             }
-        }
-        assert!(early > 0, "{}: {count} reads finished within no time", vfs.name());
-        assert!(matches!(batch.next(Some(Duration::ZERO)), Next::Empty));
+            assert!(matches!(batch.next(Some(Duration::ZERO)), Next::Empty));
+            early > 0
+        });
+        assert!(early, "{}: {count} reads finished within no time", vfs.name());
     }
 }
 

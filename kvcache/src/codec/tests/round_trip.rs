@@ -60,6 +60,31 @@ proptest! {
     }
 
     #[test]
+    fn a_record_may_arrive_in_pieces(
+        layout in layouts(),
+        codec in codecs(),
+        seed: u64,
+        piece in 1usize..5000,
+    ) {
+        let block = block(&layout, seed);
+        let Record { plan, header, bytes } = record(&layout, &codec, None, &block);
+        let directory = Directory::parse(&bytes, &header, &plan).unwrap();
+        let mut out = vec![1; layout.bytes()];
+        let mut sink = CanonicalMut::new(&layout, &mut out);
+        let mut stream = Stream::new(directory.clone(), &header, true);
+        for piece in bytes.chunks(piece) {
+            stream.feed(&plan, piece, &mut sink).unwrap();
+        }
+        stream.finish().unwrap();
+        prop_assert!(out == block);
+        let mut sink = CanonicalMut::new(&layout, &mut out);
+        let mut stream = Stream::new(directory, &header, true);
+        let used = header.used_bytes();
+        stream.feed(&plan, &bytes[..used - 1], &mut sink).unwrap();
+        prop_assert_eq!(stream.finish(), Err(Bad::Short));
+    }
+
+    #[test]
     fn a_page_alone_is_the_slice_of_the_block(
         layout in layouts(),
         codec in codecs(),
@@ -70,7 +95,7 @@ proptest! {
         let prefix = &bytes[..plan.prefix_bytes(0)];
         prop_assert_eq!(Directory::end(prefix, &header), Ok(prefix.len()));
         let directory = Directory::parse(prefix, &header, &plan).unwrap();
-        let source = Canonical::new(&layout, &block);
+        let source = Canonical::new(&layout, &block, None);
         for page in 0..layout.pages() {
             let (k, v) = source.page(page);
             let (mut k_out, mut v_out) = (vec![1; k.len()], vec![1; v.len()]);
@@ -80,7 +105,7 @@ proptest! {
             let mut tile = vec![2; k.len()];
             let section = directory.section(page, Kind::K);
             let stored = slice(&bytes, section.range());
-            plan.decode_section(&directory, page, Kind::K, stored, &mut tile).unwrap();
+            plan.decode_section(section, directory.seed(), stored, &mut tile).unwrap();
             prop_assert!(tile == k);
             if directory.is_raw(page, Kind::K) {
                 prop_assert!((section.offset as usize).is_multiple_of(SECTOR) && stored == k);
@@ -95,7 +120,7 @@ proptest! {
 fn pages_may_lie_anywhere() {
     let layout = BlockLayout::new(BlockDType::F16, 8, 2, 3, 20);
     let block = block(&layout, 5);
-    let canonical = Canonical::new(&layout, &block);
+    let canonical = Canonical::new(&layout, &block, None);
     let tiles: Vec<(&[u8], &[u8])> = (0..layout.pages()).map(|p| canonical.page(p)).collect();
     let plan = Plan::new(&layout, &Codec::lossless()).unwrap();
     let mut bytes = vec![0; plan.max_encoded(0)];
@@ -154,6 +179,9 @@ fn a_section_of_the_wrong_length_is_short() {
     let r = record(&layout, &Codec::raw(), None, &block(&layout, 2));
     let directory = Directory::parse(&r.bytes, &r.header, &r.plan).unwrap();
     let stored = slice(&r.bytes, directory.section(0, Kind::K).range());
-    assert_eq!(directory.check(0, Kind::K, stored), Ok(()));
-    assert_eq!(directory.check(0, Kind::K, &stored[1..]), Err(Bad::Short));
+    assert_eq!(directory.section(0, Kind::K).check(directory.seed(), stored), Ok(()));
+    assert_eq!(
+        directory.section(0, Kind::K).check(directory.seed(), &stored[1..]),
+        Err(Bad::Short)
+    );
 }

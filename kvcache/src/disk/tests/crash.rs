@@ -10,7 +10,7 @@ use super::workloads::{self, Life};
 use crate::vfs::sim::{Alien, Log, SimVfs};
 
 /// Images that are looked at after each call.
-const IMAGES: usize = 24;
+const IMAGES: usize = 40;
 
 /// What was seen of a workload.
 #[derive(Default)]

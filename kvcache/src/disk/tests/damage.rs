@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::slice::from_ref;
 
 use super::super::{Entry, MissReason};
 use super::rig::{Numbers, OF_TENANT, Rig, Setup, block, key, plan, seeds, soak, tag, tenant_of};
@@ -100,21 +101,13 @@ fn opened(setup: Setup) -> u64 {
             let bits = if (128..HEAD_BYTES).contains(&byte) { 0..1 } else { 0..8 };
             for bit in bits {
                 let flip = |sim: &SimVfs| sim.flip(&file, (byte * 8 + bit) as u64);
-                one(
-                    std::slice::from_ref(&(byte..byte + 1)),
-                    format!("bit {bit} of byte {byte}"),
-                    &flip,
-                );
+                one(from_ref(&(byte..byte + 1)), format!("bit {bit} of byte {byte}"), &flip);
             }
         }
         for cut in (0..len).step_by(if soak() > 1 { 1 } else { 16 }) {
             let damage = |sim: &SimVfs| sim.edit(&file, |bytes| bytes.truncate(cut));
             // Direct reads see whole sectors.
-            one(
-                std::slice::from_ref(&(cut / 512 * 512..usize::MAX)),
-                format!("cut to {cut}"),
-                &damage,
-            );
+            one(from_ref(&(cut / 512 * 512..usize::MAX)), format!("cut to {cut}"), &damage);
         }
         let sectors = len / 512;
         let at = |s: usize| s * 512..s * 512 + 512;

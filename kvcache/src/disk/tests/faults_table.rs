@@ -9,17 +9,17 @@ pub(super) fn refusals(fault: Fault, once: bool) -> &'static [Refused] {
     use Refused::{Full, Io, Throttled, Timeout};
     match fault {
         _ if once && is_passing(fault) => &[],
-        Fault::WriteNoSpace | Fault::CreateQuota | Fault::WriteTooBig => &[Full],
+        Fault::WriteNoSpace | Fault::CreateQuota | Fault::WriteTooBig | Fault::WriteZero => &[Full],
         Fault::WriteIo => &[Io],
         // After three in a minute the tier rests.
         Fault::SyncIo => &[Io, Throttled],
         Fault::DirSyncIo => &[Io],
-        Fault::WriteZero => &[Io, Throttled],
         // Nothing can be removed, either.
         Fault::ReadOnly | Fault::Denied => &[Io, Throttled, Full],
         Fault::TooManyFiles | Fault::NoMemory => &[Throttled],
         // A disk that only interrupts, or never takes a whole page, gets nowhere.
-        Fault::Interrupted | Fault::WouldBlock | Fault::ShortWrite => &[Io, Timeout, Throttled],
+        Fault::Interrupted | Fault::WouldBlock => &[Io, Timeout, Throttled],
+        Fault::ShortWrite => &[Full],
         Fault::Stuck => &[Io, Timeout, Throttled, Full],
         Fault::Slow => &[],
         _ => &[],

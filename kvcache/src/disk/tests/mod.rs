@@ -5,11 +5,13 @@
 //! A failure prints a line `KVIST_SEED=… KVIST_CASE=…` that replays it; `KVIST_SOAK=n` makes every scope
 //! n times as large.
 
+mod corpus;
 mod crash;
 mod crash_check;
 mod damage;
 mod faults;
 mod faults_table;
+mod large;
 mod model;
 mod oracle;
 mod os;

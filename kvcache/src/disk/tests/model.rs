@@ -204,7 +204,7 @@ fn live(seed: u64) {
 #[test]
 fn lives() {
     let mut lives = 0;
-    for seed in seeds(2500) {
+    for seed in seeds(5000) {
         catch_unwind(AssertUnwindSafe(|| live(seed))).unwrap_or_else(|e| {
             panic!("KVIST_SEED={seed}: {}", e.downcast_ref::<String>().cloned().unwrap_or_default())
         });

@@ -27,9 +27,10 @@ impl Drop for Scratch {
     }
 }
 
-struct Fixture {
-    plan: Plan,
-    disk: Disk,
+/// A tier with blocks of one plan.
+pub(super) struct Fixture {
+    pub(super) plan: Plan,
+    pub(super) disk: Disk,
 }
 
 const MODEL: [u8; 32] = [7; 32];
@@ -44,7 +45,7 @@ fn open(scratch: &Scratch) -> Fixture {
     Fixture { plan: plan(), disk: Disk::open(vfs, options).unwrap() }
 }
 
-fn key(n: u32) -> BlockKey {
+pub(super) fn key(n: u32) -> BlockKey {
     BlockKey(*blake3::hash(&n.to_le_bytes()).as_bytes())
 }
 
@@ -53,10 +54,10 @@ fn block(plan: &Plan, n: u32) -> Vec<u8> {
 }
 
 impl Fixture {
-    fn put(&self, ids: &[u32], tenant: [u8; 16]) -> Vec<Result<(), Refused>> {
+    pub(super) fn put(&self, ids: &[u32], tenant: [u8; 16]) -> Vec<Result<(), Refused>> {
         let blocks: Vec<Vec<u8>> = ids.iter().map(|&n| block(&self.plan, n)).collect();
         let sources: Vec<Canonical> =
-            blocks.iter().map(|b| Canonical::new(self.plan.layout(), b)).collect();
+            blocks.iter().map(|b| Canonical::new(self.plan.layout(), b, None)).collect();
         let tokens: Vec<u32> = (0..16).collect();
         let records: Vec<NewRecord> = ids
             .iter()
@@ -76,7 +77,7 @@ impl Fixture {
         self.disk.commit(&records)
     }
 
-    fn get(&self, n: u32) -> Result<Vec<u8>, MissReason> {
+    pub(super) fn get(&self, n: u32) -> Result<Vec<u8>, MissReason> {
         self.get_pages(n, 0..self.plan.layout().pages())
     }
 
@@ -105,7 +106,7 @@ impl Fixture {
         result.map(|()| out)
     }
 
-    fn right(&self, n: u32) -> bool {
+    pub(super) fn right(&self, n: u32) -> bool {
         self.get(n).is_ok_and(|bytes| bytes == block(&self.plan, n))
     }
 }

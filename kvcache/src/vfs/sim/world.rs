@@ -5,14 +5,13 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 use super::batch::Parked;
 use super::disk::{Disk, Ino};
 use super::errno::{Errno, error};
 use super::fault::{Attempt, Call, Fault, Injected};
 use super::log::Log;
 use super::rng::Rng;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// What a slow call takes.
 pub(super) const SLOW: Duration = Duration::from_secs(2);

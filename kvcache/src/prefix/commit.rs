@@ -1,0 +1,100 @@
+//! Writing blocks to disk, from wherever their bytes are.
+
+use std::time::Instant;
+
+use super::Shared;
+use super::behind::Write;
+use super::host::Body;
+use super::lent::Pages;
+use crate::codec::{Canonical, PageSource};
+use crate::disk::{Disk, NewRecord};
+use crate::miss::MissReason;
+
+/// A cache's pages that are written at once, at most, as a share of its memory.
+const HELD_SHARE: u64 = 8;
+
+/// Where the bytes of a write are.
+enum Source<'a> {
+    Own(Canonical<'a>),
+    Lent(Pages),
+}
+
+impl<'a> Source<'a> {
+    /// Holds them; not if they cannot be had now.
+    fn new(write: &'a Write) -> Result<Source<'a>, MissReason> {
+        let layout = write.space.plan.layout();
+        Ok(match &write.body {
+            Body::Own(cell) => Source::Own(Canonical::new(layout, cell.bytes(), write.hash)),
+            Body::Lent(lent) => {
+                let cells = lent.pages(0..layout.pages())?;
+                Source::Lent(Pages { cells, k: layout.k_bytes() })
+            }
+        })
+    }
+}
+
+impl PageSource for Source<'_> {
+    fn page(&self, index: usize) -> (&[u8], &[u8]) {
+        match self {
+            Source::Own(block) => block.page(index),
+            Source::Lent(pages) => pages.page(index),
+        }
+    }
+
+    fn hash(&self) -> Option<u64> {
+        match self {
+            Source::Own(block) => block.hash(),
+            Source::Lent(_) => None,
+        }
+    }
+}
+
+/// How many writes go together: pages that may leave memory should not all be held there.
+fn together(writes: &[Write]) -> usize {
+    let mut held = 0;
+    let fits = |w: &&Write| match w.body.lent().map(|lent| lent.cache()) {
+        Some(cache) if cache.tier.is_some() => {
+            held += w.bytes() as u64;
+            held <= cache.budget.limit() / HELD_SHARE
+        }
+        _ => true,
+    };
+    writes.iter().take_while(fits).count().max(1)
+}
+
+pub(super) fn commit(shared: &Shared, disk: &Disk, mut writes: &[Write]) {
+    while !writes.is_empty() {
+        let (now, later) = writes.split_at(together(writes));
+        commit_some(shared, disk, now);
+        writes = later;
+    }
+}
+
+fn commit_some(shared: &Shared, disk: &Disk, writes: &[Write]) {
+    let held = |w| {
+        let source = Source::new(w);
+        // Its pages are below, and there is no room to bring them to.
+        if source.is_err() {
+            shared.counters.throttled();
+        }
+        source.ok().map(|source| (w, source))
+    };
+    let sources: Vec<(&Write, Source)> = writes.iter().filter_map(held).collect();
+    let mut records = Vec::with_capacity(sources.len());
+    for (w, pages) in &sources {
+        records.push(NewRecord {
+            key: w.key,
+            model: w.space.parts.model,
+            tenant: w.space.tag,
+            seal: w.space.seal.as_ref(),
+            tokens: w.tokens.as_deref(),
+            num_tokens: w.space.plan.layout().block_tokens,
+            plan: &w.space.plan,
+            pages,
+            live: None,
+        });
+    }
+    let started = Instant::now();
+    let results = disk.commit(&records);
+    shared.counters.committed(&results, started.elapsed());
+}
