@@ -7,7 +7,7 @@ use kvist::inspect::{Inventory, StoreView};
 use crate::show::{age, bytes, json, short, table};
 use crate::{Done, UNUSABLE};
 
-/// Lists what a store's directory holds: models, tenants, codecs, segments.
+/// Lists what a store's directory holds: models, tenants, codecs, segments, saved sessions.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The store's directory; it may be in use.
@@ -53,6 +53,7 @@ fn print(i: &Inventory) {
     println!("  the budget is not written down: it is what the store is opened with\n");
     groups(i);
     segments(i);
+    sessions(i);
 }
 
 fn groups(i: &Inventory) {
@@ -93,6 +94,31 @@ fn segments(i: &Inventory) {
         let (records, live) = (s.records.to_string(), s.live_records.to_string());
         let name = s.file.clone();
         rows.push(vec![name, bytes(s.bytes), records, live, bytes(s.live_bytes), age, state]);
+    }
+    table(&rows);
+}
+
+fn sessions(i: &Inventory) {
+    if i.sessions.is_empty() {
+        return;
+    }
+    println!();
+    let mut rows = vec![row(["session", "model", "tokens", "stored", "records", "age", ""])];
+    for s in &i.sessions {
+        let state = match &s.unreadable {
+            Some(reason) => reason.clone(),
+            None if s.missing_records > 0 => format!("{} records missing", s.missing_records),
+            None => String::new(),
+        };
+        rows.push(vec![
+            s.name.clone(),
+            short(&s.model),
+            s.tokens.to_string(),
+            bytes(s.stored_bytes + s.file_bytes),
+            s.records.to_string(),
+            age(s.written as u32),
+            state,
+        ]);
     }
     table(&rows);
 }

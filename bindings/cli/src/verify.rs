@@ -70,6 +70,9 @@ fn print(report: &Report, holder: Option<u32>, seconds: f64) {
         bytes(report.bytes),
         bytes((report.bytes as f64 / seconds.max(1e-9)) as u64)
     );
+    if report.sessions > 0 {
+        println!("  {} saved sessions", report.sessions);
+    }
     match (report.in_use, holder) {
         (Some(true), Some(pid)) => println!("  in use by process {pid}"),
         (Some(true), None) => println!("  in use"),

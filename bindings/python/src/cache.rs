@@ -1,18 +1,26 @@
 //! `kvist.Cache`.
 
+use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
-use kvist::Geometry;
+use kvist::{DiskOptions, Geometry};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::dlpack::{Input, Kind, Library, Storage};
 use crate::error::{Failure, from_store, shape_error};
-use crate::info::{PyAttendInfo, stats_object};
+use crate::info::{PyAttendInfo, session_object, stats_object};
 use crate::number::{Whole, optional};
 use crate::select::{self, SelectArg};
 use crate::sequence::{AttendArgs, PySequence};
+
+/// What tells a model's weights from all others.
+#[derive(FromPyObject)]
+enum Identity {
+    Text(String),
+    Bytes(Vec<u8>),
+}
 
 /// The KV cache of one model: pages of all its sequences under one byte budget.
 #[pyclass(frozen, name = "Cache", module = "kvist")]
@@ -33,9 +41,11 @@ impl PyCache {
     #[new]
     #[pyo3(
         signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None,
-                     page_tokens=Whole::from(64), host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None),
+                     page_tokens=Whole::from(64), host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None,
+                     disk=None, model=None),
         text_signature = "(*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, \
-                          page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None)"
+                          page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None, \
+                          disk=None, model=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
@@ -52,6 +62,8 @@ impl PyCache {
         budget: Option<Whole>,
         dense_layers: Vec<Whole>,
         threads: Option<Whole>,
+        disk: Option<(PathBuf, Bound<PyAny>)>,
+        model: Option<Identity>,
     ) -> PyResult<PyCache> {
         let head_dim = head_dim.get("head_dim")?;
         let mut geometry = Geometry::new(
@@ -74,6 +86,14 @@ impl PyCache {
         if let Some(threads) = threads {
             builder = builder.threads(threads.threads()?);
         }
+        if let Some((path, bytes)) = disk {
+            builder = builder.disk(DiskOptions::new(path, select::parse_bytes(&bytes)?));
+        }
+        if let Some(Identity::Text(model)) = &model {
+            builder = builder.model(model);
+        } else if let Some(Identity::Bytes(model)) = &model {
+            builder = builder.model(model);
+        }
         let cache = py.detach(|| builder.build()).map_err(from_store)?;
         Ok(PyCache { inner: RwLock::new(Some(cache)) })
     }
@@ -81,6 +101,27 @@ impl PyCache {
     /// A new, empty sequence.
     fn sequence(&self) -> PyResult<PySequence> {
         Ok(PySequence::new(self.get()?.sequence()))
+    }
+
+    /// Opens a session that `Sequence.save` has saved. Finished pages are read when attention selects
+    /// them.
+    fn open_session(&self, py: Python, name: &str) -> PyResult<PySequence> {
+        let cache = self.get()?;
+        let opened = py.detach(|| cache.open_session(name)).map_err(from_store)?;
+        Ok(PySequence::new(opened))
+    }
+
+    /// The sessions saved in the cache's directory, by name.
+    fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let cache = self.get()?;
+        let listed = py.detach(|| cache.sessions()).map_err(from_store)?;
+        listed.into_iter().map(|session| session_object(py, session)).collect()
+    }
+
+    /// Deletes a saved session; whether there was one.
+    fn delete_session(&self, py: Python, name: &str) -> PyResult<bool> {
+        let cache = self.get()?;
+        py.detach(|| cache.delete_session(name)).map_err(from_store)
     }
 
     /// Attention of several sequences in one call; pages they share are read once.

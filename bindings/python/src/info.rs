@@ -4,7 +4,7 @@ use std::f32::consts::LN_2;
 
 use kvist::AttendInfo;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::dlpack::{Storage, numpy};
 
@@ -99,4 +99,19 @@ pub(crate) fn stats_object<'py>(
         dict.set_item(name, value)?;
     }
     py.import("kvist._stats")?.getattr(class)?.call((), Some(&dict))
+}
+
+/// An instance of the dataclass `kvist.SessionInfo`.
+pub(crate) fn session_object(
+    py: Python<'_>,
+    session: kvist::SessionInfo,
+) -> PyResult<Bound<'_, PyAny>> {
+    let dict = PyDict::new(py);
+    dict.set_item("name", session.name)?;
+    dict.set_item("tokens", session.tokens)?;
+    dict.set_item("bytes", session.bytes)?;
+    dict.set_item("written", session.written)?;
+    dict.set_item("model", PyBytes::new(py, &session.model))?;
+    dict.set_item("missing", session.missing.map(|reason| reason.to_string()))?;
+    py.import("kvist._stats")?.getattr("SessionInfo")?.call((), Some(&dict))
 }

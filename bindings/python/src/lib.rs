@@ -7,6 +7,7 @@ mod error;
 mod info;
 mod kernels;
 mod number;
+mod prefix;
 mod select;
 mod sequence;
 
@@ -32,6 +33,16 @@ mod _kvist {
     use super::kernels::score::Summary;
     #[pymodule_export]
     use super::kernels::select::{top_k, top_p};
+    #[pymodule_export]
+    use super::prefix::inspect::{inspect_json, verify_json, why_json};
+    #[pymodule_export]
+    use super::prefix::lease::PyLease;
+    #[pymodule_export]
+    use super::prefix::space::{PyPrefix, PySpace};
+    #[pymodule_export]
+    use super::prefix::store::PyPrefixStore;
+    #[pymodule_export]
+    use super::prefix::ticket::PyTicket;
     #[pymodule_export]
     use super::run_cli;
     #[pymodule_export]

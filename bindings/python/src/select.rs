@@ -1,5 +1,6 @@
 //! Selectors as Python objects, and names and budgets as arguments.
 
+use kvist::format::BlockDType;
 use kvist::policies::{self, Boxed, Quest, Select};
 use kvist_kernels::DType;
 use pyo3::exceptions::PyTypeError;
@@ -245,16 +246,20 @@ impl SelectArg {
     }
 }
 
-/// An element type from a name, a `torch.dtype` or a NumPy dtype or scalar type.
-pub(crate) fn dtype_of(object: &Bound<PyAny>) -> PyResult<DType> {
-    let name = match object.extract::<String>() {
-        Ok(name) => name,
+fn dtype_name(object: &Bound<PyAny>) -> PyResult<String> {
+    match object.extract::<String>() {
+        Ok(name) => Ok(name),
         Err(_) => object
             .getattr("name")
             .or_else(|_| object.getattr("__name__"))
             .or_else(|_| object.str().map(Bound::into_any))?
-            .extract()?,
-    };
+            .extract(),
+    }
+}
+
+/// An element type from a name, a `torch.dtype` or a NumPy dtype or scalar type.
+pub(crate) fn dtype_of(object: &Bound<PyAny>) -> PyResult<DType> {
+    let name = dtype_name(object)?;
     let short = name.rsplit('.').next().unwrap_or(&name);
     match short.to_ascii_lowercase().as_str() {
         "f32" | "float32" | "float" => Ok(DType::F32),
@@ -269,6 +274,28 @@ pub(crate) fn dtype_of(object: &Bound<PyAny>) -> PyResult<DType> {
                 "UnknownNameError",
                 format!("dtype: expected f32, f16 or bf16, found {name:?}{hint}"),
             ))
+        }
+    }
+}
+
+/// An element type of stored blocks, named in the same ways.
+pub(crate) fn block_dtype_of(object: &Bound<PyAny>) -> PyResult<BlockDType> {
+    let name = dtype_name(object)?;
+    let short = name.rsplit('.').next().unwrap_or(&name).to_ascii_lowercase();
+    match short.as_str() {
+        "f32" | "float32" | "float" => Ok(BlockDType::F32),
+        "f16" | "float16" | "half" => Ok(BlockDType::F16),
+        "bf16" | "bfloat16" => Ok(BlockDType::Bf16),
+        "fp8-e4m3" | "float8_e4m3fn" => Ok(BlockDType::Fp8E4m3),
+        "fp8-e5m2" | "float8_e5m2" => Ok(BlockDType::Fp8E5m2),
+        "i8" | "int8" => Ok(BlockDType::I8),
+        "u8" | "uint8" => Ok(BlockDType::U8),
+        _ => {
+            let known = BlockDType::ALL.map(BlockDType::name);
+            let near = policies::nearest(&short, known.into_iter());
+            let hint = near.map(|near| format!(", did you mean {near:?}?")).unwrap_or_default();
+            let text = format!("dtype: expected {}, found {name:?}{hint}", known.join(", "));
+            Err(raise("UnknownNameError", text))
         }
     }
 }

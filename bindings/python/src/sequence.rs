@@ -82,7 +82,7 @@ impl PySequence {
     }
 
     /// `with` while other Python threads run: one of them may be appending.
-    fn look<T: Send>(
+    pub(crate) fn look<T: Send>(
         &self,
         py: Python,
         f: impl FnOnce(&kvist::Sequence) -> Outcome<T> + Send,
@@ -246,6 +246,26 @@ impl PySequence {
             Ok((storage(k, g.dim_k), storage(v, g.dim_v)))
         })?;
         PyTuple::new(py, [crate::dlpack::numpy(py, k)?, crate::dlpack::numpy(py, v)?])
+    }
+
+    /// Saves the sequence under a name, in place of what was saved under it before; durable when it
+    /// returns. Needs a cache with `disk` and `model`.
+    fn save<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let s = self.look(py, |s| Ok(s.save(name)?))?;
+        let fields = [("tokens", s.tokens as u64), ("bytes", s.bytes), ("written", s.written)];
+        stats_object(py, "Saved", &fields)
+    }
+
+    /// Moves finished pages to disk; how many left host memory.
+    fn offload(&self, py: Python) -> PyResult<usize> {
+        self.look(py, |s| Ok(s.offload()?))
+    }
+
+    /// Brings pages back from disk, the newest first, as many as fit; how many were read. With
+    /// `wait=False` behind the scenes, into memory that is free; how many may come.
+    #[pyo3(signature = (*, wait=true), text_signature = "($self, *, wait=True)")]
+    fn restore(&self, py: Python, wait: bool) -> PyResult<usize> {
+        self.look(py, |s| if wait { Ok(s.restore()?) } else { Ok(s.restore_behind()) })
     }
 
     /// Tokens of one layer.

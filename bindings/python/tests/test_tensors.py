@@ -9,6 +9,7 @@ import time
 import types
 
 import kvist
+import kvist.kernels
 import ml_dtypes
 import numpy as np
 import pytest

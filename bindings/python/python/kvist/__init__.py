@@ -7,6 +7,15 @@
     out = seq.attend(layer, q)                   # [q_heads, head_dim] or [queries, q_heads, head_dim]
     out, info = seq.attend(layer, q, info=True)  # what was read, and what was proven
 
+    store = kvist.PrefixStore(host="8GiB", disk=("/var/cache/kvist", "200GiB"))
+    space = store.space(model=weights_hash, layers=32, kv_heads=8, head_dim=128, dtype="bf16",
+                        salt=tenant)                           # blocks by the content they came from
+    prefix = space.prefix(token_ids)
+    space.put(prefix, 0, kv=kv_cache, block_ids=ids)           # an engine's own tensors, any strides
+    restored = space.get(prefix, 0, kv=kv_cache, block_ids=ids)  # bit-identical, or a miss
+    space.publish(seq, token_ids)                              # a sequence's pages, without a copy
+    started = space.start(cache, token_ids)                    # one that has what is known of these
+
 Tensors are NumPy arrays (with `ml_dtypes.bfloat16`) or anything that speaks DLPack on the CPU, and
 are read in place. `kvist.hf` plugs into transformers, `kvist.kernels` is for people who keep their
 own cache.
@@ -15,28 +24,51 @@ own cache.
 from ._errors import (
     BudgetError,
     ClosedError,
+    CorruptError,
     DTypeError,
+    ForkedError,
+    InUseError,
     KvistError,
     OptionError,
     PositionError,
     RangeError,
     ShapeError,
+    StoreError,
+    StorePermissionError,
     UnknownNameError,
     UnsupportedError,
+    VersionError,
 )
 from ._kvist import (
     AttendInfo,
     Boxed,
     Cache,
     Full,
+    Lease,
+    Prefix,
+    PrefixStore,
     Quest,
     Sequence,
+    Space,
+    Ticket,
     __version__,
     parse_bytes,
     selection,
     selection_presets,
 )
-from ._stats import SequenceStats, Stats
+from ._prefix import (
+    DiskStats,
+    Miss,
+    PrefixStats,
+    Published,
+    Restored,
+    Started,
+    Stored,
+    inspect,
+    verify,
+    why,
+)
+from ._stats import Saved, SequenceStats, SessionInfo, Stats
 
 __all__ = [
     "AttendInfo",
@@ -44,21 +76,44 @@ __all__ = [
     "BudgetError",
     "Cache",
     "ClosedError",
+    "CorruptError",
     "DTypeError",
+    "DiskStats",
+    "ForkedError",
     "Full",
+    "InUseError",
     "KvistError",
+    "Lease",
+    "Miss",
     "OptionError",
     "PositionError",
+    "Prefix",
+    "PrefixStats",
+    "PrefixStore",
+    "Published",
     "Quest",
     "RangeError",
+    "Restored",
+    "Saved",
     "Sequence",
     "SequenceStats",
+    "SessionInfo",
     "ShapeError",
+    "Space",
+    "Started",
     "Stats",
+    "StoreError",
+    "StorePermissionError",
+    "Stored",
+    "Ticket",
     "UnknownNameError",
     "UnsupportedError",
+    "VersionError",
     "__version__",
+    "inspect",
     "parse_bytes",
     "selection",
     "selection_presets",
+    "verify",
+    "why",
 ]

@@ -1,4 +1,4 @@
-"""`python -m kvist`: the demo, the benchmarks, the list of selectors, dumps of a model."""
+"""`python -m kvist`: the demo, benchmarks, lists, dumps of a model, looks at a store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ commands:
   demo      a real model on a long text: its own cache against kvist (needs torch, transformers)
   bench     measure kvist beside the machine's limit and its peers (`bench --list`)
   presets   the selectors that `select=` takes
+  inspect   what a prefix store's directory holds
+  verify    whether it is undamaged
+  why       why a block of it would miss
   dump      a model's real queries, keys and values in one file, for the benchmarks
 """
+
+RUST = ("bench", "presets", "inspect", "verify", "why")
+"""Commands of the Rust command line."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,13 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         from ._dump_command import main as dump
 
         return dump(args[1:])
-    if command in ("bench", "presets"):
+    if command in RUST:
         from ._kvist import run_cli
 
         return run_cli(["kvist", *args])
     import difflib
 
-    near = difflib.get_close_matches(command, ["demo", "bench", "presets", "dump"], n=1)
+    near = difflib.get_close_matches(command, ["demo", "dump", *RUST], n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"error: unknown command {command!r}{hint}\n\n{USAGE}", file=sys.stderr, end="")
     return 2

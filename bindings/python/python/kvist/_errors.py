@@ -37,5 +37,29 @@ class ClosedError(KvistError, RuntimeError):
     """The sequence or cache was closed."""
 
 
+class ForkedError(KvistError, RuntimeError):
+    """The object was made before the process was forked; make another one in the child."""
+
+
+class StoreError(KvistError, OSError):
+    """A store's directory cannot be used."""
+
+
+class InUseError(StoreError):
+    """Another process has the directory."""
+
+
+class StorePermissionError(StoreError, PermissionError):
+    """The directory belongs to somebody else, or others may write to it, or it cannot be written."""
+
+
+class VersionError(StoreError):
+    """The directory was written by another version of kvist."""
+
+
+class CorruptError(StoreError):
+    """The directory is damaged; seen on an explicit check, or so that it cannot be opened at all."""
+
+
 class UnsupportedError(KvistError, NotImplementedError):
     """A model, device or mode kvist cannot serve; the message says what to do instead."""

@@ -1,10 +1,13 @@
+import os
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as _Seq
 from typing import Any, Literal, TypeAlias, final, overload
 
-from numpy import float32, uint32
+from numpy import float32, uint8, uint32
 from numpy.typing import NDArray
 
-from ._stats import SequenceStats, Stats
+from ._prefix import PrefixStats, Published, Restored, Started, Stored
+from ._stats import Saved, SequenceStats, SessionInfo, Stats
 
 __version__: str
 __all__ = [
@@ -13,12 +16,18 @@ __all__ = [
     "Buffer",
     "Cache",
     "Full",
+    "Lease",
+    "Prefix",
+    "PrefixStore",
     "Quest",
     "Sequence",
+    "Space",
     "Summary",
+    "Ticket",
     "__version__",
     "attend_pages",
     "attend_slots",
+    "inspect_json",
     "merge",
     "parse_bytes",
     "run_cli",
@@ -26,6 +35,8 @@ __all__ = [
     "selection_presets",
     "top_k",
     "top_p",
+    "verify_json",
+    "why_json",
 ]
 
 _Select: TypeAlias = str | Full | Quest | Boxed
@@ -140,8 +151,13 @@ class Cache:
         budget: int | None = None,
         dense_layers: _Seq[int] = (),
         threads: int | None = None,
+        disk: tuple[str | os.PathLike[str], str | int] | None = None,
+        model: str | bytes | None = None,
     ) -> Cache: ...
     def sequence(self) -> Sequence: ...
+    def open_session(self, name: str) -> Sequence: ...
+    def sessions(self) -> list[SessionInfo]: ...
+    def delete_session(self, name: str) -> bool: ...
     @overload
     def attend_batch(
         self,
@@ -236,6 +252,9 @@ class Sequence:
     def read(
         self, layer: int, start: int = 0, stop: int | None = None
     ) -> tuple[NDArray[float32], NDArray[float32]]: ...
+    def save(self, name: str) -> Saved: ...
+    def offload(self) -> int: ...
+    def restore(self, *, wait: bool = True) -> int: ...
     def layer_len(self, layer: int) -> int: ...
     def stats(self) -> SequenceStats: ...
     def close(self) -> None: ...
@@ -280,6 +299,134 @@ class Summary:
     @property
     def kind(self) -> str: ...
 
+@final
+class PrefixStore:
+    """A content-addressed store of KV blocks in host memory and on disk."""
+
+    def __new__(
+        cls,
+        host: str | int | None = "1GiB",
+        disk: tuple[str | os.PathLike[str], str | int] | None = None,
+        *,
+        multi_tenant: bool = False,
+        verify_tokens: bool = True,
+        verify_host: bool = False,
+        backpressure: float = 0.0,
+        key_secret: bytes | None = None,
+        seal: bytes | None = None,
+        segment: str | int | None = None,
+        deadline: float = 10.0,
+        required: bool = True,
+    ) -> PrefixStore: ...
+    def space(
+        self,
+        *,
+        model: bytes,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Any,
+        value_dim: int | None = None,
+        block_tokens: int = 64,
+        salt: bytes | None = b"",
+        adapter: bytes | None = None,
+        extra: bytes | None = b"",
+        codec: str = "lossless",
+        layer_range: tuple[int, int] | None = None,
+        head_range: tuple[int, int] | None = None,
+        attention: str | tuple[str, int] | None = "full",
+    ) -> Space: ...
+    def erase_tenant(self, salt: bytes) -> dict[str, int]: ...
+    def flush(self, timeout: float | None = None) -> bool: ...
+    def stats(self) -> PrefixStats: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    def __enter__(self) -> PrefixStore: ...
+    def __exit__(self, *_exception: object) -> None: ...
+    def __reduce__(self) -> Any: ...
+
+@final
+class Space:
+    """The blocks of one model, layout, tenant and adapter."""
+
+    def prefix(self, token_ids: Any, *, parent: bytes | None = None) -> Prefix: ...
+    def prefix_of_keys(self, keys: _Seq[bytes]) -> Prefix: ...
+    def contains(self, prefix: Prefix) -> int: ...
+    def put(
+        self,
+        prefix: Prefix,
+        first: int = 0,
+        blocks: Any = None,
+        *,
+        kv: Any = None,
+        k: Any = None,
+        v: Any = None,
+        block_ids: Any = None,
+        layout: str = "nhd",
+    ) -> Stored: ...
+    def get(
+        self,
+        prefix: Prefix,
+        start: int = 0,
+        blocks: Any = None,
+        *,
+        kv: Any = None,
+        k: Any = None,
+        v: Any = None,
+        block_ids: Any = None,
+        layout: str = "nhd",
+        layers: tuple[int, int] | None = None,
+    ) -> Restored: ...
+    def publish(self, sequence: Sequence, token_ids: Any) -> Published: ...
+    def start(self, cache: Cache, token_ids: Any) -> Started: ...
+    def prefetch(self, prefix: Prefix, start: int = 0, stop: int | None = None) -> Ticket: ...
+    def evict(self, blocks: Prefix | _Seq[bytes]) -> int: ...
+    def lease(self, key: bytes) -> Lease | None: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
+    def __reduce__(self) -> Any: ...
+
+@final
+class Prefix:
+    """The blocks of a token stream, in order."""
+
+    @property
+    def keys(self) -> list[bytes]: ...
+    def __len__(self) -> int: ...
+    def __bool__(self) -> bool: ...
+    def __reduce__(self) -> Any: ...
+
+@final
+class Ticket:
+    """Blocks on their way into memory. Dropping it cancels what has not begun."""
+
+    @property
+    def done(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> int | None: ...
+    def cancel(self) -> None: ...
+    def add_done_callback(self, callback: Callable[[], object]) -> None: ...
+    def __await__(self) -> Generator[Any, None, int | None]: ...
+    def __reduce__(self) -> Any: ...
+
+@final
+class Lease:
+    """A block's bytes in canonical order, read-only, held in memory while this or an array lives."""
+
+    @property
+    def array(self) -> NDArray[uint8]: ...
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def __reduce__(self) -> Any: ...
+
+def verify_json(
+    path: str | os.PathLike[str], strict: bool, allow_shared_dir: bool, threads: int
+) -> str: ...
+def inspect_json(path: str | os.PathLike[str]) -> str: ...
+def why_json(path: str | os.PathLike[str], key: bytes) -> str: ...
 def selection(select: _Select = "full", budget: int | None = None) -> Full | Quest | Boxed: ...
 def selection_presets() -> list[dict[str, str]]: ...
 def parse_bytes(size: str | int) -> int: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 
 
@@ -45,3 +46,32 @@ class SequenceStats:
     def bytes(self) -> int:
         """All of them."""
         return self.page_bytes + self.summary_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What saving a session came to."""
+
+    tokens: int
+    """Tokens present in every layer."""
+    bytes: int
+    """Bytes of the session on disk."""
+    written: int
+    """Those of them that were written now."""
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A saved session."""
+
+    name: str
+    tokens: int
+    """Tokens present in every layer."""
+    bytes: int
+    """Bytes on disk; its records may be shared with other sessions."""
+    written: int
+    """When it was saved, in seconds since 1970."""
+    model: builtins.bytes
+    """The model it was saved for."""
+    missing: str | None
+    """Why its file cannot be read, if it cannot. The other fields say nothing then."""

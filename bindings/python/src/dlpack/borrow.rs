@@ -5,7 +5,8 @@ use kvist_kernels::{KvLayout, KvPool, Tensor3};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::import::{Input, RANK_MAX, address};
+use super::import::Input;
+use super::view::{RANK_MAX, address};
 use crate::error::{dtype_error, from_kernel, shape_error};
 
 /// Frames of keys and values of the caller: `[frames, tokens, heads, dim]` (`heads_first` false) or

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{ffi, intern};
 
-use super::{import, raw};
+use super::{raw, view};
 
 /// A cache line: keeps results aligned for everyone's vector loads.
 #[repr(C, align(64))]
@@ -120,7 +120,7 @@ impl Library {
     /// The library of `object`; NumPy for what is unknown.
     pub(crate) fn of(object: &Bound<PyAny>) -> Library {
         let py = object.py();
-        if let Some(api) = import::exchange_of(object)
+        if let Some(api) = view::exchange_of(object)
             && api.object_from_managed.is_some()
         {
             return Library::Exchange(api);

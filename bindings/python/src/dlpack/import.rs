@@ -1,21 +1,15 @@
-//! Tensors in: any CPU tensor that speaks DLPack, any NumPy array (`ml_dtypes.bfloat16` included)
-//! and anything NumPy can view.
-
-use std::ffi::{CStr, c_void};
+//! Tensors that kernels read: f32, f16 and bf16, compact where they must be.
 
 use kvist_kernels::{DType, Tensor3};
-use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyDict, PyTuple};
-use pyo3::{ffi, intern};
 
-use super::raw;
+use super::view::{Hold, RANK_MAX, View, row_major};
 use crate::error::{dtype_error, shape_error};
 
-/// Most dimensions a tensor may have.
-pub(super) const RANK_MAX: usize = 4;
+/// Most dimensions that any kernel takes.
+const DIMS_MAX: usize = 4;
 
-/// A borrowed tensor: address, type, shape and strides, and what keeps it alive.
+/// A borrowed tensor of floats: address, type, shape and strides, and what keeps it alive.
 pub(crate) struct Input {
     pub(super) ptr: *const u8,
     pub(super) dtype: DType,
@@ -27,53 +21,18 @@ pub(crate) struct Input {
     _hold: Hold,
 }
 
-/// What keeps the memory alive.
-enum Hold {
-    /// The object itself.
-    Object(#[expect(dead_code, reason = "held, not read")] Py<PyAny>),
-    Managed(*mut raw::Managed),
-    Versioned(*mut raw::ManagedVersioned),
-    /// A compact copy, where the layout does not fit the kernels.
-    Copy(#[expect(dead_code, reason = "held, not read")] Vec<u64>),
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        // SAFETY: we took these tensors over when we renamed their capsule, and own them alone; the
-        // deleter may be called once, from any thread.
-        unsafe {
-            match *self {
-                Hold::Managed(m) => {
-                    if let Some(delete) = (*m).deleter {
-                        delete(m);
-                    }
-                }
-                Hold::Versioned(m) => {
-                    if let Some(delete) = (*m).deleter {
-                        delete(m);
-                    }
-                }
-                Hold::Object(_) | Hold::Copy(_) => {}
-            }
-        }
-    }
-}
-
 impl Input {
     /// Borrows `object`; `what` names it in errors.
     pub(crate) fn new(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
-        let py = object.py();
-        refuse_negated(object, what)?;
-        let input = if let Some(api) = exchange_of(object) {
-            from_exchange(object, api, what)?
-        } else if let Ok(interface) = object.getattr(intern!(py, "__array_interface__")) {
-            from_interface(object, &interface, what)?
-        } else if object.hasattr(intern!(py, "__dlpack__"))? {
-            from_capsule(object, what)?
-        } else {
-            from_buffer(object, what)?
+        let view = View::new(object, what)?;
+        let Some(dtype) = view.element.dtype() else {
+            return Err(dtype_error(what, "f32, f16 or bf16", &view.element.name()));
         };
-        input.compact()
+        if view.rank > DIMS_MAX {
+            return Err(shape_error(what, &format!("at most {DIMS_MAX} dimensions"), view.shape()));
+        }
+        let View { ptr, rank, shape, strides, hold: _hold, .. } = view;
+        Input { ptr, dtype, rank, shape, strides, what, _hold }.compact()
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -166,255 +125,4 @@ impl Input {
     fn forget(self) -> Input {
         Input { _hold: Hold::Copy(Vec::new()), ..self }
     }
-}
-
-fn row_major(shape: &[usize]) -> [i64; RANK_MAX] {
-    let mut strides = [1; RANK_MAX];
-    for d in (0..shape.len().saturating_sub(1)).rev() {
-        strides[d] = strides[d + 1] * shape[d + 1].max(1) as i64;
-    }
-    strides
-}
-
-/// The library's C functions, if its type has them in a version we know.
-pub(crate) fn exchange_of(object: &Bound<PyAny>) -> Option<&'static raw::Exchange> {
-    let name = intern!(object.py(), "__dlpack_c_exchange_api__");
-    let capsule = object.get_type().getattr(name).ok()?;
-    // SAFETY: the name is checked by `PyCapsule_GetPointer`; the table is static in its library, which
-    // Python never unloads.
-    let api = unsafe {
-        let ptr = ffi::PyCapsule_GetPointer(capsule.as_ptr(), raw::EXCHANGE.as_ptr());
-        if ptr.is_null() {
-            ffi::PyErr_Clear();
-            return None;
-        }
-        &*ptr.cast::<raw::Exchange>()
-    };
-    (api.version.major == raw::MAJOR).then_some(api)
-}
-
-/// PyTorch negates lazily (`x.conj().imag`), and says so in no exchange format: the memory alone holds
-/// the wrong numbers.
-fn refuse_negated(object: &Bound<PyAny>, what: &str) -> PyResult<()> {
-    match object.getattr(intern!(object.py(), "is_neg")) {
-        Ok(is_neg) if is_neg.call0()?.is_truthy()? => Err(PyBufferError::new_err(format!(
-            "{what}: expected a tensor as it is in memory, found a lazily negated one; call \
-             resolve_neg()"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// The library could not export its tensor: its first line says why, the rest may be a C++ trace.
-fn refused(cause: PyErr, object: &Bound<PyAny>, what: &str) -> PyErr {
-    let py = object.py();
-    let text = cause.value(py).to_string();
-    let reason = text.lines().next().unwrap_or_default();
-    let error = PyBufferError::new_err(format!(
-        "{what}: expected a dense CPU tensor, found one that cannot be exported ({reason})"
-    ));
-    error.set_cause(py, Some(cause));
-    error
-}
-
-fn from_exchange(
-    object: &Bound<PyAny>,
-    api: &raw::Exchange,
-    what: &'static str,
-) -> PyResult<Input> {
-    let Some(view_of) = api.view_of_object else { return from_capsule(object, what) };
-    let mut view = std::mem::MaybeUninit::<raw::Tensor>::uninit();
-    // SAFETY: the function fills the view or fails with a Python error set; the view's shape is
-    // copied at once and the data lives as long as the object, which is held.
-    unsafe {
-        if view_of(object.as_ptr().cast(), view.as_mut_ptr()) != 0 {
-            return Err(refused(PyErr::fetch(object.py()), object, what));
-        }
-        describe(view.assume_init_ref(), what, Hold::Object(object.clone().unbind()))
-    }
-}
-
-/// Takes a capsule over, as the protocol has it: rename, then own.
-fn from_capsule(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
-    let py = object.py();
-    if let Ok(device) = object.call_method0(intern!(py, "__dlpack_device__")) {
-        let (kind, id): (i32, i32) = device.extract()?;
-        check_device(kind, id, what)?;
-    }
-    let options = PyDict::new(py);
-    options.set_item(intern!(py, "max_version"), (raw::MAJOR, raw::MINOR))?;
-    let method = intern!(py, "__dlpack__");
-    let capsule = match object.call_method(method, (), Some(&options)) {
-        // Older exporters do not know the argument.
-        Err(e) if e.is_instance_of::<PyTypeError>(py) => object.call_method0(method)?,
-        other => other.map_err(|e| refused(e, object, what))?,
-    };
-    let capsule = capsule.cast_into::<PyCapsule>().map_err(|_| {
-        PyBufferError::new_err(format!("{what}: expected a capsule from __dlpack__, found none"))
-    })?;
-    if let Some(m) = take::<raw::ManagedVersioned>(&capsule, raw::VERSIONED, raw::VERSIONED_USED) {
-        let hold = Hold::Versioned(m);
-        // SAFETY: `m` is ours now and lives in `hold`.
-        let (version, tensor) = unsafe { ((*m).version, &(*m).tensor) };
-        if version.major != raw::MAJOR {
-            return Err(PyBufferError::new_err(format!(
-                "{what}: expected DLPack version {}, found {}",
-                raw::MAJOR,
-                version.major
-            )));
-        }
-        return describe(tensor, what, hold);
-    }
-    match take::<raw::Managed>(&capsule, raw::CAPSULE, raw::CAPSULE_USED) {
-        // SAFETY: as above.
-        Some(m) => describe(unsafe { &(*m).tensor }, what, Hold::Managed(m)),
-        None => Err(PyBufferError::new_err(format!(
-            "{what}: expected an unused capsule \"dltensor\" or \"dltensor_versioned\""
-        ))),
-    }
-}
-
-/// The capsule's pointer if it has this name; the capsule is marked as used.
-fn take<T>(capsule: &Bound<PyCapsule>, name: &CStr, used: &'static CStr) -> Option<*mut T> {
-    // SAFETY: the capsule is alive; a name that does not match leaves it alone.
-    unsafe {
-        if ffi::PyCapsule_IsValid(capsule.as_ptr(), name.as_ptr()) == 0 {
-            return None;
-        }
-        let ptr: *mut c_void = ffi::PyCapsule_GetPointer(capsule.as_ptr(), name.as_ptr());
-        ffi::PyCapsule_SetName(capsule.as_ptr(), used.as_ptr());
-        (!ptr.is_null()).then_some(ptr.cast())
-    }
-}
-
-fn check_device(kind: i32, id: i32, what: &str) -> PyResult<()> {
-    if kind == raw::DEVICE_CPU || kind == raw::DEVICE_CUDA_HOST {
-        return Ok(());
-    }
-    let name = match kind {
-        2 => "cuda",
-        8 => "metal",
-        10 => "rocm",
-        _ => "device of type",
-    };
-    let found = if name.contains(' ') { format!("{name} {kind}") } else { format!("{name}:{id}") };
-    Err(PyBufferError::new_err(format!("{what}: expected a CPU tensor, found {found}")))
-}
-
-fn describe(tensor: &raw::Tensor, what: &'static str, hold: Hold) -> PyResult<Input> {
-    check_device(tensor.device.kind, tensor.device.id, what)?;
-    let dtype = dtype_of(tensor.dtype, what)?;
-    let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
-    if rank > RANK_MAX {
-        return Err(shape_error(what, &format!("at most {RANK_MAX} dimensions"), &[rank]));
-    }
-    let (mut shape, mut strides) = ([1; RANK_MAX], [1; RANK_MAX]);
-    for (d, n) in shape.iter_mut().enumerate().take(rank) {
-        // SAFETY: DLPack promises `ndim` entries.
-        *n = unsafe { *tensor.shape.add(d) } as usize;
-    }
-    if tensor.strides.is_null() {
-        strides = row_major(&shape[..rank]);
-    } else {
-        for (d, stride) in strides.iter_mut().enumerate().take(rank) {
-            // SAFETY: as above.
-            *stride = unsafe { *tensor.strides.add(d) };
-        }
-    }
-    let ptr = address(tensor.data.cast(), tensor.byte_offset as usize, &shape[..rank]);
-    Ok(Input { ptr, dtype, rank, shape, strides, what, _hold: hold })
-}
-
-/// Empty tensors may have no address; views want one that is not null.
-pub(super) fn address(data: *const u8, offset: usize, shape: &[usize]) -> *const u8 {
-    if shape.contains(&0) {
-        std::ptr::NonNull::<u64>::dangling().as_ptr().cast()
-    } else {
-        data.wrapping_add(offset)
-    }
-}
-
-fn dtype_of(dtype: raw::DataType, what: &str) -> PyResult<DType> {
-    match (dtype.code, dtype.bits, dtype.lanes) {
-        (raw::CODE_FLOAT, 32, 1) => Ok(DType::F32),
-        (raw::CODE_FLOAT, 16, 1) => Ok(DType::F16),
-        (raw::CODE_BFLOAT, 16, 1) => Ok(DType::Bf16),
-        _ => Err(dtype_error(what, "f32, f16 or bf16", &dtype.name())),
-    }
-}
-
-/// NumPy's array interface, version 3.
-fn from_interface(
-    object: &Bound<PyAny>,
-    interface: &Bound<PyAny>,
-    what: &'static str,
-) -> PyResult<Input> {
-    let py = object.py();
-    let field = |name: &str| interface.get_item(name);
-    let dtype = interface_dtype(object, &field("typestr")?.extract::<String>()?, what)?;
-    let dims: Vec<usize> = field("shape")?.cast_into::<PyTuple>()?.extract()?;
-    if dims.len() > RANK_MAX {
-        return Err(shape_error(what, &format!("at most {RANK_MAX} dimensions"), &dims));
-    }
-    let (data, _readonly): (usize, bool) = field("data")?.extract()?;
-    let mut shape = [1; RANK_MAX];
-    shape[..dims.len()].copy_from_slice(&dims);
-    let mut strides = row_major(&dims);
-    let steps = interface.get_item(intern!(py, "strides"))?;
-    if !steps.is_none() {
-        let steps: Vec<i64> = steps.extract()?;
-        let size = dtype.size() as i64;
-        if steps.iter().any(|s| s % size != 0) {
-            return Err(PyBufferError::new_err(format!(
-                "{what}: expected strides in whole elements of {size} bytes, found {steps:?}"
-            )));
-        }
-        strides.iter_mut().zip(steps).for_each(|(s, step)| *s = step / size);
-    }
-    let ptr = address(std::ptr::with_exposed_provenance(data), 0, &dims);
-    let hold = Hold::Object(object.clone().unbind());
-    Ok(Input { ptr, dtype, rank: dims.len(), shape, strides, what, _hold: hold })
-}
-
-fn interface_dtype(object: &Bound<PyAny>, typestr: &str, what: &str) -> PyResult<DType> {
-    let py = object.py();
-    let order = typestr.chars().next();
-    let foreign = if cfg!(target_endian = "little") { '>' } else { '<' };
-    if order == Some(foreign) {
-        let text = format!("{what}: expected native byte order, found {typestr:?}");
-        return Err(PyBufferError::new_err(text));
-    }
-    match typestr.get(1..) {
-        Some("f4") => return Ok(DType::F32),
-        Some("f2") => return Ok(DType::F16),
-        _ => {}
-    }
-    // ml_dtypes types are opaque to the interface; their name is what tells.
-    let dtype = object.getattr(intern!(py, "dtype")).and_then(|d| d.getattr(intern!(py, "name")));
-    let name: String = match dtype {
-        Ok(name) => name.extract()?,
-        Err(_) => typestr.to_owned(),
-    };
-    if name == "bfloat16" {
-        Ok(DType::Bf16)
-    } else {
-        Err(dtype_error(what, "f32, f16 or bf16", &name))
-    }
-}
-
-/// Anything that exports a buffer, seen through NumPy (no copy).
-fn from_buffer(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
-    let py = object.py();
-    let refuse = || {
-        let found = object.get_type().name().map_or_else(|_| "?".to_owned(), |n| n.to_string());
-        dtype_error(what, "a tensor (DLPack, NumPy or buffer)", &found)
-    };
-    let view = py
-        .import(intern!(py, "builtins"))?
-        .getattr(intern!(py, "memoryview"))?
-        .call1((object,))
-        .map_err(|_| refuse())?;
-    let array = py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "asarray"), (view,))?;
-    let interface = array.getattr(intern!(py, "__array_interface__"))?;
-    from_interface(&array, &interface, what)
 }

@@ -24,6 +24,11 @@ pub(crate) const CODE_FLOAT: u8 = 2;
 pub(crate) const CODE_BFLOAT: u8 = 4;
 pub(crate) const CODE_COMPLEX: u8 = 5;
 pub(crate) const CODE_BOOL: u8 = 6;
+pub(crate) const CODE_FP8_E4M3: u8 = 10;
+pub(crate) const CODE_FP8_E5M2: u8 = 12;
+
+/// Flag of a versioned tensor: nobody may write to it.
+pub(crate) const READ_ONLY: u64 = 1;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +101,8 @@ impl DataType {
         let kind = match (self.code, self.bits) {
             (CODE_FLOAT, bits) => return format!("f{bits}"),
             (CODE_BFLOAT, bits) => return format!("bf{bits}"),
+            (CODE_FP8_E4M3, _) => return "fp8-e4m3".to_owned(),
+            (CODE_FP8_E5M2, _) => return "fp8-e5m2".to_owned(),
             (CODE_INT, _) => "int",
             (CODE_UINT, _) => "uint",
             (CODE_COMPLEX, _) => "complex",

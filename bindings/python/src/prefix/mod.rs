@@ -1,0 +1,33 @@
+//! The prefix store: `kvist.PrefixStore` and what comes from it.
+
+pub(crate) mod inspect;
+pub(crate) mod lease;
+mod own;
+pub(crate) mod space;
+pub(crate) mod store;
+pub(crate) mod ticket;
+mod tokens;
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use crate::error::option_error;
+
+/// A longest wait: more would overflow clocks.
+const PATIENCE_MAX: f64 = 1e9;
+
+/// Seconds as a duration; `None` waits as good as for ever.
+fn patience(seconds: Option<f64>, what: &str) -> PyResult<Duration> {
+    match seconds {
+        None => Ok(Duration::from_secs_f64(PATIENCE_MAX)),
+        Some(s) if s >= 0.0 => Ok(Duration::from_secs_f64(s.min(PATIENCE_MAX))),
+        Some(s) => Err(option_error(what, "0 or more seconds", s)),
+    }
+}
+
+/// Exactly 32 bytes.
+fn bytes32(bytes: &[u8], what: &str) -> PyResult<[u8; 32]> {
+    <[u8; 32]>::try_from(bytes)
+        .map_err(|_| option_error(what, "32 bytes", format!("{} bytes", bytes.len())))
+}

@@ -1,0 +1,452 @@
+//! `kvist.Space` and `kvist.Prefix`.
+
+use kvist::format::{AttentionKind, BlockKey, BlockLayout};
+use kvist::{Codec, MissReason, Refused, SpaceOptions};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+
+use super::bytes32;
+use super::lease::PyLease;
+use super::own::Own;
+use super::ticket::PyTicket;
+use super::tokens::{blocks_of, tokens_of};
+use crate::cache::PyCache;
+use crate::dlpack::{Blocks, Engine, Order, Tensors, canonical};
+use crate::error::{from_store, option_error, raise};
+use crate::number::{Whole, optional};
+use crate::select::block_dtype_of;
+use crate::sequence::PySequence;
+
+/// What `PrefixStore.space` takes.
+pub(super) struct SpaceArgs<'a, 'py> {
+    pub(super) model: [u8; 32],
+    pub(super) layers: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) dtype: &'a Bound<'py, PyAny>,
+    pub(super) value_dim: Option<usize>,
+    pub(super) block_tokens: usize,
+    pub(super) salt: &'a [u8],
+    pub(super) adapter: Option<[u8; 32]>,
+    pub(super) extra: &'a [u8],
+    pub(super) codec: &'a str,
+    pub(super) layer_range: Option<(usize, usize)>,
+    pub(super) head_range: Option<(usize, usize)>,
+    pub(super) attention: Option<&'a Bound<'py, PyAny>>,
+}
+
+/// A number that a layout can hold; larger ones are refused with the layout.
+fn small(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl SpaceArgs<'_, '_> {
+    pub(super) fn options(&self) -> PyResult<SpaceOptions> {
+        let layout = self.layout()?;
+        layout.validate().map_err(from_store)?;
+        let codec = Codec::parse(self.codec).map_err(from_store)?;
+        let options = SpaceOptions::new(self.model, layout).salt(self.salt).extra(self.extra);
+        let options = options.codec(codec);
+        Ok(match self.adapter {
+            Some(adapter) => options.adapter(adapter),
+            None => options,
+        })
+    }
+
+    fn layout(&self) -> PyResult<BlockLayout> {
+        let attention = self.attention()?;
+        let range = |given: Option<(usize, usize)>, all: usize, what: &str| match given {
+            None => Ok(0..small(all)),
+            Some((from, to)) if from < to && to <= all => Ok(small(from)..small(to)),
+            Some((from, to)) => Err(option_error(
+                what,
+                &format!("a range inside 0..{all}"),
+                format!("{from}..{to}"),
+            )),
+        };
+        let latent = attention == AttentionKind::Latent;
+        let value_dim = self.value_dim.unwrap_or(if latent { 0 } else { self.head_dim });
+        Ok(BlockLayout {
+            dtype: block_dtype_of(self.dtype)?,
+            block_tokens: small(self.block_tokens),
+            layers: range(self.layer_range, self.layers, "layer_range")?,
+            kv_heads: range(self.head_range, self.kv_heads, "head_range")?,
+            dim_k: small(self.head_dim),
+            dim_v: small(value_dim),
+            attention,
+        })
+    }
+
+    fn attention(&self) -> PyResult<AttentionKind> {
+        let Some(object) = self.attention else { return Ok(AttentionKind::Full) };
+        let refuse = || {
+            let found = object.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string());
+            option_error("attention", "'full', 'mla' or ('window', tokens)", found)
+        };
+        if let Ok(name) = object.extract::<String>() {
+            return match name.as_str() {
+                "full" => Ok(AttentionKind::Full),
+                "mla" => Ok(AttentionKind::Latent),
+                _ => Err(refuse()),
+            };
+        }
+        match object.extract::<(String, u32)>() {
+            Ok((name, tokens)) if name == "window" => Ok(AttentionKind::Window(tokens)),
+            _ => Err(refuse()),
+        }
+    }
+}
+
+/// The blocks of a token stream, in order.
+#[pyclass(frozen, name = "Prefix", module = "kvist")]
+pub(crate) struct PyPrefix {
+    prefix: kvist::Prefix,
+}
+
+#[pymethods]
+impl PyPrefix {
+    /// Their keys, 32 bytes each.
+    #[getter]
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.prefix.keys().iter().map(|key| PyBytes::new(py, &key.0)))
+    }
+
+    fn __len__(&self) -> usize {
+        self.prefix.len()
+    }
+
+    fn __bool__(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        let text = "a Prefix holds token ids and cannot be pickled; pass its keys on";
+        Err(PyTypeError::new_err(text))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Prefix(blocks={})", self.prefix.len())
+    }
+}
+
+/// The blocks of one model, layout, tenant and adapter.
+#[pyclass(frozen, name = "Space", module = "kvist")]
+pub(crate) struct PySpace {
+    /// The store lives as long as its spaces do.
+    inner: Own<(kvist::PrefixStore, kvist::Space)>,
+}
+
+/// Where blocks are, as `put` and `get` take it.
+struct BlockArgs<'a, 'py> {
+    blocks: Option<&'a Bound<'py, PyAny>>,
+    kv: Option<&'a Bound<'py, PyAny>>,
+    k: Option<&'a Bound<'py, PyAny>>,
+    v: Option<&'a Bound<'py, PyAny>>,
+    block_ids: Option<&'a Bound<'py, PyAny>>,
+    layout: &'a str,
+}
+
+impl BlockArgs<'_, '_> {
+    fn resolve(&self, layout: &BlockLayout) -> PyResult<Blocks> {
+        let engine = [self.kv, self.k, self.v].iter().any(Option::is_some);
+        if let Some(blocks) = self.blocks {
+            if engine || self.block_ids.is_some() {
+                let text = "blocks: expected one buffer per block, or kv=, k=, v= and block_ids=";
+                return Err(raise("OptionError", format!("{text}, found both")));
+            }
+            return Ok(Blocks::Canonical(canonical(layout, blocks)?));
+        }
+        if !engine {
+            let text = "blocks: expected one buffer per block, or kv=, or k= and v=, found none";
+            return Err(PyTypeError::new_err(text));
+        }
+        let order = match self.layout {
+            "nhd" => Order::TokensFirst,
+            "hnd" => Order::HeadsFirst,
+            other => return Err(option_error("layout", "'nhd' or 'hnd'", format!("{other:?}"))),
+        };
+        let tensors = |object: Option<&Bound<PyAny>>, what| {
+            object.map(|object| Tensors::new(object, what)).transpose()
+        };
+        let (kv, k, v) = (tensors(self.kv, "kv")?, tensors(self.k, "k")?, tensors(self.v, "v")?);
+        let engine = Engine::new(layout, order, kv, k, v)?;
+        let ids = match self.block_ids {
+            Some(ids) => blocks_of(ids, engine.len())?,
+            None => (0..engine.len()).collect(),
+        };
+        Ok(Blocks::Engine(engine, ids))
+    }
+}
+
+impl PySpace {
+    pub(super) fn new(store: kvist::PrefixStore, space: kvist::Space) -> PySpace {
+        PySpace { inner: Own::new((store, space)) }
+    }
+
+    /// The space, if it can be used.
+    fn usable(&self) -> PyResult<&kvist::Space> {
+        let (_, space) = self.inner.get()?;
+        space.check().map_err(from_store)?;
+        Ok(space)
+    }
+
+    fn of(&self, prefix: &PyPrefix) -> PyResult<&kvist::Space> {
+        let space = self.usable()?;
+        space.owns(&prefix.prefix).map_err(from_store)?;
+        Ok(space)
+    }
+}
+
+#[pymethods]
+impl PySpace {
+    /// The full blocks of a token stream: a list, array or tensor of token ids. With `parent`, the key
+    /// of a block, those of the tokens that follow it.
+    #[pyo3(signature = (token_ids, *, parent=None))]
+    fn prefix(
+        &self,
+        py: Python,
+        token_ids: &Bound<PyAny>,
+        parent: Option<&[u8]>,
+    ) -> PyResult<PyPrefix> {
+        let space = self.usable()?;
+        let parent = parent.map(|key| bytes32(key, "parent").map(BlockKey)).transpose()?;
+        let (parent, tokens) = (parent.unwrap_or(BlockKey::ROOT), tokens_of(token_ids)?);
+        let prefix = py.detach(|| space.prefix_after(&parent, &tokens)).map_err(from_store)?;
+        Ok(PyPrefix { prefix })
+    }
+
+    /// Blocks by keys that a space of the same kind computed elsewhere. Their tokens are not compared.
+    fn prefix_of_keys(&self, keys: Vec<Bound<PyBytes>>) -> PyResult<PyPrefix> {
+        let space = self.usable()?;
+        let key = |key: &Bound<PyBytes>| bytes32(key.as_bytes(), "keys").map(BlockKey);
+        let keys = keys.iter().map(key).collect::<PyResult<Vec<_>>>()?;
+        Ok(PyPrefix { prefix: space.prefix_of_keys(keys) })
+    }
+
+    /// Leading blocks that are stored, as far as the indexes know.
+    fn contains(&self, py: Python, prefix: &Bound<PyPrefix>) -> PyResult<usize> {
+        let prefix = prefix.get();
+        let space = self.of(prefix)?;
+        Ok(py.detach(|| space.contains(&prefix.prefix)))
+    }
+
+    /// Stores blocks `first`, `first + 1`, ... of a prefix: copied now, written to disk behind.
+    #[pyo3(signature = (prefix, first=Whole::from(0), blocks=None, *, kv=None, k=None, v=None,
+                        block_ids=None, layout="nhd"),
+           text_signature = "($self, prefix, first=0, blocks=None, *, kv=None, k=None, v=None, \
+                             block_ids=None, layout='nhd')")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn put<'py>(
+        &self,
+        py: Python<'py>,
+        prefix: &Bound<'py, PyPrefix>,
+        first: Whole,
+        blocks: Option<&Bound<'py, PyAny>>,
+        kv: Option<&Bound<'py, PyAny>>,
+        k: Option<&Bound<'py, PyAny>>,
+        v: Option<&Bound<'py, PyAny>>,
+        block_ids: Option<&Bound<'py, PyAny>>,
+        layout: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let prefix = &prefix.get().prefix;
+        let (space, first) = (self.usable()?, first.get("first")?);
+        let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
+        let blocks = args.resolve(space.layout())?;
+        let results = py
+            .detach(|| blocks.with_rows(space.layout(), |rows| space.put(prefix, first, rows)))
+            .map_err(from_store)?;
+        stored(py, &results)
+    }
+
+    /// Restores blocks `start`, `start + 1`, ... of a prefix into the caller's memory: the longest run
+    /// that is there and right. Memory of later blocks is undefined.
+    #[pyo3(signature = (prefix, start=Whole::from(0), blocks=None, *, kv=None, k=None, v=None,
+                        block_ids=None, layout="nhd", layers=None),
+           text_signature = "($self, prefix, start=0, blocks=None, *, kv=None, k=None, v=None, \
+                             block_ids=None, layout='nhd', layers=None)")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        prefix: &Bound<'py, PyPrefix>,
+        start: Whole,
+        blocks: Option<&Bound<'py, PyAny>>,
+        kv: Option<&Bound<'py, PyAny>>,
+        k: Option<&Bound<'py, PyAny>>,
+        v: Option<&Bound<'py, PyAny>>,
+        block_ids: Option<&Bound<'py, PyAny>>,
+        layout: &str,
+        layers: Option<(Whole, Whole)>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let prefix = &prefix.get().prefix;
+        let (space, start) = (self.usable()?, start.get("start")?);
+        let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
+        let blocks = args.resolve(space.layout())?;
+        blocks.check_writable(space.layout())?;
+        let layers = match layers {
+            Some((from, to)) => from.get("layers")?..to.get("layers")?,
+            None => 0..space.layout().num_layers(),
+        };
+        let range = start..start.saturating_add(blocks.len());
+        let restored = py.detach(|| {
+            blocks
+                .with_rows_mut(space.layout(), |rows| space.get_layers(prefix, range, layers, rows))
+        });
+        restored_object(py, restored.map_err(from_store)?)
+    }
+
+    /// Makes the full blocks of a sequence findable by content where they are: the store shares its
+    /// pages. `token_ids` are those of the sequence from its start.
+    fn publish<'py>(
+        &self,
+        py: Python<'py>,
+        sequence: &Bound<'py, PySequence>,
+        token_ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (space, tokens) = (self.usable()?, tokens_of(token_ids)?);
+        let published = sequence.get().look(py, |s| Ok(space.publish(s, &tokens)?))?;
+        published_object(py, &published)
+    }
+
+    /// A sequence of a cache that has the longest known prefix of a token stream, in full blocks. What
+    /// sequences of this cache published is shared, the rest is copied or read from disk.
+    fn start<'py>(
+        &self,
+        py: Python<'py>,
+        cache: &Bound<'py, PyCache>,
+        token_ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (space, tokens) = (self.usable()?, tokens_of(token_ids)?);
+        let cache = cache.get().get()?;
+        let started = py.detach(|| space.start(&cache, &tokens)).map_err(from_store)?;
+        started_object(py, started)
+    }
+
+    /// Brings blocks from disk into memory in the background.
+    #[pyo3(signature = (prefix, start=Whole::from(0), stop=None),
+           text_signature = "($self, prefix, start=0, stop=None)")]
+    fn prefetch(
+        &self,
+        py: Python,
+        prefix: &Bound<PyPrefix>,
+        start: Whole,
+        stop: Option<Whole>,
+    ) -> PyResult<PyTicket> {
+        let prefix = prefix.get();
+        let space = self.of(prefix)?;
+        let stop = optional(stop, "stop")?.unwrap_or(prefix.prefix.len());
+        let range = start.get("start")?..stop;
+        Ok(PyTicket::new(py.detach(|| space.prefetch(&prefix.prefix, range))))
+    }
+
+    /// Forgets blocks, of a prefix or by key, in every tier; how many were there.
+    fn evict(&self, py: Python, blocks: &Bound<PyAny>) -> PyResult<usize> {
+        let space = self.usable()?;
+        if let Ok(prefix) = blocks.cast::<PyPrefix>() {
+            let prefix = &prefix.get().prefix;
+            space.owns(prefix).map_err(from_store)?;
+            return Ok(py.detach(|| space.evict(prefix.keys())));
+        }
+        let keys: Vec<Bound<PyBytes>> = blocks.extract().map_err(|_| {
+            PyTypeError::new_err("blocks: expected a Prefix or a list of keys (32 bytes each)")
+        })?;
+        let key = |key: &Bound<PyBytes>| bytes32(key.as_bytes(), "keys").map(BlockKey);
+        let keys = keys.iter().map(key).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| space.evict(&keys)))
+    }
+
+    /// A block's bytes where they are in memory, without a copy; `None` if it is not in memory.
+    fn lease(&self, py: Python, key: &[u8]) -> PyResult<Option<PyLease>> {
+        let (space, key) = (self.usable()?, BlockKey(bytes32(key, "key")?));
+        Ok(py.detach(|| space.lease(&key)).map(PyLease::new))
+    }
+
+    /// Bytes of a block.
+    #[getter]
+    fn block_bytes(&self) -> PyResult<usize> {
+        Ok(self.inner.get()?.1.layout().bytes())
+    }
+
+    /// Tokens of a block.
+    #[getter]
+    fn block_tokens(&self) -> PyResult<u32> {
+        Ok(self.inner.get()?.1.layout().block_tokens)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err("a Space belongs to a store and cannot be pickled"))
+    }
+
+    fn __repr__(&self) -> String {
+        match self.inner.get() {
+            Ok((_, space)) => {
+                let (n, bytes) = (space.layout().block_tokens, space.layout().bytes());
+                format!("Space(block_tokens={n}, block_bytes={bytes})")
+            }
+            Err(_) => "Space(of the parent process)".to_owned(),
+        }
+    }
+}
+
+/// What a refusal is called.
+fn refusal(refused: &Refused) -> &'static str {
+    match refused {
+        Refused::AlreadyPresent => "present",
+        Refused::Throttled => "throttled",
+        Refused::Full => "full",
+        Refused::TooLarge => "too_large",
+        Refused::Io => "io",
+        Refused::Timeout => "timeout",
+        Refused::Closed => "closed",
+        _ => "refused",
+    }
+}
+
+/// A `kvist.Stored`.
+fn stored<'py>(py: Python<'py>, results: &[Result<(), Refused>]) -> PyResult<Bound<'py, PyAny>> {
+    let each = results.iter().map(|r| r.as_ref().map_or_else(refusal, |()| "stored"));
+    py.import("kvist._prefix")?.getattr("Stored")?.call1((PyTuple::new(py, each)?,))
+}
+
+/// A `kvist.Restored`.
+fn restored_object<'py>(py: Python<'py>, restored: kvist::Restored) -> PyResult<Bound<'py, PyAny>> {
+    let fields = PyDict::new(py);
+    fields.set_item("blocks", restored.blocks)?;
+    fields.set_item("miss", miss_object(py, restored.miss)?)?;
+    fields.set_item("from_disk", restored.from_disk)?;
+    py.import("kvist._prefix")?.getattr("Restored")?.call((), Some(&fields))
+}
+
+/// A `kvist.Miss`, or `None`.
+fn miss_object<'py>(
+    py: Python<'py>,
+    miss: Option<MissReason>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let Some(reason) = miss else { return Ok(None) };
+    let class = py.import("kvist._prefix")?.getattr("Miss")?;
+    class.call1((reason.name(), reason.to_string())).map(Some)
+}
+
+/// A `kvist.Published`.
+fn published_object<'py>(
+    py: Python<'py>,
+    published: &kvist::Published,
+) -> PyResult<Bound<'py, PyAny>> {
+    let fields = PyDict::new(py);
+    fields.set_item("blocks", published.blocks)?;
+    fields.set_item("new", published.new)?;
+    fields.set_item("present", published.present)?;
+    fields.set_item("refused", published.refused.as_ref().map(refusal))?;
+    py.import("kvist._prefix")?.getattr("Published")?.call((), Some(&fields))
+}
+
+/// A `kvist.Started`.
+fn started_object(py: Python<'_>, started: kvist::Started) -> PyResult<Bound<'_, PyAny>> {
+    let fields = PyDict::new(py);
+    fields.set_item("miss", miss_object(py, started.miss)?)?;
+    fields.set_item("shared", started.shared)?;
+    fields.set_item("from_disk", started.from_disk)?;
+    fields.set_item("sequence", Bound::new(py, PySequence::new(started.sequence))?)?;
+    py.import("kvist._prefix")?.getattr("Started")?.call((), Some(&fields))
+}
