@@ -16,6 +16,7 @@ mod data;
 mod error;
 pub mod floor;
 mod hf;
+mod live;
 mod machine;
 mod options;
 mod page_layout;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use crate::error::nearest;
 use crate::{
-    Error, Machine, Options, Sink, attend, codec, hf, page_layout, quality, score, select, sparse,
-    store,
+    Error, Machine, Options, Sink, attend, codec, hf, live, page_layout, quality, score, select,
+    sparse, store,
 };
 
 /// A benchmark.
@@ -43,6 +43,11 @@ pub fn all() -> &'static [Bench] {
             run: page_layout::run,
         },
         Bench { name: "store", about: "storing and fetching blocks", run: store::run },
+        Bench {
+            name: "store-live",
+            about: "sequences larger than host memory, sessions opened again",
+            run: live::run,
+        },
     ]
 }
 

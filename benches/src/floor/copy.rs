@@ -44,9 +44,24 @@ impl CopyLoop {
 
 /// Seconds to copy `from` into `to`, block after block.
 pub fn copy_seconds(how: CopyLoop, from: &[u8], to: &mut [u8], block: usize) -> f64 {
+    let order: Vec<u32> = (0..to.len().div_ceil(block) as u32).collect();
+    gather_seconds(how, from, to, block, &order)
+}
+
+/// Seconds to copy the blocks of `from` named by `order` side by side into `to`.
+///
+/// # Panics
+/// If there is no such block.
+pub fn gather_seconds(
+    how: CopyLoop,
+    from: &[u8],
+    to: &mut [u8],
+    block: usize,
+    order: &[u32],
+) -> f64 {
     time(|| {
-        for (from, to) in from.chunks(block).zip(to.chunks_mut(block)) {
-            how.copy(from, to);
+        for (&i, to) in order.iter().zip(to.chunks_mut(block)) {
+            how.copy(&from[i as usize * block..][..to.len()], to);
         }
         black_box(to);
     })

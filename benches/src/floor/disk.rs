@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Instant;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 use super::queue::{DEPTH, Piece, Queue, Way};
 use crate::Error;
@@ -72,15 +72,7 @@ impl DiskFile {
     /// # Errors
     /// [`Error::Io`], for example where the file system has no direct access.
     pub fn create(dir: &Path, bytes: &mut [u8]) -> Result<DiskFile, Error> {
-        let path = dir.join("limit");
-        let mut options = File::options();
-        let options = options.read(true).write(true).create_new(true);
-        let file = options
-            .custom_flags(OFlags::DIRECT.bits().cast_signed())
-            .open(&path)
-            .map_err(Error::io(format!("opening {} with O_DIRECT", path.display())))?;
-        std::fs::remove_file(&path).map_err(Error::io(format!("removing {}", path.display())))?;
-        let mut file = DiskFile { file, queue: Queue::new() };
+        let mut file = DiskFile { file: unnamed(dir)?, queue: Queue::new() };
         file.write(bytes, WriteSync::End)?;
         Ok(file)
     }
@@ -113,6 +105,21 @@ impl DiskFile {
         Ok(start.elapsed().as_secs_f64())
     }
 
+    /// [`DiskFile::write`] into a new file of this directory whose room is allocated already: what
+    /// whoever appends can hope for. Overwriting is faster, as the file system has nothing to note.
+    ///
+    /// # Errors
+    /// As [`DiskFile::write`].
+    pub fn append(&mut self, dir: &Path, bytes: &mut [u8], sync: WriteSync) -> Result<f64, Error> {
+        let fresh = unnamed(dir)?;
+        // Where there is no such call, the writes allocate.
+        let _ = rustix::fs::fallocate(&fresh, FallocateFlags::empty(), 0, bytes.len() as u64);
+        let kept = std::mem::replace(&mut self.file, fresh);
+        let seconds = self.write(bytes, sync);
+        self.file = kept;
+        seconds
+    }
+
     /// Seconds to read the blocks named by `order` into their places in `into`.
     ///
     /// # Errors
@@ -131,6 +138,19 @@ impl DiskFile {
         }
         Ok(start.elapsed().as_secs_f64())
     }
+}
+
+/// A new file that vanishes when it is closed.
+fn unnamed(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("limit");
+    let mut options = File::options();
+    let options = options.read(true).write(true).create_new(true);
+    let file = options
+        .custom_flags(OFlags::DIRECT.bits().cast_signed())
+        .open(&path)
+        .map_err(Error::io(format!("opening {} with O_DIRECT", path.display())))?;
+    std::fs::remove_file(&path).map_err(Error::io(format!("removing {}", path.display())))?;
+    Ok(file)
 }
 
 /// A stretch of the file, whose place in memory has the same offset, cut into pieces.

@@ -15,7 +15,7 @@ use std::time::Instant;
 use kvist_kernels::DType;
 
 pub use compute::multiply_adds;
-pub use copy::{CopyLoop, best_copy, copy_hash_seconds, copy_seconds};
+pub use copy::{CopyLoop, best_copy, copy_hash_seconds, copy_seconds, gather_seconds};
 #[cfg(target_os = "linux")]
 pub use disk::{DiskFile, ReadPlan, WriteSync};
 pub use read::ReadLoop;

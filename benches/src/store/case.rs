@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Options, Params, Repeats};
+use crate::{Options, Params, Repeats, Rng};
 
 /// Bytes between two syncs of a durable write, at least one block.
 pub const GROUP: usize = 16 << 20;
 
 /// Most blocks of one repeat on disk: making and removing thousands of files takes minutes on some
 /// file systems, and tells nothing more.
-const DISK_BLOCKS: usize = 512;
+const DISK_BLOCKS: usize = 2048;
 
 /// One way to use a store, seen from its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +150,12 @@ impl Case {
             Tier::Host => plan.bytes,
             Tier::Disk => plan.bytes.min(DISK_BLOCKS * self.size),
         }
+    }
+
+    /// The order in which gets ask for blocks.
+    #[must_use]
+    pub fn order(&self, plan: &Plan) -> Vec<u32> {
+        Rng::new(7).permutation(self.bytes(plan) / self.size)
     }
 
     /// Unit of the row, and how many bytes per second are one of it.

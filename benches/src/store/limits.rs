@@ -1,7 +1,7 @@
 //! The limit of each case, measured over the caller's own memory and a file of the same directory.
 
 use crate::floor::{DiskFile, ReadPlan, WriteSync};
-use crate::floor::{best_copy, copy_hash_seconds, copy_seconds};
+use crate::floor::{best_copy, copy_hash_seconds, copy_seconds, gather_seconds};
 use crate::timing::repeat_result;
 use crate::{Error, Repeats, Rng, Sample};
 
@@ -49,7 +49,15 @@ impl Limits {
                     Ok(copy_hash_seconds(piece, d.from.bytes(), d.into.bytes_mut(), size))
                 }))
             }
-            Op::HostPut | Op::HostGet => {
+            Op::HostGet => {
+                let how = best_copy(data.from.bytes(), data.into.bytes_mut(), size);
+                let order = case.order(plan);
+                Ok(Box::new(move |d| {
+                    let (from, into) = (d.from.bytes(), d.into.bytes_mut());
+                    Ok(gather_seconds(how, from, into, size, &order))
+                }))
+            }
+            Op::HostPut => {
                 let how = best_copy(data.from.bytes(), data.into.bytes_mut(), size);
                 Ok(Box::new(move |d| {
                     Ok(copy_seconds(how, d.from.bytes(), d.into.bytes_mut(), size))
@@ -61,8 +69,8 @@ impl Limits {
                     Durable::End => WriteSync::End,
                     Durable::Group => WriteSync::Every(GROUP),
                 };
-                let disk = self.disk()?;
-                Ok(Box::new(move |d| disk.write(&mut d.from.bytes_mut()[..bytes], sync)))
+                let (disk, dir) = (self.disk()?, plan.dir.clone());
+                Ok(Box::new(move |d| disk.append(&dir, &mut d.from.bytes_mut()[..bytes], sync)))
             }
             Op::DiskGet => {
                 let serial = case.batch == 1;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use kvist_kernels::DType;
 
 use crate::timing::time;
-use crate::{Arena, Error, Rng, Sample};
+use crate::{Arena, Error, Sample};
 
 use super::case::{Case, Durable, GROUP, Op, Plan};
 use super::subject::Subject;
@@ -47,7 +47,7 @@ pub fn measure(
     floor: Floor<'_>,
 ) -> Result<(Sample, Sample), Error> {
     let blocks = case.bytes(plan) / case.size;
-    let order: Vec<u64> = Rng::new(7).permutation(blocks).into_iter().map(u64::from).collect();
+    let order: Vec<u64> = case.order(plan).into_iter().map(u64::from).collect();
     subject.clear(case.size)?;
     fill(subject, case, data, blocks)?;
     subject.settle(true)?;

@@ -27,6 +27,8 @@ pub use case::{Case, Durable, GROUP, Op, Plan, Tier, size_name};
 #[cfg(target_os = "linux")]
 pub(crate) use frame::run;
 pub use measure::{Data, Floor, measure};
+#[cfg(target_os = "linux")]
+pub(crate) use place::Place;
 pub use subject::Subject;
 pub use wire::{Request, serve};
 

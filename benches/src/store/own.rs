@@ -50,7 +50,7 @@ impl Own {
     /// Room for everything, in memory or on disk.
     fn open(&self, tier: Tier) -> Result<Open, Error> {
         let bytes = self.bytes as u64;
-        let builder = PrefixStore::builder().backpressure(PATIENCE);
+        let builder = PrefixStore::builder().backpressure(PATIENCE).prefault(true);
         let builder = match tier {
             // A block's index entry and handle are charged too.
             Tier::Host => builder.host_bytes(bytes + bytes / 64 + (16 << 20)),
@@ -100,9 +100,8 @@ impl Subject for Own {
     }
 
     fn clear(&mut self, size: usize) -> Result<(), Error> {
-        if let Some(open) = self.open.as_ref().filter(|o| o.tier == Tier::Host && self.size == size)
-        {
-            // The arena stays.
+        if let Some(open) = self.open.as_ref().filter(|_| self.size == size) {
+            // Arena and directory stay.
             open.space.evict(open.all.keys());
             return Ok(());
         }

@@ -8,16 +8,16 @@ use crate::{Error, Options};
 const PREFIX: &str = "kvist-bench-store-";
 
 /// A directory that is removed with this value.
-pub(super) struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     /// Why nothing here says anything about a disk, if so.
-    pub(super) no_disk: Option<String>,
+    pub(crate) no_disk: Option<String>,
 }
 
 impl Place {
     /// Below `--dir`, else beside the running program (a build's target directory is on a real
     /// disk, the system's temporary directory often is not), else in the temporary directory.
-    pub(super) fn new(options: &Options) -> Result<Place, Error> {
+    pub(crate) fn new(options: &Options) -> Result<Place, Error> {
         let name = format!("{PREFIX}{}-{}", std::process::id(), number());
         let beside = std::env::current_exe().ok();
         let beside = beside.as_deref().and_then(Path::parent).map(Path::to_owned);
@@ -40,7 +40,7 @@ impl Place {
         Err(failed.unwrap_or_else(|| Error::subject("store", "no directory to work in")))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
