@@ -6,6 +6,7 @@ use super::measure::{Data, measure};
 use super::own::Own;
 use super::peers::Peers;
 use super::place::Place;
+use super::recovery;
 use super::subject::Subject;
 use crate::floor::ReadPlan;
 use crate::{Error, Line, Options, Params, Sample, Sink};
@@ -40,7 +41,10 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
         let theirs = peers.measure(&case, &plan, &mut data, sink);
         push(&case, &plan, rows, theirs, sink);
     }
-    Ok(())
+    match place.no_disk {
+        None => recovery::run(place.path(), options, sink),
+        Some(_) => Ok(()),
+    }
 }
 
 fn check(sizes: &[usize], plan: &Plan) -> Result<(), Error> {

@@ -19,6 +19,8 @@ mod peers;
 #[cfg(target_os = "linux")]
 mod place;
 #[cfg(target_os = "linux")]
+mod recovery;
+#[cfg(target_os = "linux")]
 mod redis;
 mod subject;
 mod wire;

@@ -18,8 +18,9 @@ const HEADS: usize = 8;
 const DIM: usize = 64;
 /// Longest wait for room in the write queue or for a flush.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Host memory of a store whose disk is measured: its write queue and what is being read.
-const STAGING: u64 = 256 << 20;
+/// Host memory of a store whose disk is measured, and the part of it that may wait to be written.
+const STAGING: u64 = 512 << 20;
+const QUEUE: u64 = 128 << 20;
 
 /// A store, made anew when the kind of block or the tier changes.
 pub(super) struct Own {
@@ -56,6 +57,7 @@ impl Own {
             Tier::Host => builder.host_bytes(bytes + bytes / 64 + (16 << 20)),
             Tier::Disk => builder
                 .host_bytes(STAGING + 4 * self.size as u64)
+                .queue_bytes(QUEUE)
                 .disk(DiskOptions::new(&self.dir, 2 * bytes + (1 << 30))),
         };
         let store = builder.build().map_err(failed)?;

@@ -236,7 +236,8 @@ fn dropped_batches_park_their_memory_until_the_kernel_is_done() {
             let parked = vfs.parked_bytes() as usize / PART;
             assert!(drops.load(Ordering::SeqCst) + parked >= (round - 1) * count);
             eventually("all let go", || vfs.parked_bytes() == 0);
-            assert_eq!(drops.load(Ordering::SeqCst), round * count);
+            // What ended while the batch was dropped is freed by whoever ended it.
+            eventually("all is free", || drops.load(Ordering::SeqCst) == round * count);
         }
         // The file system goes on as before.
         assert_eq!(run(&vfs, vec![read(&file, 0, PART)])[0][..], noise(PART, 1));
