@@ -3,10 +3,9 @@
 import subprocess
 import sys
 
+import kvist
 import numpy as np
 import pytest
-
-import kvist
 
 SHAPE = {"layers": 2, "q_heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "f32"}
 
@@ -61,15 +60,14 @@ def test_another_process_goes_on_where_one_ended(tmp_path):
 
 
 def test_refusals_name_what_is_wrong(tmp_path):
-    with kvist.Cache(**SHAPE) as plain:
-        with pytest.raises(kvist.OptionError, match="disk"):
-            plain.sequence().save("a")
+    with kvist.Cache(**SHAPE) as plain, pytest.raises(kvist.OptionError, match="disk"):
+        plain.sequence().save("a")
     with cache(tmp_path / "store") as c:
         filled(c, 100).save("a")
         with pytest.raises(kvist.OptionError, match="session name"):
             c.open_session("../a")
         with pytest.raises(kvist.StoreError, match="never stored"):
             c.open_session("b")
-    with cache(tmp_path / "store", model=b"weights 2") as c:
-        with pytest.raises(kvist.StoreError, match="weights 1.*weights 2"):
-            c.open_session("a")
+    other = cache(tmp_path / "store", model=b"weights 2")
+    with other as c, pytest.raises(kvist.StoreError, match=r"weights 1.*weights 2"):
+        c.open_session("a")

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::host::{Body, Held, Moment, Vacant};
+use super::keys::Prefix;
 use super::rows::BlockRowsMut;
-use super::space::{Prefix, Space};
+use super::space::Space;
 use crate::Cache;
 use crate::arena::Cell;
 use crate::codec::PageSink;

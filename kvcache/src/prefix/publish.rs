@@ -3,8 +3,9 @@
 use std::sync::{Arc, Weak};
 
 use super::host::Moment;
+use super::keys::Prefix;
 use super::lent::{Donor, Lent};
-use super::space::{Prefix, Space};
+use super::space::Space;
 use crate::disk::Refused;
 use crate::format::BlockLayout;
 use crate::lend::Lender;

@@ -4,96 +4,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kvist_kernels::copy;
-use zeroize::Zeroizing;
 
 use super::host::{Body, Held, Meaning};
+use super::keys::Prefix;
 use super::lent::Lent;
 use super::load::Wave;
+use super::options::SpaceOptions;
 use super::rows::{BlockRows, BlockRowsMut};
 use super::ticket::{Ticket, ticket};
 use super::{PrefixStore, Shared};
 use crate::Error;
 use crate::arena::{Arena, Cell};
-use crate::codec::{Codec, Decoded, Plan};
+use crate::codec::{Decoded, Plan};
 use crate::disk::{Disk, Refused};
 use crate::format::{BlockKey, BlockLayout, KeyParts};
 use crate::miss::MissReason;
 use crate::seal::TenantKey;
-
-/// What the blocks of a space are.
-#[derive(Clone)]
-pub struct SpaceOptions {
-    model: [u8; 32],
-    layout: BlockLayout,
-    salt: Zeroizing<Vec<u8>>,
-    adapter: Option<[u8; 32]>,
-    extra: Vec<u8>,
-    codec: Codec,
-    loss_max: u8,
-}
-
-impl std::fmt::Debug for SpaceOptions {
-    /// Never the salt, nor what images were shown.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut fields = f.debug_struct("SpaceOptions");
-        fields.field("layout", &self.layout).field("codec", &self.codec.name());
-        fields.finish_non_exhaustive()
-    }
-}
-
-impl SpaceOptions {
-    /// Blocks of a model in a layout. `model` is blake3 over the weights, or a value that you vouch
-    /// for: two models that share it share their blocks.
-    #[must_use]
-    pub fn new(model: [u8; 32], layout: BlockLayout) -> SpaceOptions {
-        SpaceOptions {
-            model,
-            layout,
-            salt: Zeroizing::default(),
-            adapter: None,
-            extra: Vec::new(),
-            codec: Codec::lossless(),
-            loss_max: 0,
-        }
-    }
-
-    /// The tenant, up to 64 bytes. Set it in the server; never copy it from a client's request, or
-    /// clients can read each other's hits.
-    #[must_use]
-    pub fn salt(mut self, salt: &[u8]) -> SpaceOptions {
-        self.salt = Zeroizing::new(salt.to_vec());
-        self
-    }
-
-    /// Fingerprint of the adapter that the blocks were computed with (LoRA id and scale).
-    #[must_use]
-    pub fn adapter(mut self, fingerprint: [u8; 32]) -> SpaceOptions {
-        self.adapter = Some(fingerprint);
-        self
-    }
-
-    /// Whatever else the content depends on, up to 4 KiB: full hashes of images, position offset,
-    /// RoPE base and scaling.
-    #[must_use]
-    pub fn extra(mut self, extra: &[u8]) -> SpaceOptions {
-        self.extra = extra.to_vec();
-        self
-    }
-
-    /// How blocks are stored below the host tier. Default [`Codec::lossless`].
-    #[must_use]
-    pub fn codec(mut self, codec: Codec) -> SpaceOptions {
-        self.codec = codec;
-        self
-    }
-
-    /// The most loss that blocks may have, whoever stored them: 0 (default) only exact ones.
-    #[must_use]
-    pub fn loss_max(mut self, class: u8) -> SpaceOptions {
-        self.loss_max = class;
-        self
-    }
-}
 
 /// What all handles of a space share.
 #[derive(Debug)]
@@ -122,71 +48,6 @@ impl Inner {
 pub struct Space {
     pub(super) shared: Arc<Shared>,
     pub(super) inner: Arc<Inner>,
-}
-
-/// The blocks of a token stream, in order: their keys, and the tokens to compare.
-#[derive(Clone)]
-pub struct Prefix {
-    /// The space that it belongs to.
-    space: BlockKey,
-    pub(super) keys: Vec<BlockKey>,
-    /// Token ids of all blocks; empty if only keys were given.
-    tokens: Vec<u32>,
-    block_tokens: usize,
-}
-
-impl std::fmt::Debug for Prefix {
-    /// Never the tokens.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prefix").field("blocks", &self.keys.len()).finish_non_exhaustive()
-    }
-}
-
-impl Prefix {
-    /// Number of full blocks.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// Whether the stream is shorter than a block.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
-    /// Their keys.
-    #[must_use]
-    pub fn keys(&self) -> &[BlockKey] {
-        &self.keys
-    }
-
-    /// Tokens of a block, if they are known.
-    pub(super) fn tokens(&self, block: usize) -> Option<&[u32]> {
-        let range = block * self.block_tokens..(block + 1) * self.block_tokens;
-        self.tokens.get(range).filter(|t| !t.is_empty())
-    }
-
-    /// Those of the blocks that exist.
-    pub(super) fn part(&self, range: Range<usize>) -> Prefix {
-        let end = range.end.min(self.len());
-        let keys = self.keys.get(range.start..end).unwrap_or_default().to_vec();
-        let tokens = range.start.saturating_mul(self.block_tokens)..end * self.block_tokens;
-        let tokens = self.tokens.get(tokens).unwrap_or_default().to_vec();
-        Prefix { keys, tokens, ..*self }
-    }
-
-    fn check(&self, range: &Range<usize>, rows: usize) -> Result<(), Error> {
-        if range.start > range.end || range.end > self.len() {
-            let expected = format!("inside 0..{}", self.len());
-            return Err(Error::setting("blocks", expected, format!("{range:?}")));
-        }
-        if rows != range.len() {
-            let what = "blocks of rows";
-            return Err(Error::Count { what, expected: range.len(), found: rows });
-        }
-        Ok(())
-    }
 }
 
 /// How much of what was asked for is there.

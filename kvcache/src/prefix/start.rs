@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::keys::Prefix;
 use super::lent;
 use super::load::{Bytes, Source, Wave, pages_of};
-use super::space::{Prefix, Space};
+use super::space::Space;
 use crate::arena::Cell;
 use crate::miss::MissReason;
 use crate::{Cache, Error, Sequence};
