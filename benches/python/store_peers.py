@@ -30,9 +30,6 @@ from pathlib import Path
 os.environ["LMCACHE_TRACK_USAGE"] = "false"  # it reports to its makers otherwise
 os.environ["LMCACHE_LOG_LEVEL"] = "ERROR"
 
-GROUP = 16 << 20  # bytes between two syncs of a durable write
-DISK_BLOCKS = 512  # most blocks of one repeat on disk
-
 
 def say(value):
     print(json.dumps(value), flush=True)
@@ -244,11 +241,11 @@ class LMCacheDisk(LMCache):
 class Bench:
     """The same steps as `measure` in the Rust half."""
 
-    def __init__(self, torch, peer, data, case, plan):
-        self.peer, self.case, self.plan = peer, case, plan
-        size = case["size"]
-        most = DISK_BLOCKS if case["op"].startswith("disk") else None
-        self.source, self.target = (d.view(-1, size)[:most] for d in data)
+    def __init__(self, torch, peer, data, request):
+        self.peer, self.case, self.plan = peer, request["case"], request["plan"]
+        self.group = request["group"]
+        shape, blocks = (-1, self.case["size"]), request["blocks"]
+        self.source, self.target = (d.view(*shape)[:blocks] for d in data)
         self.order = torch.randperm(len(self.source)).tolist()
 
     def fill(self):
@@ -256,7 +253,7 @@ class Bench:
         for key, block in enumerate(self.source):
             self.peer.put(key, block)
             waiting += self.case["size"]
-            if self.case["durable"] == "group" and waiting >= GROUP:
+            if self.case["durable"] == "group" and waiting >= self.group:
                 self.peer.settle(True)
                 waiting = 0
 
@@ -331,7 +328,8 @@ class Server:
             except Exception as problem:  # a broken installation raises more than ImportError
                 notes.append(f"no {package}: {type(problem).__name__}: {problem}")
 
-    def answer(self, case, plan):
+    def answer(self, request):
+        case, plan = request["case"], request["plan"]
         times, notes = {}, []
         if self.data is None or self.data[0].numel() != plan["bytes"]:
             self.data = [memory(self.torch, plan["bytes"]) for _ in range(2)]
@@ -341,7 +339,7 @@ class Server:
             if not case["op"].startswith(peer.tier) or case["batch"] > peer.most_batch:
                 continue
             try:
-                times[peer.name] = Bench(self.torch, peer, self.data, case, plan).run()
+                times[peer.name] = Bench(self.torch, peer, self.data, request).run()
             except Exception as problem:
                 notes.append(f"{peer.name}: {type(problem).__name__}: {problem}")
         return {"times": times, "notes": notes}
@@ -372,7 +370,7 @@ def main():
     say({"peers": [f"{name} {found}" for name, found in packages.items()], "notes": notes})
     for line in sys.stdin:
         request = json.loads(line)
-        say(server.answer(request["case"], request["plan"]))
+        say(server.answer(request))
 
 
 if __name__ == "__main__":

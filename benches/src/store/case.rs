@@ -179,7 +179,7 @@ pub fn size_name(bytes: usize) -> String {
 }
 
 /// How much of everything, and where: the same for all cases of a run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Bytes of the caller's memory, many times the last-level cache: what one repeat moves in
     /// memory, and at most on disk.

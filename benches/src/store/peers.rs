@@ -86,7 +86,7 @@ impl Peers {
                 sink.note(&format!("{}: {problem}", peer.name()));
             }
         }
-        let request = serde_json::json!(Request { case: *case, plan: plan.clone() });
+        let request = serde_json::json!(Request::new(case, plan));
         for command in &mut self.restless {
             let started = Server::start(command);
             let answer = started.and_then(|(mut server, _)| ask("foyer", &mut server, &request));

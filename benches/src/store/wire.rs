@@ -11,17 +11,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Sample};
 
-use super::case::{Case, Plan};
+use super::case::{Case, GROUP, Plan};
 use super::measure::{Data, measure};
 use super::subject::Subject;
 
 /// What a peer is asked.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// The row.
     pub case: Case,
     /// The run.
     pub plan: Plan,
+    /// Blocks of one repeat.
+    blocks: usize,
+    /// Bytes between two syncs of a durable write.
+    group: usize,
+}
+
+impl Request {
+    /// The request for a row: peers move as many blocks as we do, and sync as often.
+    #[must_use]
+    pub fn new(case: &Case, plan: &Plan) -> Request {
+        let blocks = case.bytes(plan) / case.size;
+        Request { case: *case, plan: plan.clone(), blocks, group: GROUP }
+    }
 }
 
 /// What it answers.
@@ -69,8 +82,12 @@ pub fn serve(subject: &mut dyn Subject) -> Result<(), Error> {
     let mut data: Option<Data> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(Error::io("reading a request"))?;
-        let request = serde_json::from_str(&line).map_err(|e| Error::subject(&name, e))?;
-        let Request { case, plan } = request;
+        let request: Request = serde_json::from_str(&line).map_err(|e| Error::subject(&name, e))?;
+        if request != Request::new(&request.case, &request.plan) {
+            // A program of another day would time something else.
+            return Err(Error::subject(&name, "built for other rows (make bench-peers)"));
+        }
+        let Request { case, plan, .. } = request;
         let mut answer = Answer::default();
         if subject.can(&case) {
             let own = match data.take().filter(|d| d.from.bytes().len() == plan.bytes) {
@@ -100,6 +117,17 @@ fn say(answer: &Answer) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_says_how_much_is_moved() {
+        let plan = Plan::new(&crate::Options::default(), std::env::temp_dir());
+        for case in Case::of_size(64 << 10) {
+            let text = serde_json::to_string(&Request::new(&case, &plan)).unwrap();
+            let request: Request = serde_json::from_str(&text).unwrap();
+            assert_eq!(request.blocks * case.size, case.bytes(&plan));
+            assert_eq!(request, Request::new(&case, &plan));
+        }
+    }
 
     #[test]
     fn an_answer_needs_nothing_but_what_it_has() {
