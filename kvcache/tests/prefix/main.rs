@@ -13,5 +13,7 @@ mod tenants;
 
 #[path = "../common/prefix.rs"]
 mod common;
+#[path = "../common/history.rs"]
+mod history;
 #[path = "../common/scratch.rs"]
 mod scratch;

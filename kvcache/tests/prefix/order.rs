@@ -1,7 +1,6 @@
 //! Eight real threads over one store: what each saw of a block has an order that one thread could
 //! have done it in.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -11,50 +10,11 @@ use kvist::vfs::{Engine, OsVfs, Vfs};
 use kvist::{DiskOptions, MissReason, PrefixStore, Refused, Space};
 
 use crate::common::{Numbers, SEGMENT, get, get_layer, prefix, put, salt, seeds, space};
+use crate::history::{self, Did};
 use crate::scratch::Scratch;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Did {
-    Put,
-    Found,
-    Missed,
-    Removed,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Event {
-    tenant: u32,
-    n: u32,
-    did: Did,
-    from: u64,
-    to: u64,
-}
-
-/// Wing and Gong's search, with memory.
-fn has_order(events: &[Event]) -> bool {
-    let all = u64::MAX >> (64 - events.len().max(1));
-    let mut seen = HashSet::new();
-    let mut stack = vec![(0u64, false)];
-    while let Some((done, present)) = stack.pop() {
-        if done == all || events.is_empty() {
-            return true;
-        }
-        if !seen.insert((done, present)) {
-            continue;
-        }
-        let left = |i: &usize| done & (1 << i) == 0;
-        let first_end = (0..events.len()).filter(left).map(|i| events[i].to).min().unwrap();
-        for i in (0..events.len()).filter(left).filter(|&i| events[i].from <= first_end) {
-            let next = match (events[i].did, present) {
-                (Did::Put, _) | (Did::Found, true) => Some(true),
-                (Did::Missed, false) | (Did::Removed, _) => Some(false),
-                _ => None,
-            };
-            stack.extend(next.map(|present| (done | (1 << i), present)));
-        }
-    }
-    false
-}
+/// Of a tenant's block.
+type Event = history::Event<(u32, u32)>;
 
 const BLOCKS: u64 = 3;
 
@@ -92,7 +52,7 @@ fn act(
         13 => {
             store.erase_tenant(&salt(tenant)).unwrap();
             let to = clock.fetch_add(1, SeqCst);
-            let each = |n| Event { tenant, n, did: Did::Removed, from, to };
+            let each = |n| Event { block: (tenant, n), did: Did::Removed, from, to };
             return (0..BLOCKS as u32).map(each).collect();
         }
         _ => {
@@ -101,11 +61,11 @@ fn act(
         }
     };
     let to = clock.fetch_add(1, SeqCst);
-    vec![Event { tenant, n, did, from, to }]
+    vec![Event { block: (tenant, n), did, from, to }]
 }
 
 /// One store, eight threads; how many histories were looked at.
-fn history(seed: u64, vfs: Arc<dyn Vfs>, options: DiskOptions, host: u64, threads: bool) -> u64 {
+fn run(seed: u64, vfs: Arc<dyn Vfs>, options: DiskOptions, host: u64, threads: bool) -> u64 {
     let builder = PrefixStore::builder().host_bytes(host).queue_bytes(host / 2);
     let store = builder.disk(options).vfs(vfs).threads(threads).build().unwrap();
     let spaces = [space(&store, 0), space(&store, 1)];
@@ -121,19 +81,8 @@ fn history(seed: u64, vfs: Arc<dyn Vfs>, options: DiskOptions, host: u64, thread
         let handles: Vec<_> = (0..8).map(work).collect();
         handles.into_iter().flat_map(|h| h.join().unwrap()).collect()
     });
-    let mut histories = 0;
-    for (tenant, n) in (0..2).flat_map(|t| (0..BLOCKS as u32).map(move |n| (t, n))) {
-        let mut of: Vec<Event> =
-            events.iter().copied().filter(|e| (e.tenant, e.n) == (tenant, n)).collect();
-        of.sort_unstable_by_key(|e| e.from);
-        if of.len() <= 64 {
-            let told: Vec<String> =
-                of.iter().map(|e| format!("{:?} {}..{}", e.did, e.from, e.to)).collect();
-            assert!(has_order(&of), "KVIST_SEED={seed} block {n} of {tenant}: {told:?}");
-            histories += 1;
-        }
-    }
-    histories
+    let blocks = (0..2).flat_map(|t| (0..BLOCKS as u32).map(move |n| (t, n)));
+    history::check(seed, &blocks.collect::<Vec<_>>(), &events)
 }
 
 #[test]
@@ -142,7 +91,7 @@ fn histories_over_a_simulated_disk() {
     for seed in seeds(150) {
         let sim = SimVfs::new(seed);
         let options = DiskOptions::new("/store", 40 * SEGMENT).segment_bytes(SEGMENT);
-        histories += history(seed, Arc::new(sim), options, 1 << 20, seed % 2 == 0);
+        histories += run(seed, Arc::new(sim), options, 1 << 20, seed % 2 == 0);
     }
     println!("order/sim: {histories} histories");
 }
@@ -155,7 +104,7 @@ fn histories_over_a_real_directory() {
         let _ = std::fs::remove_dir_all(&scratch.0);
         let vfs = Arc::new(OsVfs::new(Engine::Auto).unwrap());
         let options = DiskOptions::new(&scratch.0, 40 * SEGMENT).segment_bytes(SEGMENT);
-        histories += history(seed, vfs, options, 1 << 20, true);
+        histories += run(seed, vfs, options, 1 << 20, true);
     }
     println!("order/os: {histories} histories");
 }

@@ -2,12 +2,13 @@
 //! panics, hangs or comes back wrong, everything is given back, and afterwards the store works.
 
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use super::super::{MissReason, Refused};
 use super::faults_table::{damages, may_open, reasons, refusals};
 use super::rig::{OF_TENANT, Rig, Setup, seeds, tag};
+use crate::vfs::sim::sweep::each_fault;
 use crate::vfs::sim::{Fault, SimVfs, Trigger, When};
 
 /// What is done while the fault is there.
@@ -280,36 +281,14 @@ fn run(work: Work, base: &(SimVfs, BTreeSet<u32>), fault: Fault, when: When, see
 }
 
 fn sweep(work: Work) {
-    let base = work.prepared();
-    let only = std::env::var("KVIST_CASE").ok();
-    let mut runs = 0u64;
-    for seed in seeds(2) {
-        for fault in Fault::ALL {
-            for from in [false, true] {
-                let mut n = 0;
-                loop {
-                    // Refusals that never end cost real time.
-                    let slow = from && matches!(fault, Fault::WouldBlock | Fault::Interrupted);
-                    n = if slow { n * 6 + 1 } else { n + 1 };
-                    let case = format!("{work:?}.{fault:?}.{from}.{n}");
-                    if only.as_ref().is_some_and(|c| *c != case) && n < 300 {
-                        continue;
-                    }
-                    let when = if from { When::From(n) } else { When::Nth(n) };
-                    let fired =
-                        catch_unwind(AssertUnwindSafe(|| run(work, &base, fault, when, seed)));
-                    let fired = fired.unwrap_or_else(|e| {
-                        let text = e.downcast_ref::<String>().cloned().unwrap_or_default();
-                        panic!("KVIST_SEED={seed} KVIST_CASE={case}: {text}")
-                    });
-                    runs += 1;
-                    if fired == 0 || only.is_some() {
-                        break;
-                    }
-                }
-            }
-        }
-    }
+    let base = AssertUnwindSafe(work.prepared());
+    let of_seed = |seed| {
+        let base = &base;
+        each_fault(&format!("{work:?}"), Some(seed), |fault, when| {
+            run(work, base, fault, when, seed)
+        })
+    };
+    let runs: u64 = seeds(2).map(of_seed).sum();
     println!("faults/{work:?}: {runs} runs");
 }
 

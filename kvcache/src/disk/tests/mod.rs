@@ -11,6 +11,8 @@ mod crash_check;
 mod damage;
 mod faults;
 mod faults_table;
+#[path = "../../../tests/common/history.rs"]
+mod history;
 mod large;
 mod model;
 mod oracle;

@@ -9,6 +9,8 @@ mod model;
 mod moves;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use half::bf16;
 
@@ -102,9 +104,15 @@ fn filled(caches: [&Cache; 2], tokens: usize, random: &mut Random) -> [Sequence;
 
 /// Everything is back once the last sequence is gone.
 fn nothing_left(cache: &Cache, memory: &Memory) {
-    let stats = cache.stats();
     memory.settle();
-    assert_eq!(cache.stats().used_bytes, 0, "{stats:?}");
-    assert_eq!(cache.stats().stored_bytes, 0);
-    assert_eq!(memory.live.load(std::sync::atomic::Ordering::Relaxed), 0);
+    let left = || {
+        let stats = cache.stats();
+        (stats.used_bytes, stats.stored_bytes, memory.live.load(Ordering::Relaxed))
+    };
+    // A demoting thread may still hold what it works at.
+    let end = Instant::now() + Duration::from_secs(10);
+    while left() != (0, 0, 0) && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    assert_eq!(left(), (0, 0, 0), "{:?}", cache.stats());
 }

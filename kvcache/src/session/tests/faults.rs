@@ -1,10 +1,11 @@
 //! Every fault at every call of saving, opening and deleting: an answer or an error, never another
 //! sequence; what was acknowledged is there afterwards, and everything is given back.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use super::*;
+use crate::vfs::sim::sweep::each_fault;
 use crate::vfs::sim::{Fault, Trigger, When};
 
 /// What is done while the fault is there.
@@ -126,32 +127,8 @@ fn run(work: Work, base: &SimVfs, fault: Fault, when: When) -> u64 {
 }
 
 fn sweep(work: Work) {
-    let (base, only) = (prepared(), std::env::var("KVIST_CASE").ok());
-    let mut runs = 0u64;
-    for fault in Fault::ALL {
-        for from in [false, true] {
-            let mut n = 0;
-            loop {
-                // Refusals that never end cost real time.
-                let slow = from && matches!(fault, Fault::WouldBlock | Fault::Interrupted);
-                n = if slow { n * 6 + 1 } else { n + 1 };
-                let case = format!("{work:?}.{fault:?}.{from}.{n}");
-                if only.as_ref().is_some_and(|c| *c != case) && n < 300 {
-                    continue;
-                }
-                let when = if from { When::From(n) } else { When::Nth(n) };
-                let fired = catch_unwind(AssertUnwindSafe(|| run(work, &base, fault, when)));
-                let fired = fired.unwrap_or_else(|e| {
-                    let text = e.downcast_ref::<String>().cloned().unwrap_or_default();
-                    panic!("KVIST_CASE={case}: {text}")
-                });
-                runs += 1;
-                if fired == 0 || only.is_some() {
-                    break;
-                }
-            }
-        }
-    }
+    let base = AssertUnwindSafe(prepared());
+    let runs = each_fault(&format!("{work:?}"), None, |fault, when| run(work, &base, fault, when));
     println!("sessions/faults/{work:?}: {runs} runs");
 }
 

@@ -73,6 +73,8 @@ mod inspect;
 mod log;
 mod memory;
 mod rng;
+#[cfg(test)]
+pub(crate) mod sweep;
 mod tear;
 mod transfer;
 mod world;
