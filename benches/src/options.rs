@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use kvist_kernels::DType;
 
 use crate::error::nearest;
+use crate::store::Op;
 use crate::{Error, Repeats, Shape};
 
 /// In which order the pages of a list lie in memory.
@@ -23,6 +24,30 @@ impl Frames {
         match self {
             Frames::Contiguous => "contiguous",
             Frames::Shuffled => "shuffled",
+        }
+    }
+}
+
+/// Rows of `store`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOp {
+    /// Bare reads of the disk.
+    RawRead,
+    /// Storing or fetching blocks.
+    Case(Op),
+    /// Opening a directory.
+    Open,
+}
+
+impl StoreOp {
+    const NAMES: &str =
+        "raw-read, host-put, host-get, disk-put, disk-get or open, separated by commas";
+
+    fn of(name: &str) -> Option<StoreOp> {
+        match name {
+            "raw-read" => Some(StoreOp::RawRead),
+            "open" => Some(StoreOp::Open),
+            _ => Op::ALL.into_iter().find(|op| op.name() == name).map(StoreOp::Case),
         }
     }
 }
@@ -56,6 +81,8 @@ pub struct Options {
     pub dump: Option<PathBuf>,
     /// Sizes of blocks in bytes.
     pub size: Option<Vec<usize>>,
+    /// Operations of a store.
+    pub op: Option<Vec<StoreOp>>,
     /// Directory on the disk to measure.
     pub dir: Option<PathBuf>,
     /// Do not run peers.
@@ -63,7 +90,7 @@ pub struct Options {
 }
 
 /// Flags that take a value, with what they take.
-pub(crate) const FLAGS: [(&str, &str); 15] = [
+pub(crate) const FLAGS: [(&str, &str); 16] = [
     ("q-heads", "a number of query heads"),
     ("kv-heads", "a number of KV heads that divides the query heads"),
     ("head-dim", "a dimension from 1 to 576"),
@@ -77,6 +104,7 @@ pub(crate) const FLAGS: [(&str, &str); 15] = [
     ("date", "a date"),
     ("dump", "a file made by `python -m kvist dump`"),
     ("size", "block sizes in bytes such as 64k,2048k"),
+    ("op", StoreOp::NAMES),
     ("dir", "a directory"),
     ("peers", "all or none"),
 ];
@@ -112,6 +140,7 @@ impl Options {
             "date" => self.date = Some(value.to_owned()).filter(|d| !d.is_empty()),
             "dump" => self.dump = Some(PathBuf::from(value)).filter(|d| !d.as_os_str().is_empty()),
             "size" => self.size = Some(list(value, count)?),
+            "op" => self.op = Some(list(value, StoreOp::of)?),
             "dir" => self.dir = Some(PathBuf::from(value)).filter(|d| !d.as_os_str().is_empty()),
             "peers" if value == "none" => self.no_peers = true,
             "peers" if value == "all" => self.no_peers = false,

@@ -35,8 +35,8 @@ pub struct ReadPlan {
     pub piece: usize,
     /// Reads in flight.
     pub flight: usize,
-    /// Whether the next block waits for the whole block before it.
-    pub serial: bool,
+    /// Blocks of a call; the next call waits for all of them.
+    pub call: usize,
 }
 
 impl ReadPlan {
@@ -44,15 +44,15 @@ impl ReadPlan {
     #[must_use]
     pub fn serial(block: usize) -> Vec<ReadPlan> {
         let cut = [64 << 10, 256 << 10, 1 << 20].into_iter().filter(|&piece| piece < block);
-        let cut = cut.map(|piece| ReadPlan { block, piece, flight: DEPTH, serial: true });
-        cut.chain([ReadPlan { block, piece: block, flight: 1, serial: true }]).collect()
+        let cut = cut.map(|piece| ReadPlan { block, piece, flight: DEPTH, call: 1 });
+        cut.chain([ReadPlan { block, piece: block, flight: 1, call: 1 }]).collect()
     }
 
-    /// Ways to read blocks of this size, many in flight.
+    /// Ways to read blocks of this size, so many in a call.
     #[must_use]
-    pub fn batched(block: usize) -> Vec<ReadPlan> {
+    pub fn batched(block: usize, call: usize) -> Vec<ReadPlan> {
         let pieces = [64 << 10, 256 << 10, 2 << 20].map(|piece| block.min(piece));
-        let plan = |piece| ReadPlan { block, piece, flight: DEPTH, serial: false };
+        let plan = |piece| ReadPlan { block, piece, flight: DEPTH, call };
         let mut plans: Vec<ReadPlan> = pieces.into_iter().map(plan).collect();
         plans.dedup();
         plans
@@ -126,14 +126,11 @@ impl DiskFile {
     /// What the system says.
     pub fn read(&mut self, into: &mut [u8], plan: ReadPlan, order: &[u32]) -> Result<f64, Error> {
         let cut = |&i: &u32| pieces(i as usize * plan.block, plan.block, plan.piece);
-        let blocks: Vec<Vec<Piece>> = if plan.serial {
-            order.iter().map(cut).collect()
-        } else {
-            vec![order.iter().flat_map(cut).collect()]
-        };
+        let calls = order.chunks(plan.call);
+        let calls: Vec<Vec<Piece>> = calls.map(|c| c.iter().flat_map(cut).collect()).collect();
         let start = Instant::now();
-        for block in &blocks {
-            let moved = self.queue.run(&self.file, Way::Read, into, block, plan.flight);
+        for call in &calls {
+            let moved = self.queue.run(&self.file, Way::Read, into, call, plan.flight);
             moved.map_err(Error::io("reading from the disk"))?;
         }
         Ok(start.elapsed().as_secs_f64())
@@ -176,9 +173,9 @@ mod tests {
     fn plans_read_whole_blocks_and_pieces() {
         assert_eq!(ReadPlan::serial(64 << 10).len(), 1);
         assert!(ReadPlan::serial(8 << 20).len() > 2);
-        assert_eq!(ReadPlan::batched(64 << 10).len(), 1);
-        for plan in [2 << 20, 8 << 20].into_iter().flat_map(ReadPlan::batched) {
-            assert!(plan.block.is_multiple_of(plan.piece) && !plan.serial);
+        assert_eq!(ReadPlan::batched(64 << 10, 32).len(), 1);
+        for plan in [2 << 20, 8 << 20].into_iter().flat_map(|b| ReadPlan::batched(b, 32)) {
+            assert!(plan.block.is_multiple_of(plan.piece) && plan.call == 32);
         }
     }
 
@@ -191,7 +188,7 @@ mod tests {
         for sync in [WriteSync::Never, WriteSync::Every(2 << 20), WriteSync::End] {
             assert!(file.write(data.bytes_mut(), sync).unwrap() > 0.0);
         }
-        for plan in [ReadPlan::serial(1 << 20), ReadPlan::batched(1 << 20)].concat() {
+        for plan in [ReadPlan::serial(1 << 20), ReadPlan::batched(1 << 20, 3)].concat() {
             let mut seen = Arena::new(4 << 20).unwrap();
             assert!(file.read(seen.bytes_mut(), plan, &[3, 1, 0, 2]).unwrap() > 0.0);
             assert!(seen.bytes() == data.bytes(), "{plan:?}");

@@ -155,7 +155,7 @@ fn bandwidth(place: &Place, page: f64) -> Result<f64, Error> {
     let mut disk = DiskFile::create(place.path(), data.bytes_mut())?;
     let order = Rng::new(3).permutation(bytes / block);
     let mut best = f64::INFINITY;
-    for plan in ReadPlan::batched(block) {
+    for plan in ReadPlan::batched(block, usize::MAX) {
         for _ in 0..3 {
             best = best.min(disk.read(data.bytes_mut(), plan, &order)?);
         }

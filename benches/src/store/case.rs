@@ -28,6 +28,9 @@ pub enum Op {
 }
 
 impl Op {
+    /// All of them.
+    pub const ALL: [Op; 4] = [Op::HostPut, Op::HostGet, Op::DiskPut, Op::DiskGet];
+
     /// Name of the row.
     #[must_use]
     pub const fn name(self) -> &'static str {

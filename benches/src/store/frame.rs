@@ -9,6 +9,7 @@ use super::place::Place;
 use super::recovery;
 use super::subject::Subject;
 use crate::floor::ReadPlan;
+use crate::options::StoreOp;
 use crate::{Error, Line, Options, Params, Sample, Sink};
 
 const NAME: &str = "store";
@@ -30,11 +31,14 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     }
     let mut subject = Own::new(&plan);
     let mut peers = Peers::start(options, &place, sink)?;
-    if place.no_disk.is_none() {
+    let wanted = |op: StoreOp| options.op.as_ref().is_none_or(|ops| ops.contains(&op));
+    if place.no_disk.is_none() && wanted(StoreOp::RawRead) {
         raw(&plan, &mut limits, &mut data, sink)?;
     }
     for case in sizes.iter().flat_map(|&size| Case::of_size(size)) {
-        if case.op.tier() == Tier::Disk && place.no_disk.is_some() {
+        if (case.op.tier() == Tier::Disk && place.no_disk.is_some())
+            || !wanted(StoreOp::Case(case.op))
+        {
             continue;
         }
         let rows = one(&case, &plan, &mut subject, &mut limits, &mut data)?;
@@ -42,8 +46,8 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
         push(&case, &plan, rows, theirs, sink);
     }
     match place.no_disk {
-        None => recovery::run(place.path(), options, sink),
-        Some(_) => Ok(()),
+        None if wanted(StoreOp::Open) => recovery::run(place.path(), options, sink),
+        _ => Ok(()),
     }
 }
 
@@ -64,7 +68,8 @@ fn raw(plan: &Plan, limits: &mut Limits, data: &mut Data, sink: &mut Sink) -> Re
     for block in [16 << 10, 32 << 10, 64 << 10, 2 << 20] {
         for flight in [1, 32] {
             let bytes = plan.bytes.min(RAW_READS * block);
-            let read = ReadPlan { block, piece: block, flight, serial: flight == 1 };
+            let call = if flight == 1 { 1 } else { usize::MAX };
+            let read = ReadPlan { block, piece: block, flight, call };
             let mut pass = limits.read(&[read], bytes, data)?;
             let sample = alone(plan.how(), data, &mut pass)?;
             let params = Params::new().with("op", "raw-read").with("size", size_name(block));
@@ -105,6 +110,12 @@ fn one(
     if verified {
         let mut pass = limits.pass(case, false, plan, data)?;
         found.push((plain, alone(plan.how(), data, &mut pass)?));
+    }
+    if case.op == Op::DiskGet && case.batch > 1 {
+        let plans = ReadPlan::batched(case.size, case.batch);
+        let mut pass = limits.read(&plans, case.bytes(plan), data)?;
+        let sample = alone(plan.how(), data, &mut pass)?;
+        found.push(("limit: O_DIRECT, call by call", sample));
     }
     Ok(Rows { limits: found, own })
 }

@@ -73,8 +73,10 @@ impl Limits {
                 Ok(Box::new(move |d| disk.append(&dir, &mut d.from.bytes_mut()[..bytes], sync)))
             }
             Op::DiskGet => {
-                let serial = case.batch == 1;
-                let plans = if serial { ReadPlan::serial(size) } else { ReadPlan::batched(size) };
+                let plans = match case.batch {
+                    1 => ReadPlan::serial(size),
+                    _ => ReadPlan::batched(size, usize::MAX),
+                };
                 self.read(&plans, bytes, data)
             }
         }

@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Sizes of stored blocks, e.g. 64k,2048k.
     #[arg(long)]
     size: Option<String>,
+    /// Rows of `store`: raw-read, host-put, host-get, disk-put, disk-get, open.
+    #[arg(long)]
+    op: Option<String>,
     /// Directory on the disk to measure.
     #[arg(long)]
     dir: Option<String>,
@@ -87,6 +90,7 @@ pub(crate) fn run(args: Args) -> Result<(), Error> {
         ("date", &args.date),
         ("dump", &args.dump),
         ("size", &args.size),
+        ("op", &args.op),
         ("dir", &args.dir),
         ("peers", &args.peers),
     ];
