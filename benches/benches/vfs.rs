@@ -35,7 +35,7 @@ impl Place {
 
     fn op(&mut self, buf: Buf) -> Op {
         let offset = self.offset(buf.len());
-        Op { file: Arc::clone(&self.file), transfer: Transfer::Read, offset, buf, skip: 0 }
+        Op::read(Arc::clone(&self.file), offset, buf)
     }
 }
 

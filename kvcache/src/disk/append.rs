@@ -7,7 +7,7 @@ use super::item::Item;
 use super::write::{Open, Refused, is_full};
 use super::{Disk, health};
 use crate::format::{FooterEntry, SECTOR};
-use crate::vfs::{Buf, MEMORY_ALIGN, Op, Outcome, Transfer, Whole};
+use crate::vfs::{Buf, MEMORY_ALIGN, Op, Outcome, Whole};
 
 /// Items are collected up to this many bytes before they are written.
 const STAGE: usize = 2 << 20;
@@ -130,7 +130,7 @@ impl<'a> Append<'a> {
         buf[self.used..len].fill(0);
         buf.set_len(len);
         let (file, offset) = (self.open.segment.file.clone(), self.open.at);
-        self.flight.push(Op { file, transfer: Transfer::Write, offset, buf, skip: 0 });
+        self.flight.push(Op::write(file, offset, buf));
         (self.open.at, self.used) = (offset + len as u64, 0);
         self.disk.state.lock().counts.written_bytes += len as u64;
     }

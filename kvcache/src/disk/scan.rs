@@ -13,7 +13,7 @@ use crate::format::{
     Bad, FLAG_SEALED, FLAG_TOMBSTONE, Footer, HEAD_BYTES, Head, Header, Limits, SECTOR,
     TRAILER_BYTES, Trailer,
 };
-use crate::vfs::{Buf, BufPool, File, MEMORY_ALIGN, Next, Op, Outcome, Transfer, Vfs, Whole};
+use crate::vfs::{Buf, BufPool, File, MEMORY_ALIGN, Next, Op, Outcome, Vfs, Whole};
 
 /// A footer is not longer than this, however many records there are.
 const FOOTER_MAX: u64 = 64 << 20;
@@ -264,7 +264,7 @@ impl Scanner<'_> {
         }
         buf.set_len(skip + len);
         let file = Arc::clone(&self.file);
-        let op = Op { file, transfer: Transfer::Read, offset, buf, skip };
+        let op = Op { skip, ..Op::read(file, offset, buf) };
         match Whole::start(self.vfs, vec![op]).next(Some(self.vfs.now() + self.patience)) {
             Outcome::Done { result, buf, .. } => result.map(|()| buf),
             _ => Err(io::ErrorKind::TimedOut.into()),
@@ -275,7 +275,7 @@ impl Scanner<'_> {
     fn fill_tail(&self, mut buf: Buf, skip: usize, offset: u64) -> io::Result<(Buf, usize)> {
         buf.set_len(skip + self.file.alignment());
         let file = Arc::clone(&self.file);
-        let op = Op { file, transfer: Transfer::Read, offset, buf, skip };
+        let op = Op { skip, ..Op::read(file, offset, buf) };
         match self.vfs.start(vec![op]).next(Some(self.vfs.now() + self.patience)) {
             Next::Done(done) => Ok((done.buf, done.result?)),
             _ => Err(io::ErrorKind::TimedOut.into()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Disk, Segment};
 use crate::format::SECTOR;
-use crate::vfs::{Buf, Op, Outcome, Transfer, Whole};
+use crate::vfs::{Buf, Op, Outcome, Whole};
 
 /// Ranges this close to each other are read together: a gap costs less than another request.
 const GAP: u64 = 8 << 10;
@@ -121,8 +121,7 @@ impl<D: Deref<Target = Disk>> SpanReads<D> {
             };
             let shift = (run.bytes.start - from) as usize;
             run.parts.iter_mut().for_each(|(_, r)| *r = r.start + shift..r.end + shift);
-            let (file, transfer) = (run.segment.file.clone(), Transfer::Read);
-            let index = self.flight.push(Op { file, transfer, offset: from, buf, skip: 0 });
+            let index = self.flight.push(Op::read(run.segment.file.clone(), from, buf));
             debug_assert_eq!(index, self.started.len());
             run.bytes = from..from + len as u64;
             self.started.push(Some(run));
@@ -140,7 +139,7 @@ impl<D: Deref<Target = Disk>> SpanReads<D> {
         match self.flight.next(deadline) {
             Outcome::Empty => SpanNext::Empty,
             Outcome::TimedOut => SpanNext::TimedOut,
-            Outcome::Done { index, result, buf } => {
+            Outcome::Done { index, result, buf, .. } => {
                 let Some(run) = self.started[index].take() else { return SpanNext::Empty };
                 self.in_flight -= (run.bytes.end - run.bytes.start) as usize;
                 self.submit();

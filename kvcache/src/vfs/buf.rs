@@ -14,14 +14,17 @@ use super::MEMORY_ALIGN;
 pub(super) const HUGE: usize = 2 << 20;
 
 /// A run of bytes and whatever keeps it alive: its own allocation, or a holder of somebody else's.
+/// Borrowing one mutably that is not writable panics.
 pub struct Buf {
     ptr: *mut u8,
     len: usize,
     capacity: usize,
+    writable: bool,
     _owner: Box<dyn Any + Send + Sync>,
 }
 
-// SAFETY: a `Buf` is the only user of its bytes (`from_raw`'s contract), and its owner is `Send`.
+// SAFETY: a `Buf` is the only user of its bytes (`from_raw`'s contract) or never writes them
+// (`shared`), and its owner is `Send`.
 unsafe impl Send for Buf {}
 // SAFETY: `&Buf` gives read access only.
 unsafe impl Sync for Buf {}
@@ -62,7 +65,13 @@ impl Buf {
         if ptr.is_null() {
             return None;
         }
-        Some(Buf { ptr, len, capacity: len, _owner: Box::new(Heap { ptr, layout }) })
+        Some(Buf {
+            ptr,
+            len,
+            capacity: len,
+            writable: true,
+            _owner: Box::new(Heap { ptr, layout }),
+        })
     }
 
     /// [`Buf::alloc`] in huge pages, where the system has them.
@@ -75,7 +84,7 @@ impl Buf {
         }
         let start = map.as_mut_ptr();
         let ptr = start.wrapping_add(start.align_offset(HUGE));
-        Some(Buf { ptr, len, capacity: len, _owner: Box::new(map) })
+        Some(Buf { ptr, len, capacity: len, writable: true, _owner: Box::new(map) })
     }
 
     /// Cuts it into buffers of `len` bytes each; what is left over is lost until all of them are gone.
@@ -84,7 +93,7 @@ impl Buf {
         let whole = Arc::new(self);
         let part = |i: usize| {
             let (ptr, whole) = (ptr.wrapping_add(i * len), Arc::clone(&whole));
-            Buf { ptr, len, capacity: len, _owner: Box::new(whole) }
+            Buf { ptr, len, capacity: len, writable: true, _owner: Box::new(whole) }
         };
         (0..count).map(part).collect()
     }
@@ -96,7 +105,26 @@ impl Buf {
     /// be used by nobody else until this value is dropped.
     #[must_use]
     pub unsafe fn from_raw(ptr: *mut u8, len: usize, owner: Box<dyn Any + Send + Sync>) -> Buf {
-        Buf { ptr, len, capacity: len, _owner: owner }
+        Buf { ptr, len, capacity: len, writable: true, _owner: owner }
+    }
+
+    /// Bytes of a shared value, to be written to a file: others may read them meanwhile.
+    #[must_use]
+    pub fn shared<T: Send + Sync + 'static>(owner: Arc<T>, bytes: impl FnOnce(&T) -> &[u8]) -> Buf {
+        let bytes = bytes(&owner);
+        let (ptr, len) = (bytes.as_ptr().cast_mut(), bytes.len());
+        Buf { ptr, len, capacity: len, writable: false, _owner: Box::new(owner) }
+    }
+
+    /// Whether it may be written to.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Where its bytes start, for whoever owns them or only reads.
+    pub(super) fn ptr(&self) -> *mut u8 {
+        self.ptr
     }
 
     /// Bytes.
@@ -127,8 +155,12 @@ impl Buf {
     }
 
     /// Where they start.
+    ///
+    /// # Panics
+    /// If it is not writable.
     #[must_use]
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        assert!(self.writable, "memory that is only lent");
         self.ptr
     }
 }
@@ -144,6 +176,7 @@ impl std::ops::Deref for Buf {
 
 impl std::ops::DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [u8] {
+        assert!(self.writable, "memory that is only lent");
         // SAFETY: used by nobody else, by construction.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
     }

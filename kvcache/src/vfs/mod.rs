@@ -9,6 +9,7 @@
 //! never freed: dropping a batch parks what is in flight until the kernel lets go of it.
 
 mod buf;
+mod op;
 #[cfg(target_os = "linux")]
 mod os;
 mod pool;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use buf::Buf;
+pub use op::{Done, INSERTS_MAX, Insert, Op, Transfer};
 #[cfg(target_os = "linux")]
 pub use os::{Engine, OsVfs};
 pub use pool::BufPool;
@@ -112,6 +114,21 @@ pub trait File: Debug + Send + Sync {
     /// One `pwrite`, which may be short. Aligned as for reads.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize>;
 
+    /// Whether operations may have inserts: stretches of memory whose places and lengths are multiples
+    /// of [`File::alignment`].
+    fn gathers(&self) -> bool {
+        false
+    }
+
+    /// One `preadv` or `pwritev` of an operation of this file, which may be short.
+    #[doc(hidden)]
+    fn transfer(&self, op: &mut Op) -> io::Result<usize> {
+        match op.transfer {
+            Transfer::Read => self.read_at(&mut op.buf[op.skip..], op.offset),
+            Transfer::Write => self.write_at(&op.buf[op.skip..], op.offset),
+        }
+    }
+
     /// `fdatasync`: data, and the length needed to read it.
     fn sync_data(&self) -> io::Result<()>;
 
@@ -178,41 +195,6 @@ pub struct Stat {
     pub mode: u32,
     /// Whether this process's user owns it.
     pub mine: bool,
-}
-
-/// Direction of a transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transfer {
-    /// From the file into the buffer.
-    Read,
-    /// From the buffer into the file.
-    Write,
-}
-
-/// One transfer of a batch, between `file[offset..]` and `buf[skip..]`.
-#[derive(Debug)]
-pub struct Op {
-    /// The file.
-    pub file: Arc<dyn File>,
-    /// The direction.
-    pub transfer: Transfer,
-    /// Where in the file; aligned as [`File::read_at`] says.
-    pub offset: u64,
-    /// The memory, owned until the operation is done.
-    pub buf: Buf,
-    /// Leading bytes of `buf` to leave alone: how a short transfer is continued.
-    pub skip: usize,
-}
-
-/// A finished operation.
-#[derive(Debug)]
-pub struct Done {
-    /// Its place in the list given to [`Vfs::start`].
-    pub index: usize,
-    /// Bytes moved, which may be fewer than asked for, or what went wrong.
-    pub result: io::Result<usize>,
-    /// Its memory.
-    pub buf: Buf,
 }
 
 /// What [`Batch::next`] found.

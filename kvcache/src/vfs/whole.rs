@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Batch, Buf, Done, File, MEMORY_ALIGN, Next, Op, Transfer, Vfs};
+use super::{Batch, Buf, Done, File, Insert, MEMORY_ALIGN, Next, Op, Transfer, Vfs};
 
 /// Interruptions (`EINTR`, `EAGAIN`) in a row after which a transfer gives up.
 const REPEATS: u32 = 1000;
@@ -32,6 +32,8 @@ pub enum Outcome {
         result: io::Result<()>,
         /// Its memory.
         buf: Buf,
+        /// The rest of its memory.
+        inserts: Vec<Insert>,
     },
     /// None ended before the deadline; they go on.
     TimedOut,
@@ -109,14 +111,14 @@ impl Whole {
         match job.left.after(job.transfer, done.result) {
             Verdict::End(result) => {
                 self.pending -= 1;
-                Some(Outcome::Done { index, result, buf: done.buf })
+                Some(Outcome::Done { index, result, buf: done.buf, inserts: done.inserts })
             }
             Verdict::Go => {
-                self.resume(index, done.buf);
+                self.resume(index, done.buf, done.inserts);
                 None
             }
             Verdict::Repeat { pause } => {
-                self.resume(index, done.buf);
+                self.resume(index, done.buf, done.inserts);
                 // A file that only ever interrupts must not outlast the deadline.
                 if deadline.is_some_and(|d| self.vfs.now() >= d) {
                     return Some(Outcome::TimedOut);
@@ -127,13 +129,14 @@ impl Whole {
         }
     }
 
-    fn resume(&mut self, index: usize, buf: Buf) {
+    fn resume(&mut self, index: usize, buf: Buf, inserts: Vec<Insert>) {
         let Job { file, transfer, left } = &self.jobs[index];
         let op = Op {
             file: Arc::clone(file),
             transfer: *transfer,
             offset: left.offset,
             buf,
+            inserts,
             skip: left.skip,
         };
         self.send(index, op);
@@ -158,7 +161,7 @@ pub fn write_all(
     buf: Buf,
     deadline: Duration,
 ) -> io::Result<()> {
-    let op = Op { file: Arc::clone(file), transfer: Transfer::Write, offset, buf, skip: 0 };
+    let op = Op::write(Arc::clone(file), offset, buf);
     match Whole::start(vfs, vec![op]).next(Some(deadline)) {
         Outcome::Done { result, .. } => result,
         _ => Err(io::ErrorKind::TimedOut.into()),
@@ -176,7 +179,7 @@ pub fn read_exact(
     buf: Buf,
     deadline: Duration,
 ) -> io::Result<Buf> {
-    let op = Op { file: Arc::clone(file), transfer: Transfer::Read, offset, buf, skip: 0 };
+    let op = Op::read(Arc::clone(file), offset, buf);
     match Whole::start(vfs, vec![op]).next(Some(deadline)) {
         Outcome::Done { result, buf, .. } => result.map(|()| buf),
         _ => Err(io::ErrorKind::TimedOut.into()),
@@ -185,7 +188,7 @@ pub fn read_exact(
 
 impl Job {
     fn new(op: &Op) -> Job {
-        let left = Left::new(&*op.file, op.offset, op.skip, op.buf.len());
+        let left = Left::new(&*op.file, op.offset, op.skip, op.len());
         Job { file: Arc::clone(&op.file), transfer: op.transfer, left }
     }
 }

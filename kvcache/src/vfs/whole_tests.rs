@@ -154,7 +154,7 @@ impl Batch for MockBatch {
             Transfer::Read => op.file.read_at(&mut op.buf[op.skip..], op.offset),
             Transfer::Write => op.file.write_at(&op.buf[op.skip..], op.offset),
         };
-        Next::Done(Done { index, result, buf: op.buf })
+        Next::Done(Done { index, result, buf: op.buf, inserts: op.inserts })
     }
 
     fn pending(&self) -> usize {
@@ -165,7 +165,8 @@ impl Batch for MockBatch {
 fn op(file: &Arc<Scripted>, transfer: Transfer, offset: u64, len: usize, skip: usize) -> Op {
     let mut buf = Buf::alloc(len).unwrap();
     buf.fill(0xEE);
-    Op { file: Arc::clone(file) as Arc<dyn File>, transfer, offset, buf, skip }
+    let file = Arc::clone(file) as Arc<dyn File>;
+    Op { transfer, skip, ..Op::read(file, offset, buf) }
 }
 
 fn run(ops: Vec<Op>) -> Vec<(io::Result<()>, Buf)> {
@@ -174,7 +175,9 @@ fn run(ops: Vec<Op>) -> Vec<(io::Result<()>, Buf)> {
     let mut whole = Whole::start(&vfs, ops);
     let mut out: Vec<Option<(io::Result<()>, Buf)>> = (0..count).map(|_| None).collect();
     for left in (0..count).rev() {
-        let Outcome::Done { index, result, buf } = whole.next(None) else { panic!("ended early") };
+        let Outcome::Done { index, result, buf, .. } = whole.next(None) else {
+            panic!("ended early")
+        };
         assert!(out[index].replace((result, buf)).is_none(), "handed back twice");
         assert_eq!(whole.pending(), left);
     }

@@ -142,8 +142,7 @@ fn errors_and_short_transfers_reach_the_batch() {
     let n = done.result.unwrap();
     assert!(n < 512);
     done.buf[..n].fill(1);
-    let rest =
-        kvist::vfs::Op { file, transfer: Transfer::Read, offset: n as u64, buf: done.buf, skip: n };
+    let rest = kvist::vfs::Op { skip: n, ..kvist::vfs::Op::read(file, n as u64, done.buf) };
     assert_eq!(batch.push(rest), 1);
     let Next::Done(done) = batch.next(None) else { panic!() };
     assert_eq!(done.result.unwrap(), 512 - n);

@@ -33,7 +33,7 @@ fn durable_file(dir: &dyn Dir, name: &str, bytes: &[u8]) -> Arc<dyn File> {
 fn op(file: &Arc<dyn File>, transfer: Transfer, offset: u64, bytes: &[u8]) -> Op {
     let mut buf = Buf::alloc(bytes.len()).unwrap();
     buf.copy_from_slice(bytes);
-    Op { file: file.clone(), transfer, offset, buf, skip: 0 }
+    Op { transfer, ..Op::read(file.clone(), offset, buf) }
 }
 
 fn read(file: &dyn File, len: usize) -> Vec<u8> {

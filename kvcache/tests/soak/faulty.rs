@@ -223,6 +223,10 @@ impl File for FaultyFile {
         self.inner.set_len(len)
     }
 
+    fn gathers(&self) -> bool {
+        self.inner.gathers()
+    }
+
     fn alignment(&self) -> usize {
         self.inner.alignment()
     }

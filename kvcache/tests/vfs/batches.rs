@@ -66,6 +66,76 @@ fn random_transfers_agree_with_a_model() {
     }
 }
 
+/// Memory that an operation's bytes are scattered over: cut at random places, every other piece an insert.
+fn scattered(rng: &mut Rng, bytes: &[u8], unit: usize) -> (Buf, Vec<Insert>) {
+    let mut cuts: Vec<usize> =
+        (0..rng.below(9)).map(|_| rng.below(bytes.len() / unit + 1) * unit).collect();
+    cuts.extend([0, bytes.len()]);
+    cuts.sort_unstable();
+    let (mut own, mut inserts) = (Vec::new(), Vec::new());
+    for (i, cut) in cuts.windows(2).enumerate() {
+        let part = &bytes[cut[0]..cut[1]];
+        if i % 2 == 0 {
+            own.extend_from_slice(part);
+        } else {
+            let mut buf = Buf::alloc(part.len()).unwrap();
+            buf.copy_from_slice(part);
+            inserts.push(Insert { at: own.len(), buf });
+        }
+    }
+    let mut buf = Buf::alloc(own.len()).unwrap();
+    buf.copy_from_slice(&own);
+    (buf, inserts)
+}
+
+fn gathered(buf: &Buf, inserts: &[Insert]) -> Vec<u8> {
+    let (mut bytes, mut from) = (Vec::new(), 0);
+    for Insert { at, buf: insert } in inserts {
+        bytes.extend_from_slice(&buf[from..*at]);
+        bytes.extend_from_slice(insert);
+        from = *at;
+    }
+    bytes.extend_from_slice(&buf[from..]);
+    bytes
+}
+
+/// Runs one operation to its end; its memory.
+fn run_one(vfs: &Arc<dyn Vfs>, op: Op) -> (Buf, Vec<Insert>) {
+    match Whole::start(vfs, vec![op]).next(None) {
+        Outcome::Done { result: Ok(()), buf, inserts, .. } => (buf, inserts),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn memory_may_be_scattered() {
+    const LEN: usize = 1 << 18;
+    for vfs in engines() {
+        for access in [Access::Direct, Access::Buffered] {
+            let scratch = Scratch::new();
+            let file = scratch.dir(&vfs).create("scattered", access).unwrap();
+            if !file.gathers() {
+                eprintln!("no inserts here");
+                continue;
+            }
+            let (unit, mut rng) = (file.alignment(), Rng(7));
+            for round in 0..60 {
+                let at = rng.below(64) * unit;
+                let bytes = noise((1 + rng.below(LEN / unit)) * unit, round);
+                let (buf, inserts) = scattered(&mut rng, &bytes, unit);
+                let op = Op { inserts, ..write(&file, at, &[]) };
+                run_one(&vfs, Op { buf, ..op });
+                let (mut buf, mut inserts) = scattered(&mut rng, &vec![0xEE; bytes.len()], unit);
+                buf.fill(0xEE);
+                inserts.iter_mut().for_each(|i| i.buf.fill(0xEE));
+                let op = Op { inserts, ..transfer(&file, Transfer::Read, at, buf, 0) };
+                let (buf, inserts) = run_one(&vfs, op);
+                assert!(gathered(&buf, &inserts) == bytes, "round {round}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_memory_file_system_serves_direct_files_too() {
     let shm = Path::new("/dev/shm");

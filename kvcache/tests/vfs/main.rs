@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use kvist::vfs::{Buf, Dir, Engine, File, Op, OsVfs, Outcome, Transfer, Vfs, Whole};
+use kvist::vfs::{Buf, Dir, Engine, File, Insert, Op, OsVfs, Outcome, Transfer, Vfs, Whole};
 
 /// An empty directory that goes away with the value.
 struct Scratch(PathBuf);
@@ -80,7 +80,7 @@ fn write(file: &Arc<dyn File>, offset: usize, data: &[u8]) -> Op {
 }
 
 fn transfer(file: &Arc<dyn File>, transfer: Transfer, at: usize, buf: Buf, skip: usize) -> Op {
-    Op { file: Arc::clone(file), transfer, offset: at as u64, buf, skip }
+    Op { transfer, skip, ..Op::read(Arc::clone(file), at as u64, buf) }
 }
 
 /// Runs operations to their ends, all of which must be good; the buffers in order.
@@ -89,7 +89,7 @@ fn run(vfs: &Arc<dyn Vfs>, ops: Vec<Op>) -> Vec<Buf> {
     let mut whole = Whole::start(vfs, ops);
     while whole.pending() > 0 {
         match whole.next(None) {
-            Outcome::Done { index, result, buf } => {
+            Outcome::Done { index, result, buf, .. } => {
                 result.unwrap();
                 assert!(bufs[index].replace(buf).is_none(), "handed back twice");
             }

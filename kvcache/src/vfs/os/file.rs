@@ -1,13 +1,15 @@
 //! A regular file by descriptor.
 
 use std::any::Any;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::slice;
 
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::{self, AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::super::{Access, File, MEMORY_ALIGN, Stat};
+use super::super::op::Stretch;
+use super::super::{Access, File, MEMORY_ALIGN, Op, Stat, Transfer};
 
 /// For direct files whose file system does not tell.
 const DEFAULT_ALIGN: usize = 4096;
@@ -16,6 +18,14 @@ const DEFAULT_ALIGN: usize = 4096;
 pub(super) struct OsFile {
     fd: OwnedFd,
     alignment: usize,
+    /// Whether memory need not be aligned more strictly than offsets.
+    gathers: bool,
+}
+
+/// What a file wants of direct transfers.
+struct Alignment {
+    offset: usize,
+    memory: usize,
 }
 
 /// Exact permissions of files.
@@ -35,11 +45,12 @@ impl OsFile {
         if !direct {
             fs::fcntl_setfl(&fd, OFlags::empty())?;
         }
-        let alignment = if direct { direct_alignment(&fd) } else { Some(1) };
-        if alignment.is_none() {
+        let wanted = if direct { direct_alignment(&fd) } else { None };
+        if direct && wanted.is_none() {
             fs::fcntl_setfl(&fd, OFlags::empty())?;
         }
-        Ok(OsFile { fd, alignment: alignment.unwrap_or(1) })
+        let Alignment { offset, memory } = wanted.unwrap_or(Alignment { offset: 1, memory: 1 });
+        Ok(OsFile { fd, alignment: offset, gathers: memory <= offset })
     }
 
     /// Gives a file just made its exact permissions, whatever the umask took away.
@@ -58,7 +69,7 @@ impl OsFile {
     /// Any descriptor, as it is: pipes make reads that wait.
     #[cfg(test)]
     pub(super) fn unchecked(fd: OwnedFd) -> OsFile {
-        OsFile { fd, alignment: 1 }
+        OsFile { fd, alignment: 1, gathers: true }
     }
 }
 
@@ -78,13 +89,16 @@ fn set_direct(fd: &OwnedFd) -> io::Result<bool> {
 
 /// What direct offsets must be a multiple of; `None` if direct transfers do not work, or want memory
 /// aligned to more than [`MEMORY_ALIGN`].
-fn direct_alignment(fd: &OwnedFd) -> Option<usize> {
+fn direct_alignment(fd: &OwnedFd) -> Option<Alignment> {
     let told = fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
         .ok()
         .filter(|x| x.stx_mask & StatxFlags::DIOALIGN.bits() != 0);
-    let Some(told) = told else { return Some(DEFAULT_ALIGN) };
+    let Some(told) = told else {
+        return Some(Alignment { offset: DEFAULT_ALIGN, memory: MEMORY_ALIGN });
+    };
     let (memory, offset) = (told.stx_dio_mem_align as usize, told.stx_dio_offset_align as usize);
-    (memory <= MEMORY_ALIGN && offset.is_power_of_two()).then(|| offset.max(512))
+    let offset = offset.max(512);
+    (memory <= MEMORY_ALIGN && offset.is_power_of_two()).then_some(Alignment { offset, memory })
 }
 
 pub(super) fn stat(fd: impl AsFd) -> io::Result<Stat> {
@@ -104,6 +118,29 @@ impl File for OsFile {
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize> {
         Ok(rustix::io::pwrite(&self.fd, data, offset)?)
+    }
+
+    fn gathers(&self) -> bool {
+        self.gathers
+    }
+
+    fn transfer(&self, op: &mut Op) -> io::Result<usize> {
+        let stretches = op.stretches();
+        Ok(match op.transfer {
+            Transfer::Read => {
+                // SAFETY: the operation owns these bytes, they do not overlap, and none is lent.
+                let slice = |s: &Stretch| unsafe { slice::from_raw_parts_mut(s.start, s.len) };
+                let mut slices: Vec<_> =
+                    stretches.iter().map(|s| IoSliceMut::new(slice(s))).collect();
+                rustix::io::preadv(&self.fd, &mut slices, op.offset)?
+            }
+            Transfer::Write => {
+                // SAFETY: the operation owns these bytes or shares them with readers.
+                let slice = |s: &Stretch| unsafe { slice::from_raw_parts(s.start, s.len) };
+                let slices: Vec<_> = stretches.iter().map(|s| IoSlice::new(slice(s))).collect();
+                rustix::io::pwritev(&self.fd, &slices, op.offset)?
+            }
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {

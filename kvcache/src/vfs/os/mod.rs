@@ -114,15 +114,5 @@ fn moment(base: Instant, deadline: Option<Duration>) -> Option<Instant> {
     base.checked_add(deadline?)
 }
 
-/// Why an operation cannot be tried at all.
-fn refusal(op: &Op) -> Option<io::Error> {
-    let len = op.buf.len().checked_sub(op.skip);
-    let end = len.and_then(|len| op.offset.checked_add(len as u64));
-    match end {
-        Some(end) if i64::try_from(end).is_ok() => None,
-        _ => Some(io::Error::new(io::ErrorKind::InvalidInput, "a transfer out of bounds")),
-    }
-}
-
 #[cfg(test)]
 mod stuck;

@@ -13,9 +13,9 @@ use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::io::Errno;
 
+use super::super::op::Stretch;
 use super::super::{Done, Op, Transfer};
 use super::file::OsFile;
-use super::refusal;
 
 /// Operations that a ring holds at most.
 pub(super) const DEPTH: usize = 64;
@@ -47,6 +47,8 @@ pub(super) struct Ring {
 struct Flight {
     index: usize,
     op: Op,
+    /// Its memory, if it has inserts, as the kernel reads it.
+    _stretches: Vec<Stretch>,
 }
 
 impl Ring {
@@ -80,7 +82,7 @@ impl Ring {
 
     /// Bytes of their buffers.
     pub(super) fn bytes(&self) -> usize {
-        self.flights.iter().flatten().map(|flight| flight.op.buf.len()).sum()
+        self.flights.iter().flatten().map(|flight| flight.op.len()).sum()
     }
 
     /// Whether it holds nothing and works.
@@ -98,16 +100,16 @@ impl Ring {
             Some(code) => Err(io::Error::from_raw_os_error(code)),
             None => entry(&mut op),
         };
-        let entry = match entry {
+        let (entry, stretches) = match entry {
             Ok(entry) => entry,
             Err(error) => {
-                self.failed.push_back(Done { index, result: Err(error), buf: op.buf });
+                self.failed.push_back(over(index, Err(error), op));
                 return;
             }
         };
         let slot = self.free.pop().expect("the caller saw room");
         // The operation lies in its slot before the kernel can know of it.
-        self.flights[slot] = Some(Flight { index, op });
+        self.flights[slot] = Some(Flight { index, op, _stretches: stretches });
         self.enqueue(entry, slot as u64);
     }
 
@@ -139,9 +141,9 @@ impl Ring {
             }
             let slot = completion.user_data() as usize;
             let flight = self.flights.get_mut(slot).and_then(Option::take);
-            let Flight { index, op } = flight.expect("one completion for each operation");
+            let Flight { index, op, .. } = flight.expect("one completion for each operation");
             self.free.push(slot);
-            return Some(Done { index, result: moved(completion.result()), buf: op.buf });
+            return Some(over(index, moved(completion.result()), op));
         }
     }
 
@@ -195,9 +197,9 @@ impl Ring {
         self.broken = Some(code.raw_os_error());
         for slot in self.queued.drain(..).filter(|&user_data| user_data != CANCEL) {
             let slot = slot as usize;
-            if let Some(Flight { index, op }) = self.flights[slot].take() {
+            if let Some(Flight { index, op, .. }) = self.flights[slot].take() {
                 self.free.push(slot);
-                self.failed.push_back(Done { index, result: Err(code.into()), buf: op.buf });
+                self.failed.push_back(over(index, Err(code.into()), op));
             }
         }
     }
@@ -218,19 +220,34 @@ impl fmt::Debug for Ring {
 }
 
 /// What the kernel is told of an operation.
-fn entry(op: &mut Op) -> io::Result<squeue::Entry> {
-    if let Some(error) = refusal(op) {
+fn entry(op: &mut Op) -> io::Result<(squeue::Entry, Vec<Stretch>)> {
+    if let Some(error) = op.refusal() {
         return Err(error);
     }
     let Some(file) = op.file.as_any().downcast_ref::<OsFile>() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "another file system's file"));
     };
-    let (fd, memory) = (Fd(file.raw()), &mut op.buf[op.skip..]);
-    let len = memory.len().min(LONGEST) as u32;
-    Ok(match op.transfer {
-        Transfer::Read => opcode::Read::new(fd, memory.as_mut_ptr(), len).offset(op.offset).build(),
-        Transfer::Write => opcode::Write::new(fd, memory.as_ptr(), len).offset(op.offset).build(),
-    })
+    let (fd, offset) = (Fd(file.raw()), op.offset);
+    if !op.inserts.is_empty() {
+        let stretches = op.stretches();
+        let (list, count) = (stretches.as_ptr().cast(), stretches.len() as u32);
+        let entry = match op.transfer {
+            Transfer::Read => opcode::Readv::new(fd, list, count).offset(offset).build(),
+            Transfer::Write => opcode::Writev::new(fd, list, count).offset(offset).build(),
+        };
+        return Ok((entry, stretches));
+    }
+    let (start, len) = (op.buf.ptr().wrapping_add(op.skip), op.buf.len() - op.skip);
+    let len = len.min(LONGEST) as u32;
+    let entry = match op.transfer {
+        Transfer::Read => opcode::Read::new(fd, start, len).offset(offset).build(),
+        Transfer::Write => opcode::Write::new(fd, start, len).offset(offset).build(),
+    };
+    Ok((entry, Vec::new()))
+}
+
+fn over(index: usize, result: io::Result<usize>, op: Op) -> Done {
+    Done { index, result, buf: op.buf, inserts: op.inserts }
 }
 
 /// A completion's result as `pread` would have it.

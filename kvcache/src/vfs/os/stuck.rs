@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustix::fd::OwnedFd;
 
-use super::super::{Buf, File, Op, Stat, Transfer, Vfs};
+use super::super::{Buf, File, Op, Stat, Vfs};
 use super::file::OsFile;
 use super::{Engine, OsVfs};
 
@@ -100,7 +100,7 @@ pub(super) fn read(file: &Arc<dyn File>, len: usize, gone: &Arc<AtomicUsize>) ->
     let owner = Box::new(Counted(Mutex::new(memory), Arc::clone(gone)));
     // SAFETY: the owner keeps the memory and lends it to nobody else.
     let buf = unsafe { Buf::from_raw(ptr, len, owner) };
-    Op { file: Arc::clone(file), transfer: Transfer::Read, offset: 0, buf, skip: 0 }
+    Op::read(Arc::clone(file), 0, buf)
 }
 
 pub(super) fn eventually(what: &str, mut done: impl FnMut() -> bool) {

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::super::{Batch, Done, Next, Op, Transfer};
+use super::super::{Batch, Done, Next, Op};
+use super::moment;
 use super::parked::Parked;
-use super::{moment, refusal};
 
 /// Workers at most; started as they are needed.
 const WORKERS: usize = 4;
@@ -145,7 +145,7 @@ impl Pool {
 impl Job {
     fn run(self, parked: &Parked) {
         let Job { batch, index, mut op } = self;
-        let bytes = op.buf.len();
+        let bytes = op.len();
         {
             let mut state = batch.state.lock();
             if state.dropped {
@@ -153,30 +153,23 @@ impl Job {
             }
             state.running += bytes;
         }
-        let result = transfer(&mut op);
-        let Op { file, buf, .. } = op;
+        let result = match op.refusal() {
+            Some(error) => Err(error),
+            None => op.file.clone().transfer(&mut op),
+        };
+        let Op { file, buf, inserts, .. } = op;
         // The file may close before anybody learns that the operation is done.
         drop(file);
         let mut state = batch.state.lock();
         state.running -= bytes;
         if state.dropped {
             drop(state);
-            drop(buf);
+            drop((buf, inserts));
             parked.sub(bytes);
         } else {
-            state.done.push_back(Done { index, result, buf });
+            state.done.push_back(Done { index, result, buf, inserts });
             batch.finished.notify_one();
         }
-    }
-}
-
-fn transfer(op: &mut Op) -> io::Result<usize> {
-    if let Some(error) = refusal(op) {
-        return Err(error);
-    }
-    match op.transfer {
-        Transfer::Read => op.file.read_at(&mut op.buf[op.skip..], op.offset),
-        Transfer::Write => op.file.write_at(&op.buf[op.skip..], op.offset),
     }
 }
 
@@ -200,6 +193,7 @@ impl ThreadBatch {
                 kind.map_or(io::ErrorKind::WouldBlock.into(), io::Error::from_raw_os_error),
             ),
             buf: job.op.buf,
+            inserts: job.op.inserts,
         }));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::super::{Access, Batch, Buf, Done, Next, Op, Transfer};
+use super::super::{Access, Batch, Buf, Done, Next, Op};
 use super::file::OsFile;
 use super::moment;
 use super::parked::Parked;
@@ -75,7 +75,7 @@ impl Uring {
         rustix::io::pwrite(&fd, TEXT, 0)?;
         let file = Arc::new(OsFile::new(fd, Access::Buffered)?);
         let buf = Buf::alloc(TEXT.len()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let op = Op { file, transfer: Transfer::Read, offset: 0, buf, skip: 0 };
+        let op = Op::read(file, 0, buf);
         let deadline = self.base.elapsed() + Duration::from_secs(1);
         let Next::Done(done) = Uring::start(self, vec![op]).next(Some(deadline)) else {
             return Err(io::ErrorKind::TimedOut.into());
@@ -199,6 +199,7 @@ impl UringBatch {
             index,
             result: Err(again()),
             buf: op.buf,
+            inserts: op.inserts,
         }));
     }
 

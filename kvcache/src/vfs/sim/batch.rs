@@ -41,7 +41,7 @@ pub(super) struct Parked {
 
 impl Parked {
     pub(super) fn bytes(&self) -> u64 {
-        self.flight.op.buf.len() as u64
+        self.flight.op.len() as u64
     }
 }
 
@@ -82,11 +82,7 @@ impl State {
         if !self.processes.contains_key(&handle.pid) {
             return Err(error(Errno::BadFile));
         }
-        let bytes = &mut op.buf[op.skip..];
-        let result = match op.transfer {
-            Transfer::Read => self.read(&handle, op.offset, bytes, fault),
-            Transfer::Write => self.write(&handle, op.offset, bytes, fault),
-        };
+        let result = self.transfer(&handle, op, fault);
         self.point(call(op.transfer), handle.name());
         result
     }
@@ -130,9 +126,11 @@ fn admit<'a>(world: &Arc<World>, op: &'a Op) -> io::Result<Attempt<'a>> {
     let Some(file) = file.filter(|file| Arc::ptr_eq(&file.world, world)) else {
         return Err(error(Errno::Inval));
     };
-    let Some(bytes) = op.buf.get(op.skip..) else { return Err(error(Errno::Inval)) };
-    file.check(bytes, op.offset)?;
-    let divisible = bytes.len() > file.handle.alignment;
+    if op.refusal().is_some() {
+        return Err(error(Errno::Inval));
+    }
+    file.check_op(op)?;
+    let divisible = op.len() - op.skip > file.handle.alignment;
     Ok(Attempt { call: call(op.transfer), name: file.handle.name(), divisible })
 }
 
@@ -181,7 +179,8 @@ impl Batch for SimBatch {
                 let chosen = ended[state.rng.below(ended.len() as u64) as usize];
                 let mut flight = self.flights.swap_remove(chosen);
                 let result = state.finish(&mut flight);
-                return Next::Done(Done { index: flight.index, result, buf: flight.op.buf });
+                let Flight { index, op: Op { buf, inserts, .. }, .. } = flight;
+                return Next::Done(Done { index, result, buf, inserts });
             }
             let times = self.flights.iter().filter_map(|flight| match flight.ready {
                 Ready::At(time) => Some(time),

@@ -9,7 +9,8 @@ use super::disk::{Body, DirBody, FileBody, Ino};
 use super::errno::{Errno, error};
 use super::fault::{Attempt, Call};
 use super::world::{Handle, State, Turn, World};
-use crate::vfs::{Access, Dir, Entry, File, Kind, Lock, MEMORY_ALIGN, Stat};
+use crate::vfs::op::Stretch;
+use crate::vfs::{Access, Dir, Entry, File, Kind, Lock, MEMORY_ALIGN, Op, Stat, Transfer};
 
 const READ: u32 = 4;
 const WRITE: u32 = 2;
@@ -298,6 +299,20 @@ impl SimFile {
     }
 }
 
+impl SimFile {
+    /// [`SimFile::check`] of an operation. Its first stretch is aligned as all memory; the others as
+    /// offsets are.
+    pub(super) fn check_op(&self, op: &Op) -> io::Result<()> {
+        let unit = self.handle.alignment;
+        let strict = if op.inserts.is_empty() { MEMORY_ALIGN } else { unit };
+        let aligned = |s: &Stretch| {
+            unit == 1 || (s.start.addr().is_multiple_of(strict) && s.len.is_multiple_of(unit))
+        };
+        let right = op.offset.is_multiple_of(unit as u64) && op.stretches().iter().all(aligned);
+        if right { Ok(()) } else { Err(error(Errno::Inval)) }
+    }
+}
+
 impl File for SimFile {
     fn len(&self) -> io::Result<u64> {
         let turn = self.turn(Call::Len, 0)?;
@@ -317,6 +332,21 @@ impl File for SimFile {
         let mut turn = self.turn(Call::Write, data.len())?;
         let fault = turn.fault;
         turn.state.write(&self.handle, offset, data, fault)
+    }
+
+    fn gathers(&self) -> bool {
+        true
+    }
+
+    fn transfer(&self, op: &mut Op) -> io::Result<usize> {
+        self.check_op(op)?;
+        let call = match op.transfer {
+            Transfer::Read => Call::Read,
+            Transfer::Write => Call::Write,
+        };
+        let mut turn = self.turn(call, op.len() - op.skip)?;
+        let fault = turn.fault;
+        turn.state.transfer(&self.handle, op, fault)
     }
 
     fn sync_data(&self) -> io::Result<()> {

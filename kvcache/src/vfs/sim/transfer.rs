@@ -7,8 +7,43 @@ use super::disk::Ino;
 use super::errno::{Errno, error};
 use super::fault::Fault;
 use super::world::{Handle, State};
+use crate::vfs::{Op, Transfer};
 
 impl State {
+    /// One transfer of an operation, whose memory is put together first.
+    pub(super) fn transfer(
+        &mut self,
+        handle: &Handle,
+        op: &mut Op,
+        fault: Option<Fault>,
+    ) -> io::Result<usize> {
+        if op.inserts.is_empty() {
+            let bytes = op.skip..;
+            return match op.transfer {
+                Transfer::Read => self.read(handle, op.offset, &mut op.buf[bytes], fault),
+                Transfer::Write => self.write(handle, op.offset, &op.buf[bytes], fault),
+            };
+        }
+        let stretches = op.stretches();
+        let mut bytes = Vec::new();
+        for s in &stretches {
+            // SAFETY: the operation owns these bytes or shares them with readers.
+            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(s.start, s.len) });
+        }
+        if op.transfer == Transfer::Write {
+            return self.write(handle, op.offset, &bytes, fault);
+        }
+        let read = self.read(handle, op.offset, &mut bytes, fault);
+        let mut from = 0;
+        for s in &stretches {
+            // SAFETY: the operation owns these bytes, and none is lent: `Op::refusal`.
+            let to = unsafe { std::slice::from_raw_parts_mut(s.start, s.len) };
+            to.copy_from_slice(&bytes[from..from + s.len]);
+            from += s.len;
+        }
+        read
+    }
+
     /// One `pread`.
     pub(super) fn read(
         &mut self,
