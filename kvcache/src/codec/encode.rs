@@ -1,7 +1,5 @@
 //! Pages to payload.
 
-use std::ops::Range;
-
 use super::directory::{ENTRY_BYTES, HEAD_BYTES, MAGIC, Section, VERSION};
 use super::plan::{CODED_ALIGN, RAW_ALIGN};
 use super::profile::Entropy;
@@ -34,56 +32,74 @@ impl Plan {
         pages: &dyn PageSource,
         out: &mut [u8],
     ) -> Encoded {
-        let tokens = tokens.unwrap_or_default();
-        let most = self.max_encoded(tokens.len());
+        let most = self.max_encoded(tokens.map_or(0, <[u32]>::len));
         assert!(out.len() >= most, "a record needs up to {most} bytes, found {}", out.len());
-        let head = HEADER_BYTES + put_tokens(tokens, &mut out[HEADER_BYTES..]);
+        self.encode_to(key, tokens, pages, out, true)
+    }
+
+    /// Encodes what stands in front of a block's tiles, of a plan that [`Plan::is_plain`]: they follow as
+    /// they are, in canonical order. `out` must hold [`Plan::plain_prefix`] bytes.
+    pub(crate) fn encode_prefix(
+        &self,
+        key: &BlockKey,
+        tokens: Option<&[u32]>,
+        pages: &dyn PageSource,
+        out: &mut [u8],
+    ) -> Encoded {
+        assert!(self.is_plain(), "a plan that codes nothing");
+        self.encode_to(key, tokens, pages, out, false)
+    }
+
+    fn encode_to(
+        &self,
+        key: &BlockKey,
+        tokens: Option<&[u32]>,
+        pages: &dyn PageSource,
+        out: &mut [u8],
+        tiles: bool,
+    ) -> Encoded {
+        let head = HEADER_BYTES + put_tokens(tokens.unwrap_or_default(), &mut out[HEADER_BYTES..]);
         put_head(&mut out[head..], self.sections() as u32);
         let sections = head + HEAD_BYTES + self.sections() * ENTRY_BYTES;
-        let hash = pages.hash();
         let mut writer = Writer {
             plan: self,
             seed: key.seed(),
+            hashes: pages.hashes(),
+            tiles,
             entry: head + HEAD_BYTES,
             end: sections,
             index: 0,
-            decoded: hash.is_none().then(hash::Decoded::new),
+            decoded: hash::Decoded::new(),
         };
         for page in 0..self.layout.pages() {
             writer.put_page(page, pages.page(page), out);
         }
-        let decoded_hash =
-            hash.or_else(|| Some(writer.decoded.as_ref()?.finish())).unwrap_or_default();
-        let end = writer.end;
+        let Writer { end, decoded, .. } = writer;
         let used = end.next_multiple_of(SECTOR);
-        out[end..used].fill(0);
+        if let Some(padding) = out.get_mut(end..used) {
+            padding.fill(0);
+        }
         Encoded {
             used,
             stored_len: (end - head) as u32,
             payload_hash: hash::prefix(key.seed(), &out[HEADER_BYTES..sections]),
-            decoded_hash,
+            decoded_hash: decoded.finish(),
         }
     }
 
-    /// Stores a tile behind `end`: coded if that makes it smaller, else as it is.
-    fn put_tile(
+    /// Codes a tile behind `end`, if that makes it smaller; where it begins, and its bytes.
+    fn put_coded(
         &self,
         kind: Kind,
         tile: &[u8],
         end: usize,
         out: &mut [u8],
-    ) -> (usize, usize, Stages) {
+    ) -> Option<(usize, usize)> {
         let stages = if kind == Kind::K { self.codec.k } else { self.codec.v };
-        if let (Entropy::Expw, Some(expw)) = (stages.entropy, self.tile(kind).expw) {
-            let start = end.next_multiple_of(CODED_ALIGN);
-            let room = &mut out[start..][..expw.max_encoded()];
-            if let Some(bytes) = expw.encode(self.isa, tile, room) {
-                return (start, bytes, Stages::EXPW);
-            }
-        }
-        let start = end.next_multiple_of(RAW_ALIGN);
-        out[start..][..tile.len()].copy_from_slice(tile);
-        (start, tile.len(), Stages::RAW)
+        let expw = self.tile(kind).expw.filter(|_| stages.entropy == Entropy::Expw)?;
+        let start = end.next_multiple_of(CODED_ALIGN);
+        let bytes = expw.encode(self.isa, tile, &mut out[start..][..expw.max_encoded()])?;
+        Some((start, bytes))
     }
 }
 
@@ -91,13 +107,16 @@ impl Plan {
 struct Writer<'a> {
     plan: &'a Plan,
     seed: u64,
+    /// Of the tiles, if the source knows them.
+    hashes: Option<&'a [u64]>,
+    /// Whether raw tiles are written, too.
+    tiles: bool,
     /// Where the next directory entry goes.
     entry: usize,
     /// End of the last section.
     end: usize,
     index: u32,
-    /// Unless the source knows it.
-    decoded: Option<hash::Decoded>,
+    decoded: hash::Decoded,
 }
 
 impl Writer<'_> {
@@ -105,21 +124,39 @@ impl Writer<'_> {
         for &kind in self.plan.kinds() {
             let tile = if kind == Kind::K { k } else { v };
             assert_eq!(tile.len(), self.plan.tile(kind).bytes, "bytes of a {kind:?} tile");
-            self.decoded.iter_mut().for_each(|hash| hash.update(tile));
             self.put_section(page, kind, tile, out);
         }
     }
 
     fn put_section(&mut self, page: usize, kind: Kind, tile: &[u8], out: &mut [u8]) {
-        let (start, bytes, stages) = self.plan.put_tile(kind, tile, self.end, out);
+        let known = self.hashes.and_then(|hashes| hashes.get(self.index as usize).copied());
+        let coded = self.plan.put_coded(kind, tile, self.end, out);
+        let (start, bytes, hash, stages) = match coded {
+            Some((start, bytes)) => {
+                self.decoded.add(known.unwrap_or_else(|| hash::tile(tile)));
+                let stored = &out[start..start + bytes];
+                (start, bytes, hash::section(self.seed, self.index, stored), Stages::EXPW)
+            }
+            None => {
+                let start = self.end.next_multiple_of(RAW_ALIGN);
+                if self.tiles {
+                    out[start..][..tile.len()].copy_from_slice(tile);
+                }
+                let hash = known.unwrap_or_else(|| hash::tile(tile));
+                self.decoded.add(hash);
+                let hash = hash::placed(self.seed, self.index, hash);
+                (start, tile.len(), hash, Stages::RAW)
+            }
+        };
         // Only now, since a coder that gave up may have written into the gap.
-        out[self.end..start].fill(0);
-        let stored: Range<usize> = start..start + bytes;
+        if let Some(gap) = out.get_mut(self.end..start) {
+            gap.fill(0);
+        }
         let heads = self.plan.layout.num_heads();
         let section = Section {
             offset: start as u32,
             bytes: bytes as u32,
-            hash: hash::section(self.seed, self.index, &out[stored.clone()]),
+            hash,
             index: self.index,
             layer: (page / heads) as u16,
             head: (page % heads) as u16,
@@ -129,7 +166,7 @@ impl Writer<'_> {
         put_entry(&section, &mut out[self.entry..]);
         self.entry += ENTRY_BYTES;
         self.index += 1;
-        self.end = stored.end;
+        self.end = start + bytes;
     }
 }
 

@@ -12,8 +12,18 @@ const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 /// in the directory: a section of another block or place fails. Sections are short, and a seeded
 /// xxh3 would make a secret of its own for each.
 pub(super) fn section(seed: u64, index: u32, stored: &[u8]) -> u64 {
+    placed(seed, index, tile(stored))
+}
+
+/// [`section`] of bytes whose xxh3-64 is known.
+pub(super) fn placed(seed: u64, index: u32, hash: u64) -> u64 {
     let place = (u64::from(index) + 1).wrapping_mul(SPREAD);
-    XxHash3_64::oneshot(stored) ^ mixed(seed ^ place)
+    hash ^ mixed(seed ^ place)
+}
+
+/// xxh3-64 of a tile.
+pub(crate) fn tile(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot(bytes)
 }
 
 /// Every bit depends on every bit (the finalizer of `SplitMix64`).
@@ -28,7 +38,8 @@ pub(super) fn prefix(seed: u64, bytes: &[u8]) -> [u8; 16] {
     XxHash3_128::oneshot_with_seed(seed, bytes).to_le_bytes()
 }
 
-/// xxh3-64 of a block in canonical order, fed tile by tile while the tile is in the CPU's cache.
+/// Checksum of a block: xxh3-64 of the xxh3-64 of its tiles, in the order of sections. Fed tile by tile,
+/// each while it is in the CPU's cache.
 pub(crate) struct Decoded(RawHasher<&'static [u8; DEFAULT_SECRET_LENGTH]>);
 
 impl Decoded {
@@ -37,7 +48,12 @@ impl Decoded {
     }
 
     pub(crate) fn update(&mut self, tile: &[u8]) {
-        self.0.write(tile);
+        self.add(self::tile(tile));
+    }
+
+    /// A tile by its checksum.
+    pub(crate) fn add(&mut self, tile: u64) {
+        self.0.write(&tile.to_le_bytes());
     }
 
     pub(crate) fn finish(&self) -> u64 {

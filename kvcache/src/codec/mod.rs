@@ -25,7 +25,7 @@ mod tests;
 pub(crate) use check::{Flaw, Part, check_stored};
 pub(crate) use decode::{tokens_equal, unsealed, verify_stored};
 pub(crate) use directory::{Directory, VERSION as CODEC_VERSION};
-pub(crate) use hash::Decoded;
+pub(crate) use hash::{Decoded, tile as tile_hash};
 use kvist_kernels::entropy::Expw;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use pages::CanonicalMut;

@@ -1,5 +1,8 @@
 //! Where pages come from and go to: one slice in canonical order, or tiles anywhere.
 
+use std::sync::Arc;
+
+use crate::arena::Cell;
 use crate::format::BlockLayout;
 
 /// Gives the tiles of a block's pages, in canonical order of pages.
@@ -7,8 +10,13 @@ pub(crate) trait PageSource {
     /// K tile and V tile of page `index`; the V tile is empty if the layout has none.
     fn page(&self, index: usize) -> (&[u8], &[u8]);
 
-    /// xxh3-64 of all tiles in order, if somebody has worked it out.
-    fn hash(&self) -> Option<u64> {
+    /// xxh3-64 of each tile, in the order of sections, if somebody has worked them out.
+    fn hashes(&self) -> Option<&[u64]> {
+        None
+    }
+
+    /// What holds the page's tiles, K directly in front of V; it can be written to disk from there.
+    fn cell(&self, _index: usize) -> Option<&Arc<Cell>> {
         None
     }
 }
@@ -45,26 +53,21 @@ impl PageSink for TilesMut<'_, '_> {
 /// A block in canonical order.
 pub(crate) struct Canonical<'a> {
     bytes: &'a [u8],
-    hash: Option<u64>,
     k: usize,
     page: usize,
 }
 
 impl<'a> Canonical<'a> {
-    /// `bytes` must be as long as the layout says, and `hash` their xxh3-64, if it is known.
-    pub(crate) fn new(layout: &BlockLayout, bytes: &'a [u8], hash: Option<u64>) -> Canonical<'a> {
+    /// `bytes` must be as long as the layout says.
+    pub(crate) fn new(layout: &BlockLayout, bytes: &'a [u8]) -> Canonical<'a> {
         assert_eq!(bytes.len(), layout.bytes(), "bytes of a block");
-        Canonical { bytes, hash, k: layout.k_bytes(), page: layout.page_bytes() }
+        Canonical { bytes, k: layout.k_bytes(), page: layout.page_bytes() }
     }
 }
 
 impl PageSource for Canonical<'_> {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         self.bytes[index * self.page..][..self.page].split_at(self.k)
-    }
-
-    fn hash(&self) -> Option<u64> {
-        self.hash
     }
 }
 

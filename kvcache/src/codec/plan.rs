@@ -106,6 +106,17 @@ impl Plan {
         HEADER_BYTES + tokens * 4 + HEAD_BYTES + self.sections() * ENTRY_BYTES
     }
 
+    /// Whether a record is a prefix and then the block in canonical order, as it is.
+    pub(crate) fn is_plain(&self) -> bool {
+        let plain = |&kind: &Kind| self.tile(kind).bytes.is_multiple_of(RAW_ALIGN);
+        self.codec.k.is_raw() && self.codec.v.is_raw() && self.kinds().iter().all(plain)
+    }
+
+    /// Bytes in front of the block's in a record of such a plan.
+    pub(crate) fn plain_prefix(&self, tokens: usize) -> usize {
+        self.prefix_bytes(tokens).next_multiple_of(RAW_ALIGN)
+    }
+
     /// Sections of a block: one per page and kind.
     pub(super) fn sections(&self) -> usize {
         self.layout.pages() * self.kinds().len()

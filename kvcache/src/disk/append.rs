@@ -1,16 +1,21 @@
 //! Filling one segment: items are encoded into stages, written in large pieces while the next is
-//! encoded, synced once, then published.
+//! encoded, synced once, then published. Pages that are stored as they are, are written from where they
+//! lie.
 
 use std::io;
+use std::time::Duration;
 
 use super::item::Item;
+use super::stage::Stage;
 use super::write::{Open, Refused, is_full};
 use super::{Disk, health};
 use crate::format::{FooterEntry, SECTOR};
-use crate::vfs::{Buf, MEMORY_ALIGN, Op, Outcome, Whole};
+use crate::vfs::{MEMORY_ALIGN, Op, Outcome, Whole};
 
 /// Items are collected up to this many bytes before they are written.
 const STAGE: usize = 2 << 20;
+/// Bytes of a stage for records whose tiles stay where they are.
+const PREFIXES: usize = 128 << 10;
 /// Pieces in flight while the next is encoded.
 const IN_FLIGHT: usize = 4;
 /// Bytes of a footer per record, and of its frame, trailer and padding.
@@ -46,10 +51,9 @@ pub(super) struct Append<'a> {
     flight: Whole,
     /// Where it began: what lies before was finished earlier.
     start: u64,
-    stage: Option<Buf>,
+    stage: Option<Stage>,
     /// Bytes that are expected in all, at most.
     expected: usize,
-    used: usize,
     /// Encoded and not yet durable, with the place of its result.
     wrote: Vec<Wrote>,
     failure: Option<Refused>,
@@ -59,13 +63,12 @@ impl<'a> Append<'a> {
     /// A segment that is about to get so many bytes, at most.
     pub(super) fn new(disk: &'a Disk, open: &'a mut Open, expected: usize) -> Append<'a> {
         Append {
+            expected,
             flight: Whole::start(&disk.vfs, Vec::new()),
             start: open.at,
             disk,
             open,
             stage: None,
-            expected,
-            used: 0,
             wrote: Vec::new(),
             failure: None,
         }
@@ -75,10 +78,15 @@ impl<'a> Append<'a> {
         self.open.segment.file.alignment().max(SECTOR)
     }
 
+    /// Bytes that wait in the stage.
+    fn waiting(&self) -> usize {
+        self.stage.as_ref().map_or(0, Stage::len)
+    }
+
     /// Whether `need` more bytes and the footer fit.
     fn fits(&self, need: usize) -> bool {
         let records = (self.open.entries.len() + self.wrote.len() + 1) as u64;
-        let end = self.open.at + (self.used + need).next_multiple_of(self.align()) as u64;
+        let end = self.open.at + (self.waiting() + need).next_multiple_of(self.align()) as u64;
         end + FOOTER_REST + records * FOOTER_ENTRY <= self.open.capacity
     }
 
@@ -88,63 +96,76 @@ impl<'a> Append<'a> {
         if !self.fits(need) {
             return Put::SegmentFull;
         }
-        if self.stage.as_ref().is_some_and(|s| self.used + need > s.len()) {
+        let tiles = item.tiles(&*self.open.segment.file);
+        let staged = item.staged(tiles.as_ref());
+        let inserts = tiles.as_ref().map_or(0, Vec::len);
+        // What lies elsewhere must start at a multiple, too.
+        let ragged = |s: &Stage| tiles.is_some() && !s.len().is_multiple_of(self.align());
+        let full = |s: &Stage| s.len() + need > STAGE || !s.has_room(staged, inserts) || ragged(s);
+        if self.stage.as_ref().is_some_and(full) {
             self.submit();
         }
         if self.stage.is_none() {
-            self.stage = self.fresh(need);
+            let usual = if tiles.is_some() { PREFIXES } else { STAGE.min(self.expected) };
+            self.stage = self.fresh(staged.max(usual));
         }
-        let position = (self.open.at as usize + self.used) / SECTOR;
+        let position = (self.open.at as usize + self.waiting()) / SECTOR;
         let Some(stage) = self.stage.as_mut().filter(|_| self.failure.is_none()) else {
             self.failure.get_or_insert(Refused::Throttled);
             return Put::Failed;
         };
-        let segment = &self.open.segment;
-        let entry = item.encode(segment, position as u32, sequence, &mut stage[self.used..]);
-        self.used += entry.sectors as usize * SECTOR;
+        let entry = stage.put(item, tiles, &self.open.segment, position as u32, sequence);
         let (live, copy_of) = (item.is_live(), item.copy_of());
         self.wrote.push(Wrote { index, entry, live, copy_of });
         Put::Taken
     }
 
-    /// A buffer for at least `need` bytes, once no more than one piece is in flight.
-    fn fresh(&mut self, need: usize) -> Option<Buf> {
+    /// A stage for `len` bytes of its own, once no more than a few are in flight.
+    fn fresh(&mut self, len: usize) -> Option<Stage> {
         if self.flight.pending() >= IN_FLIGHT {
             self.reap();
         }
         // Whole pages: what is written is rounded up to the file's alignment.
-        let len = need.max(STAGE.min(self.expected)).next_multiple_of(MEMORY_ALIGN);
-        self.disk.buffers.take(len)
+        self.disk.buffers.take(len.next_multiple_of(MEMORY_ALIGN)).map(Stage::new)
     }
 
     /// Sends the stage on its way.
     fn submit(&mut self) {
-        let Some(mut buf) = self.stage.take() else { return };
+        let Some(stage) = self.stage.take() else { return };
         while self.flight.pending() >= IN_FLIGHT && self.failure.is_none() {
             self.reap();
         }
         if self.failure.is_some() {
             return;
         }
-        let len = self.used.next_multiple_of(self.align());
-        buf[self.used..len].fill(0);
-        buf.set_len(len);
         let (file, offset) = (self.open.segment.file.clone(), self.open.at);
-        self.flight.push(Op::write(file, offset, buf));
-        (self.open.at, self.used) = (offset + len as u64, 0);
-        self.disk.state.lock().counts.written_bytes += len as u64;
+        let (buf, inserts) = stage.finish(self.align());
+        let op = Op { inserts, ..Op::write(file, offset, buf) };
+        let len = op.len() as u64;
+        self.flight.push(op);
+        self.open.at = offset + len;
+        self.disk.state.lock().counts.written_bytes += len;
+        // Hands it to the kernel now, not when somebody waits.
+        let soon = self.flight.next(Some(Duration::ZERO));
+        self.ended(soon);
     }
 
     /// Waits for one piece.
     fn reap(&mut self) {
-        match self.flight.next(Some(self.disk.deadline())) {
-            Outcome::Done { result: Ok(()), buf, .. } => self.disk.buffers.give(buf),
-            Outcome::Done { result: Err(e), .. } => self.fail(&e),
-            Outcome::TimedOut => {
-                self.disk.health.lock().stuck(self.disk.vfs.now());
-                self.failure = Some(Refused::Timeout);
+        let outcome = self.flight.next(Some(self.disk.deadline()));
+        if matches!(outcome, Outcome::TimedOut) {
+            self.disk.health.lock().stuck(self.disk.vfs.now());
+            self.failure = Some(Refused::Timeout);
+        }
+        self.ended(outcome);
+    }
+
+    fn ended(&mut self, outcome: Outcome) {
+        if let Outcome::Done { result, buf, .. } = outcome {
+            self.disk.buffers.give(buf);
+            if let Err(e) = result {
+                self.fail(&e);
             }
-            Outcome::Empty => {}
         }
     }
 

@@ -1,15 +1,17 @@
 //! What is appended: new blocks, records moved from an older segment, tombstones.
 
-use std::sync::OnceLock;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Segment;
+use crate::arena::Cell;
 use crate::codec::{CODEC_VERSION, Directory, PageSource, Plan};
 use crate::format::{
     BlockKey, FLAG_SEALED, FLAG_TOKENS, FLAG_TOMBSTONE, FooterEntry, HEADER_BYTES, Header, SECTOR,
 };
 use crate::seal::TenantKey;
-use crate::vfs::Buf;
+use crate::vfs::{Buf, File, INSERTS_MAX};
 
 /// A block to store.
 pub(crate) struct NewRecord<'a> {
@@ -28,6 +30,9 @@ pub(crate) struct NewRecord<'a> {
     /// [`Disk::make_durable`](super::Disk::make_durable). Its directory is left here.
     pub(crate) live: Option<&'a OnceLock<Directory>>,
 }
+
+/// A block's tiles in canonical order, where they lie.
+pub(super) type Tiles = Vec<Buf>;
 
 /// One thing to append.
 pub(super) enum Item<'a> {
@@ -49,6 +54,22 @@ impl Item<'_> {
             Item::New(r) => r.plan.max_encoded(r.tokens.map_or(0, <[u32]>::len)),
             Item::Moved(header, _) => header.sectors() as usize * SECTOR,
             Item::Tombstone { .. } => SECTOR,
+        }
+    }
+
+    /// The bytes of it that are encoded, at most, if its tiles are written from where they lie or not.
+    pub(super) fn staged(&self, tiles: Option<&Tiles>) -> usize {
+        match (self, tiles) {
+            (Item::New(record), Some(_)) => record.prefix(),
+            (item, _) => item.need(),
+        }
+    }
+
+    /// Its tiles where they lie, if they can be written to the file from there.
+    pub(super) fn tiles(&self, file: &dyn File) -> Option<Tiles> {
+        match self {
+            Item::New(record) => record.tiles(file),
+            _ => None,
         }
     }
 
@@ -81,16 +102,18 @@ impl Item<'_> {
         }
     }
 
-    /// Writes the record for this place to `out`, which has [`Item::need`] bytes.
+    /// Writes the record for this place to `out`, which has [`Item::staged`] bytes; without its tiles if
+    /// it has those `outside`.
     pub(super) fn encode(
         &self,
         segment: &Segment,
         position: u32,
         sequence: u64,
         out: &mut [u8],
+        outside: bool,
     ) -> FooterEntry {
         let header = match self {
-            Item::New(record) => encode_new(record, segment, position, sequence, out),
+            Item::New(record) => encode_new(record, segment, position, sequence, out, outside),
             Item::Moved(header, bytes) => {
                 let len = header.sectors() as usize * SECTOR;
                 out[..len].copy_from_slice(&bytes[..len]);
@@ -102,8 +125,45 @@ impl Item<'_> {
             }
         };
         out[..HEADER_BYTES].copy_from_slice(&header.encode());
-        out[header.used_bytes()..header.sectors() as usize * SECTOR].fill(0);
+        if !outside {
+            out[header.used_bytes()..header.sectors() as usize * SECTOR].fill(0);
+        }
         entry_of(&header)
+    }
+}
+
+impl NewRecord<'_> {
+    /// Bytes in front of tiles that are stored as they are.
+    fn prefix(&self) -> usize {
+        self.plan.plain_prefix(self.tokens.map_or(0, <[u32]>::len))
+    }
+
+    /// Its tiles where they lie, neighbours together; none if they are not stored as they are, or not
+    /// aligned as the file wants them.
+    fn tiles(&self, file: &dyn File) -> Option<Tiles> {
+        let align = file.alignment().max(SECTOR);
+        let (bytes, pages) = (self.plan.layout().page_bytes(), self.plan.layout().pages());
+        let aligned = self.prefix().is_multiple_of(align) && bytes.is_multiple_of(align);
+        if self.seal.is_some() || !self.plan.is_plain() || !file.gathers() || !aligned {
+            return None;
+        }
+        let mut runs: Vec<(&Arc<Cell>, Range<usize>)> = Vec::new();
+        for page in 0..pages {
+            let (cell, (k, v)) = (self.pages.cell(page)?, self.pages.page(page));
+            let apart = !v.is_empty() && k.as_ptr_range().end != v.as_ptr();
+            if apart || !k.as_ptr().addr().is_multiple_of(align) {
+                return None;
+            }
+            let from = k.as_ptr().addr() - cell.ptr().addr();
+            match runs.last_mut() {
+                Some((last, run)) if Arc::ptr_eq(last, cell) && run.end == from => run.end += bytes,
+                _ => runs.push((cell, from..from + bytes)),
+            }
+        }
+        let lent = |(cell, run): (&Arc<Cell>, Range<usize>)| {
+            Buf::shared(Arc::clone(cell), move |cell| &cell.bytes()[run])
+        };
+        (runs.len() <= INSERTS_MAX).then(|| runs.into_iter().map(lent).collect())
     }
 }
 
@@ -127,8 +187,13 @@ fn encode_new(
     position: u32,
     sequence: u64,
     out: &mut [u8],
+    outside: bool,
 ) -> Header {
-    let encoded = record.plan.encode(&record.key, record.tokens, record.pages, out);
+    let (key, tokens, pages) = (&record.key, record.tokens, record.pages);
+    let encoded = match outside {
+        true => record.plan.encode_prefix(key, tokens, pages, out),
+        false => record.plan.encode(key, tokens, pages, out),
+    };
     let mut header = Header {
         flags: if record.tokens.is_some() { FLAG_TOKENS } else { 0 },
         loss_class: record.plan.codec().loss_class(),

@@ -26,6 +26,7 @@ pub(crate) mod scan;
 mod segment;
 mod sessions;
 mod spans;
+mod stage;
 mod state;
 mod turn;
 mod write;

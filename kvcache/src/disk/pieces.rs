@@ -72,7 +72,7 @@ impl Pieces {
         Ok(true)
     }
 
-    /// xxh3-64 of the block, as its header tells.
+    /// Checksum of the block, as its header tells.
     pub(super) fn hash(&self) -> u64 {
         self.hash
     }

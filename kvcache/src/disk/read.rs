@@ -59,7 +59,7 @@ pub(crate) struct BlockDone<S> {
     /// Its place in the list given to [`Disk::read`].
     pub(crate) index: usize,
     pub(crate) result: Result<(), MissReason>,
-    /// xxh3-64 of the whole block, if all of it was read.
+    /// Checksum of the whole block, if all of it was read.
     pub(crate) hash: u64,
     pub(crate) sink: S,
 }

@@ -84,7 +84,7 @@ pub struct Header {
     /// xxh3-128 of token ids and payload directory, seeded by the key; the directory has a checksum
     /// of every section. A sealed record has its AEAD tag here instead.
     pub payload_hash: [u8; 16],
-    /// xxh3-64 of the block in canonical order.
+    /// xxh3-64 of the xxh3-64 of the block's tiles, in canonical order.
     pub decoded_hash: u64,
     /// Low half of the segment's number.
     pub segment: u32,

@@ -87,7 +87,7 @@ pub fn block(data: &[u8]) {
             input.0.iter().copied().chain([0].into_iter().cycle()).take(content).collect();
         let ids: Vec<u32> = (0..tokens).collect();
         let mut record = vec![0xAA; plan.max_encoded(ids.len())];
-        let source = Canonical::new(plan.layout(), &block, None);
+        let source = Canonical::new(plan.layout(), &block);
         let stored = (tokens > 0).then_some(&ids[..]);
         let encoded = plan.encode(&BlockKey([7; 32]), stored, &source, &mut record);
         let mut header = header(&plan, tokens);

@@ -87,6 +87,11 @@ impl Held {
     pub(super) fn new(cell: Arc<Cell>) -> Held {
         Held(cell)
     }
+
+    /// The page's cell.
+    pub(super) fn cell(&self) -> &Arc<Cell> {
+        &self.0
+    }
 }
 
 impl Deref for Held {

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::below::{Below, PageIn, PageNext, PageReads, Stored, StripeOut};
+use super::below::{Below, Held, PageIn, PageNext, PageReads, Stored, StripeOut};
+use crate::arena::Cell;
 use crate::codec::{Codec, Directory, PageSource, Plan};
 use crate::disk::{
     BlobPlan, Disk, LIVE, NewRecord, Place, Refused, RunDone, SpanNext, SpanReads, reason,
@@ -96,6 +97,10 @@ struct Pages<'a> {
 impl PageSource for Pages<'_> {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         self.stripe.pages[index].split_at(self.k)
+    }
+
+    fn cell(&self, index: usize) -> Option<&Arc<Cell>> {
+        self.stripe.pages.get(index).map(Held::cell)
     }
 }
 

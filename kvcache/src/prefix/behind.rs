@@ -29,8 +29,8 @@ pub(super) struct Write {
     pub(super) key: BlockKey,
     pub(super) tokens: Option<Box<[u32]>>,
     pub(super) body: Body,
-    /// xxh3-64 of the block, if it is known.
-    pub(super) hash: Option<u64>,
+    /// xxh3-64 of the block's tiles, if they are known.
+    pub(super) tiles: Option<Box<[u64]>>,
 }
 
 impl Write {
@@ -292,14 +292,14 @@ impl Shared {
         space: &Arc<Inner>,
         key: BlockKey,
         tokens: Option<&[u32]>,
-        (body, hash): (Body, Option<u64>),
+        (body, tiles): (Body, Option<Box<[u64]>>),
     ) -> Result<(), Refused> {
         if self.disk.is_none() {
             return Ok(());
         }
         // What is sealed says nothing in the clear.
         let tokens = tokens.filter(|_| space.seal.is_none()).map(Box::from);
-        let result = self.queue.push(Write { space: space.clone(), key, tokens, body, hash });
+        let result = self.queue.push(Write { space: space.clone(), key, tokens, body, tiles });
         if result == Err(Refused::Throttled) {
             self.counters.throttled();
             return Ok(());

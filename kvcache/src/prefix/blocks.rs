@@ -59,7 +59,7 @@ impl Body {
 #[derive(Debug)]
 pub(super) struct Block {
     body: Body,
-    /// xxh3-64 of its bytes; 0 if they are lent, which nobody has read.
+    /// Its checksum (`tiles::hash`); 0 if they are lent, which nobody has read.
     hash: u64,
     /// More and less recently used.
     newer: u32,

@@ -1,11 +1,13 @@
 //! Writing blocks to disk, from wherever their bytes are.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Shared;
 use super::behind::Write;
 use super::host::Body;
 use super::lent::Pages;
+use crate::arena::Cell;
 use crate::codec::{Canonical, PageSource};
 use crate::disk::{Disk, NewRecord};
 use crate::miss::MissReason;
@@ -15,7 +17,7 @@ const HELD_SHARE: u64 = 8;
 
 /// Where the bytes of a write are.
 enum Source<'a> {
-    Own(Canonical<'a>),
+    Own { block: Canonical<'a>, cell: &'a Arc<Cell>, tiles: Option<&'a [u64]> },
     Lent(Pages),
 }
 
@@ -24,7 +26,11 @@ impl<'a> Source<'a> {
     fn new(write: &'a Write) -> Result<Source<'a>, MissReason> {
         let layout = write.space.plan.layout();
         Ok(match &write.body {
-            Body::Own(cell) => Source::Own(Canonical::new(layout, cell.bytes(), write.hash)),
+            Body::Own(cell) => Source::Own {
+                block: Canonical::new(layout, cell.bytes()),
+                cell,
+                tiles: write.tiles.as_deref(),
+            },
             Body::Lent(lent) => {
                 let cells = lent.pages(0..layout.pages())?;
                 Source::Lent(Pages { cells, k: layout.k_bytes() })
@@ -36,15 +42,22 @@ impl<'a> Source<'a> {
 impl PageSource for Source<'_> {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         match self {
-            Source::Own(block) => block.page(index),
+            Source::Own { block, .. } => block.page(index),
             Source::Lent(pages) => pages.page(index),
         }
     }
 
-    fn hash(&self) -> Option<u64> {
+    fn hashes(&self) -> Option<&[u64]> {
         match self {
-            Source::Own(block) => block.hash(),
+            Source::Own { tiles, .. } => *tiles,
             Source::Lent(_) => None,
+        }
+    }
+
+    fn cell(&self, index: usize) -> Option<&Arc<Cell>> {
+        match self {
+            Source::Own { cell, .. } => Some(cell),
+            Source::Lent(pages) => pages.cell(index),
         }
     }
 }

@@ -172,6 +172,10 @@ impl PageSource for Pages {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         self.cells[index].bytes().split_at(self.k)
     }
+
+    fn cell(&self, index: usize) -> Option<&Arc<Cell>> {
+        self.cells.get(index)
+    }
 }
 
 impl Sequence {

@@ -47,6 +47,7 @@ mod space;
 mod start;
 mod strides;
 mod ticket;
+mod tiles;
 
 use std::collections::HashMap;
 use std::fmt;

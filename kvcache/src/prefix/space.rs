@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvist_kernels::copy;
-
 use super::host::{Body, Held, Meaning};
 use super::keys::Prefix;
 use super::lent::Lent;
@@ -12,10 +10,10 @@ use super::load::Wave;
 use super::options::SpaceOptions;
 use super::rows::{BlockRows, BlockRowsMut};
 use super::ticket::{Ticket, ticket};
-use super::{PrefixStore, Shared};
+use super::{PrefixStore, Shared, tiles};
 use crate::Error;
 use crate::arena::{Arena, Cell};
-use crate::codec::{Decoded, Plan};
+use crate::codec::Plan;
 use crate::disk::{Disk, Refused};
 use crate::format::{BlockKey, BlockLayout, KeyParts};
 use crate::miss::MissReason;
@@ -218,10 +216,11 @@ impl Space {
             return Err(Refused::AlreadyPresent);
         }
         let mut room = shared.host.room(&inner.arena).ok_or(Refused::Throttled)?;
-        let hash = gather(inner.plan.layout(), rows, room.bytes());
+        let tiles = tiles::gather(inner.plan.layout(), rows, room.bytes());
+        let hash = tiles::block_hash(&tiles);
         shared.wait_for_writer(inner.plan.layout().bytes());
         // In sight and on its way to disk in one step: evicting finds both or neither.
-        let behind = |body| shared.behind(inner, *key, prefix.tokens(block), (body, Some(hash)));
+        let behind = |body| shared.behind(inner, *key, prefix.tokens(block), (body, Some(tiles)));
         shared.host.publish(*key, room, inner.meaning(hash), None, behind)?;
         shared.counters.put(inner.plan.layout().bytes());
         Ok(())
@@ -322,7 +321,7 @@ impl Space {
         }
         if let Body::Own(cell) = &held.body
             && self.shared.verify_leases
-            && hash(cell.bytes()) != held.hash
+            && tiles::hash(self.layout(), cell.bytes()) != held.hash
         {
             self.shared.host.remove(key);
             return Err(MissReason::Checksum);
@@ -358,32 +357,4 @@ impl Space {
         let near = shared.host.remove_all(keys, || shared.queue.pending());
         below.iter().zip(near).filter(|(below, near)| **below || *near).count()
     }
-}
-
-/// Copies a block into canonical order and returns its checksum; each page is hashed while it is in
-/// the CPU's cache.
-fn gather(layout: &BlockLayout, rows: &BlockRows, bytes: &mut [u8]) -> u64 {
-    let mut hash = Decoded::new();
-    if let Some(block) = rows.as_canonical(layout) {
-        for (out, from) in bytes.chunks_mut(COPY).zip(block.chunks(COPY)) {
-            hash.update(from);
-            copy::streaming(from, out);
-        }
-        return hash.finish();
-    }
-    for (page, out) in bytes.chunks_exact_mut(layout.page_bytes()).enumerate() {
-        rows.copy_page(layout, page, out);
-        hash.update(out);
-    }
-    hash.finish()
-}
-
-/// Bytes copied between two steps of the checksum: they stay in the first-level cache.
-const COPY: usize = 16 << 10;
-
-/// Checksum of a block in canonical order.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
-    let mut hash = Decoded::new();
-    hash.update(bytes);
-    hash.finish()
 }

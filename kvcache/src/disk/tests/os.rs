@@ -57,7 +57,7 @@ impl Fixture {
     pub(super) fn put(&self, ids: &[u32], tenant: [u8; 16]) -> Vec<Result<(), Refused>> {
         let blocks: Vec<Vec<u8>> = ids.iter().map(|&n| block(&self.plan, n)).collect();
         let sources: Vec<Canonical> =
-            blocks.iter().map(|b| Canonical::new(self.plan.layout(), b, None)).collect();
+            blocks.iter().map(|b| Canonical::new(self.plan.layout(), b)).collect();
         let tokens: Vec<u32> = (0..16).collect();
         let records: Vec<NewRecord> = ids
             .iter()

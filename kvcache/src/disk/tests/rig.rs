@@ -121,11 +121,8 @@ impl Rig {
     pub(super) fn put(&self, ids: &[u32]) -> Vec<Result<(), Refused>> {
         let blocks: Vec<Vec<u8>> = ids.iter().map(|&n| block(n)).collect();
         let tokens: Vec<Vec<u32>> = ids.iter().map(|&n| tokens(n)).collect();
-        let sources: Vec<Canonical> = ids
-            .iter()
-            .zip(&blocks)
-            .map(|(&n, b)| Canonical::new(plan(n).layout(), b, None))
-            .collect();
+        let sources: Vec<Canonical> =
+            ids.iter().zip(&blocks).map(|(&n, b)| Canonical::new(plan(n).layout(), b)).collect();
         let mut records = Vec::with_capacity(ids.len());
         for (i, &n) in ids.iter().enumerate() {
             records.push(NewRecord {
