@@ -47,7 +47,7 @@ struct Wrote {
 /// One segment being filled.
 pub(super) struct Append<'a> {
     disk: &'a Disk,
-    open: &'a mut Open,
+    open: Open,
     flight: Whole,
     /// Where it began: what lies before was finished earlier.
     start: u64,
@@ -61,7 +61,7 @@ pub(super) struct Append<'a> {
 
 impl<'a> Append<'a> {
     /// A segment that is about to get so many bytes, at most.
-    pub(super) fn new(disk: &'a Disk, open: &'a mut Open, expected: usize) -> Append<'a> {
+    pub(super) fn new(disk: &'a Disk, open: Open, expected: usize) -> Append<'a> {
         Append {
             expected,
             flight: Whole::start(&disk.vfs, Vec::new()),
@@ -72,6 +72,11 @@ impl<'a> Append<'a> {
             wrote: Vec::new(),
             failure: None,
         }
+    }
+
+    /// Whose segment it is.
+    pub(super) fn owner(&self) -> [u8; 16] {
+        self.open.segment.tenant
     }
 
     fn align(&self) -> usize {
@@ -186,9 +191,19 @@ impl<'a> Append<'a> {
         self.failure.unwrap_or(Refused::Io)
     }
 
+    /// Sends what was taken on its way and waits for a part of it; `false` if nothing is on its way.
+    pub(super) fn advance(&mut self) -> bool {
+        self.submit();
+        let waits = self.failure.is_none() && self.flight.pending() > 0;
+        if waits {
+            self.reap();
+        }
+        waits
+    }
+
     /// Makes what was taken durable, then visible, and says what became of each. `false` if that
     /// failed: then none of it exists, and the segment must not be used any more.
-    pub(super) fn finish(mut self, results: &mut [Result<(), Refused>]) -> bool {
+    pub(super) fn finish(mut self, results: &mut [Result<(), Refused>]) -> (Open, bool) {
         self.submit();
         while self.failure.is_none() && self.flight.pending() > 0 {
             self.reap();
@@ -214,7 +229,7 @@ impl<'a> Append<'a> {
             Some(refused) => self.give_up(refused, results),
             None => self.publish(results),
         }
-        self.failure.is_none()
+        (self.open, self.failure.is_none())
     }
 
     fn publish(&mut self, results: &mut [Result<(), Refused>]) {

@@ -1,13 +1,12 @@
 //! Storing records: who may, where to, and what becomes of each.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
 use super::Disk;
-use super::append::{Append, FOOTER_REST, Put, refused_by};
+use super::append::FOOTER_REST;
 use super::budget::DiskCharge;
-use super::item::{Item, NewRecord};
+use super::item::Item;
 use super::segment::Segment;
 use super::state::Slot;
 use crate::format::{
@@ -17,8 +16,6 @@ use crate::vfs::{Access, Buf, File, write_all};
 
 /// Segments that are kept open at once: one for all, and those of the last sealed tenants.
 const OPEN_MAX: usize = 8;
-/// New segments that may fill up with what had to move there before an item counts as too much.
-const TRIES: usize = 3;
 
 /// Interruptions after which room is not asked for any more: it is only a favour.
 const REPEATS: u32 = 100;
@@ -65,122 +62,15 @@ pub(super) struct Open {
     pub(super) failed: Option<Refused>,
 }
 
+impl Open {
+    /// Takes it over from whoever holds it until it is put back.
+    pub(super) fn take(&mut self) -> Open {
+        let entries = std::mem::take(&mut self.entries);
+        Open { segment: self.segment.clone(), entries, ..*self }
+    }
+}
+
 impl Disk {
-    /// Stores records, in order; each is readable, and survives any crash, when its result is `Ok`.
-    /// One `fdatasync` per segment covers all of them.
-    pub(crate) fn commit(&self, records: &[NewRecord]) -> Vec<Result<(), Refused>> {
-        let mut results = vec![Ok(()); records.len()];
-        if let Some(cause) = self.health.lock().refuses_writes(self.vfs.now()) {
-            results.fill(Err(refused_by(cause)));
-            return results;
-        }
-        let Some(mut writer) = self.writer.take(self.options.deadline) else {
-            results.fill(Err(Refused::Timeout));
-            return results;
-        };
-        let items: Vec<(usize, Item)> = self.wanted(records, &mut results);
-        self.append(&mut writer, &items, &mut results);
-        results
-    }
-
-    /// The records that are to be written, sealed ones of a tenant together; the others get their
-    /// answer.
-    fn wanted<'a>(
-        &self,
-        records: &'a [NewRecord<'a>],
-        results: &mut [Result<(), Refused>],
-    ) -> Vec<(usize, Item<'a>)> {
-        let state = self.state.lock();
-        let mut seen = HashSet::new();
-        let mut items = Vec::with_capacity(records.len());
-        for (index, record) in records.iter().enumerate() {
-            let item = Item::New(record);
-            if state.closed {
-                results[index] = Err(Refused::Closed);
-            } else if !self.possible(&item) {
-                results[index] = Err(Refused::TooLarge);
-            } else if state.index.get(&record.key).is_some() || !seen.insert(record.key) {
-                results[index] = Err(Refused::AlreadyPresent);
-            } else {
-                items.push((index, item));
-            }
-        }
-        items.sort_by_key(|(_, item)| item.owner().0);
-        items
-    }
-
-    fn possible(&self, item: &Item) -> bool {
-        let most = self.options.limits.record_bytes_max as usize;
-        let room = self.options.segment_bytes - HEAD_BYTES as u64 - FOOTER_REST - 4096;
-        item.decoded() <= most && item.need() <= most && item.need() as u64 <= room
-    }
-
-    /// Appends items, in new segments whenever one is full or fails.
-    pub(super) fn append(
-        &self,
-        writer: &mut Writer,
-        items: &[(usize, Item)],
-        results: &mut [Result<(), Refused>],
-    ) {
-        let (mut rest, mut idle) = (items, 0);
-        while let Some((_, first)) = rest.first() {
-            let owner = first.owner().0;
-            let group = rest.iter().take_while(|(_, item)| item.owner().0 == owner).count();
-            let mut open = match self.open_segment(writer, first) {
-                Ok(open) => open,
-                Err(refused) => {
-                    rest[..group].iter().for_each(|(index, _)| results[*index] = Err(refused));
-                    rest = &rest[group..];
-                    continue;
-                }
-            };
-            let (taken, put, ok) = self.fill(writer, &mut open, &rest[..group], results);
-            idle = if taken == 0 { idle + 1 } else { 0 };
-            if idle > TRIES {
-                rest[..group].iter().for_each(|(index, _)| results[*index] = Err(Refused::Full));
-                (rest, idle) = (&rest[group..], 0);
-            } else {
-                rest = &rest[taken..];
-            }
-            match (ok, put) {
-                (true, Put::SegmentFull) => self.finish(open),
-                (true, _) => writer.open.push(open),
-                (false, _) if bug!("poisoned_reused") => writer.open.push(open),
-                // A failed segment keeps what was acknowledged before, and gets nothing more.
-                (false, _) => {}
-            }
-        }
-    }
-
-    /// Fills one segment; how many items have their result, why it ended, and whether it is well.
-    pub(super) fn fill(
-        &self,
-        writer: &mut Writer,
-        open: &mut Open,
-        items: &[(usize, Item)],
-        results: &mut [Result<(), Refused>],
-    ) -> (usize, Put, bool) {
-        let sequence = &mut writer.sequence;
-        let expected = items.iter().map(|(_, item)| item.need()).sum();
-        let mut append = Append::new(self, open, expected);
-        let (mut taken, mut put) = (0, Put::Taken);
-        for (index, item) in items {
-            put = append.put(*index, item, *sequence);
-            if put == Put::SegmentFull {
-                break;
-            }
-            // Also where it failed: so that no disk, however broken, keeps us here for ever.
-            taken += 1;
-            *sequence += 1;
-            if put == Put::Failed {
-                results[*index] = Err(append.refusal());
-                break;
-            }
-        }
-        let ok = append.finish(results);
-        (taken, put, ok)
-    }
-
     /// The open segment of the item's owner if it has room, else a new one.
     pub(super) fn open_segment(&self, writer: &mut Writer, item: &Item) -> Result<Open, Refused> {
         let (owner, key) = item.owner();

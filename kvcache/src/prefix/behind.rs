@@ -19,7 +19,7 @@ use crate::sync::{Condvar, Mutex};
 /// Bytes that one sync covers, at most.
 const COMMIT: usize = 64 << 20;
 /// The writer waits for so many bytes, but not for long: a sync costs as much as writing them.
-const COMPANY: usize = 16 << 20;
+const COMPANY: usize = 4 << 20;
 const LINGER: Duration = Duration::from_millis(2);
 
 /// A block to write.
@@ -161,12 +161,12 @@ impl Queue {
         Ok(())
     }
 
-    /// The next blocks to write, of at most [`COMMIT`] bytes.
-    fn pop(&self, state: &mut State) -> Vec<Write> {
+    /// The next blocks to write, of at most so many bytes, or one.
+    fn pop(&self, state: &mut State, most: usize) -> Vec<Write> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while let Some(write) = state.writes.front() {
             let len = write.bytes();
-            if !taken.is_empty() && bytes + len > COMMIT {
+            if !taken.is_empty() && bytes + len > most {
                 break;
             }
             bytes += len;
@@ -250,10 +250,38 @@ impl Queue {
 }
 
 /// Blocks that are being written; over when dropped, whatever came of it.
-struct UnderWay<'a> {
+pub(super) struct UnderWay<'a> {
     queue: &'a Queue,
     disk: &'a Disk,
     writes: Vec<Write>,
+    bytes: usize,
+}
+
+impl<'a> UnderWay<'a> {
+    fn new(queue: &'a Queue, disk: &'a Disk) -> UnderWay<'a> {
+        UnderWay { queue, disk, writes: Vec::new(), bytes: 0 }
+    }
+
+    pub(super) fn writes(&self) -> &[Write] {
+        &self.writes
+    }
+
+    /// Whether these are as many as go together.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= COMMIT
+    }
+
+    /// Takes more from the queue; `false` if nothing waits, or these are enough.
+    pub(super) fn pull(&mut self) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        let taken = self.queue.pop(&mut self.queue.state.lock(), COMMIT - self.bytes);
+        self.bytes += taken.iter().map(Write::bytes).sum::<usize>();
+        let any = !taken.is_empty();
+        self.writes.extend(taken);
+        any
+    }
 }
 
 impl Drop for UnderWay<'_> {
@@ -320,12 +348,11 @@ impl Shared {
     /// Writes what waits, once. `false` if nothing did.
     pub(super) fn write_some(&self) -> bool {
         let Some(disk) = &self.disk else { return false };
-        let writes = self.queue.pop(&mut self.queue.state.lock());
-        if writes.is_empty() {
+        let mut under_way = UnderWay::new(&self.queue, disk);
+        if !under_way.pull() {
             return false;
         }
-        let under_way = UnderWay { queue: &self.queue, disk, writes };
-        commit(self, disk, &under_way.writes);
+        commit(self, disk, &mut under_way);
         true
     }
 

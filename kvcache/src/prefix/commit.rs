@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Shared;
-use super::behind::Write;
+use super::behind::{UnderWay, Write};
 use super::host::Body;
 use super::lent::Pages;
 use crate::arena::Cell;
 use crate::codec::{Canonical, PageSource};
-use crate::disk::{Disk, NewRecord};
+use crate::disk::{Commit, Disk, NewRecord};
 use crate::miss::MissReason;
 
 /// A cache's pages that are written at once, at most, as a share of its memory.
@@ -62,28 +62,51 @@ impl PageSource for Source<'_> {
     }
 }
 
-/// How many writes go together: pages that may leave memory should not all be held there.
-fn together(writes: &[Write]) -> usize {
-    let mut held = 0;
+/// How many writes go together: pages that may leave memory should not all be held there. `held` is
+/// what earlier ones hold; the `first` goes in any case.
+fn together(writes: &[Write], held: &mut u64, first: bool) -> usize {
     let fits = |w: &&Write| match w.body.lent().map(|lent| lent.cache()) {
         Some(cache) if cache.tier.is_some() => {
-            held += w.bytes() as u64;
-            held <= cache.budget.limit() / HELD_SHARE
+            *held += w.bytes() as u64;
+            *held <= cache.budget.limit() / HELD_SHARE
         }
         _ => true,
     };
-    writes.iter().take_while(fits).count().max(1)
+    writes.iter().take_while(fits).count().max(usize::from(first))
 }
 
-pub(super) fn commit(shared: &Shared, disk: &Disk, mut writes: &[Write]) {
-    while !writes.is_empty() {
-        let (now, later) = writes.split_at(together(writes));
-        commit_some(shared, disk, now);
-        writes = later;
+/// Writes what is under way, and what comes to the queue meanwhile: the disk is kept busy.
+pub(super) fn commit(shared: &Shared, disk: &Disk, under_way: &mut UnderWay) {
+    let mut done = 0;
+    while done < under_way.writes().len() {
+        let (started, first) = (Instant::now(), done);
+        let (mut commit, mut held) = (disk.begin(), 0);
+        loop {
+            let rest = &under_way.writes()[done..];
+            let now = together(rest, &mut held, done == first);
+            add(shared, &mut commit, &rest[..now]);
+            done += now;
+            if done < under_way.writes().len() || !more(&mut commit, under_way) {
+                break;
+            }
+        }
+        shared.counters.committed(&commit.finish(), started.elapsed());
     }
 }
 
-fn commit_some(shared: &Shared, disk: &Disk, writes: &[Write]) {
+/// Takes more from the queue, waiting for it as long as the disk is busy.
+fn more(commit: &mut Commit, under_way: &mut UnderWay) -> bool {
+    loop {
+        if under_way.pull() {
+            return true;
+        }
+        if under_way.is_full() || !commit.advance() {
+            return false;
+        }
+    }
+}
+
+fn add(shared: &Shared, commit: &mut Commit, writes: &[Write]) {
     let held = |w| {
         let source = Source::new(w);
         // Its pages are below, and there is no room to bring them to.
@@ -107,7 +130,5 @@ fn commit_some(shared: &Shared, disk: &Disk, writes: &[Write]) {
             live: None,
         });
     }
-    let started = Instant::now();
-    let results = disk.commit(&records);
-    shared.counters.committed(&results, started.elapsed());
+    commit.add(&records);
 }
