@@ -160,8 +160,9 @@ fn what_it_holds_stays_what_it_was() {
     );
     let files = SEGMENTS as usize + 20;
     assert!(opened.iter().all(|o| o.files <= before.files + files), "{opened:?}");
-    // Writer, fetcher, and those of the engine.
-    assert!(opened.iter().all(|o| o.threads <= before.threads + 2 + 5), "{opened:?}");
+    // Writer, fetcher, and those of the engine: also the kernel's, one for each write in flight, which it
+    // keeps for some seconds.
+    assert!(opened.iter().all(|o| o.threads <= before.threads + 2 + 8), "{opened:?}");
     for (what, laps) in [("open", opened), ("closed", closed)] {
         let resident: Vec<u64> = laps.iter().map(|held| held.resident).collect();
         let most = |laps: &[u64]| laps.iter().copied().max().unwrap();
