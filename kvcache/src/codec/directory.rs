@@ -199,9 +199,13 @@ impl Directory {
 
     /// Whether the section's stored bytes are the tile's, so that they can be read into place and
     /// checked there with [`Directory::check`].
-    #[cfg(test)]
     pub(crate) fn is_raw(&self, page: usize, kind: Kind) -> bool {
         self.section(page, kind).stages.is_raw()
+    }
+
+    /// Where a page's section begins, from the record's first byte.
+    pub(crate) fn offset(&self, page: usize, kind: Kind) -> usize {
+        self.section(page, kind).offset as usize
     }
 
     /// What the sections' checksums start from.

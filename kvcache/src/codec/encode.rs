@@ -46,7 +46,7 @@ impl Plan {
         pages: &dyn PageSource,
         out: &mut [u8],
     ) -> Encoded {
-        assert!(self.is_plain(), "a plan that codes nothing");
+        assert!(self.is_plain(self.codec.id()), "a plan that codes nothing");
         self.encode_to(key, tokens, pages, out, false)
     }
 

@@ -1,9 +1,11 @@
 //! Where pages come from and go to: one slice in canonical order, or tiles anywhere.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::arena::Cell;
 use crate::format::BlockLayout;
+use crate::vfs::Buf;
 
 /// Gives the tiles of a block's pages, in canonical order of pages.
 pub(crate) trait PageSource {
@@ -25,6 +27,12 @@ pub(crate) trait PageSource {
 pub(crate) trait PageSink {
     /// Room for K tile and V tile of page `index`.
     fn page(&mut self, index: usize) -> (&mut [u8], &mut [u8]);
+
+    /// Room for a range of the block in canonical order, to be read into; the sink has no other use
+    /// until it is dropped. `None` if there is none in one piece.
+    fn lend(&mut self, _bytes: Range<usize>) -> Option<Buf> {
+        None
+    }
 }
 
 /// Tiles anywhere.

@@ -106,10 +106,10 @@ impl Plan {
         HEADER_BYTES + tokens * 4 + HEAD_BYTES + self.sections() * ENTRY_BYTES
     }
 
-    /// Whether a record is a prefix and then the block in canonical order, as it is.
-    pub(crate) fn is_plain(&self) -> bool {
+    /// Whether a record of the codec is a prefix and then the block in canonical order, as it is.
+    pub(crate) fn is_plain(&self, codec: u16) -> bool {
         let plain = |&kind: &Kind| self.tile(kind).bytes.is_multiple_of(RAW_ALIGN);
-        self.codec.k.is_raw() && self.codec.v.is_raw() && self.kinds().iter().all(plain)
+        codec == Codec::raw().id() && self.kinds().iter().all(plain)
     }
 
     /// Bytes in front of the block's in a record of such a plan.

@@ -125,7 +125,7 @@ impl Disk {
                     (i, reason)
                 })
             };
-            let looked = run.parts.iter().try_for_each(|(i, range)| look(*i, range.clone()));
+            let looked = run.parts.iter().try_for_each(|part| look(part.tag, part.range.clone()));
             run.buf.into_iter().for_each(|buf| self.reuse(buf));
             if looked.is_err() {
                 break looked;

@@ -3,7 +3,7 @@
 use super::append::Put;
 use super::item::Item;
 use super::read::{Place, reason, reason_of_error};
-use super::spans::{Span, SpanNext, SpanReads};
+use super::spans::{Part, Span, SpanNext, SpanReads};
 use super::state::{Slot, Tenant};
 use super::write::{Open, Refused, Writer};
 use super::{Disk, Entry};
@@ -225,12 +225,13 @@ impl Disk {
     pub(super) fn load(&self, places: &[Place]) -> Vec<Item<'static>> {
         let span = |(tag, p): (usize, &Place)| {
             let from = u64::from(p.entry.position) * crate::format::SECTOR as u64;
-            Span { segment: p.segment.clone(), bytes: from..from + p.entry.bytes(), tag }
+            let bytes = from..from + p.entry.bytes();
+            Span { segment: p.segment.clone(), bytes, tag, into: None }
         };
         let mut reads = SpanReads::start(self, places.iter().enumerate().map(span).collect());
         let mut found: Vec<(usize, Item)> = Vec::new();
         while let SpanNext::Done(run) = reads.next(Some(self.deadline())) {
-            for (tag, range) in run.parts {
+            for Part { tag, range, .. } in run.parts {
                 let stored = match (&run.result, &run.buf) {
                     (Ok(()), Some(buf)) => Ok(&buf[range]),
                     (Err(e), _) => Err(reason_of_error(e)),

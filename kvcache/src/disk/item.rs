@@ -144,7 +144,11 @@ impl NewRecord<'_> {
         let align = file.alignment().max(SECTOR);
         let (bytes, pages) = (self.plan.layout().page_bytes(), self.plan.layout().pages());
         let aligned = self.prefix().is_multiple_of(align) && bytes.is_multiple_of(align);
-        if self.seal.is_some() || !self.plan.is_plain() || !file.gathers() || !aligned {
+        if self.seal.is_some()
+            || !self.plan.is_plain(self.plan.codec().id())
+            || !file.gathers()
+            || !aligned
+        {
             return None;
         }
         let mut runs: Vec<(&Arc<Cell>, Range<usize>)> = Vec::new();

@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::direct::Direct;
 use super::expect::{Expect, Want, extent, pages_of, whole};
 use super::pieces::{PIECE, Pieces};
-use super::spans::{RunDone, Span, SpanNext, SpanReads};
+use super::spans::{Part, RunDone, Span, SpanNext, SpanReads};
 use super::{Disk, Entry, Segment};
-use crate::codec::{Directory, PageSink};
+use crate::codec::{Directory, PageSink, Plan};
 use crate::format::{Bad, BlockKey, FLAG_SEALED, Header, SECTOR};
 use crate::miss::MissReason;
 use crate::vfs::Buf;
@@ -33,6 +34,8 @@ enum Stage {
     Pages(Directory),
     /// Waiting for the pieces of a large record, decoded in their order.
     Pieces(Box<Pieces>),
+    /// Waiting for pieces that go to their place.
+    Direct(Box<Direct>),
     Over,
 }
 
@@ -98,38 +101,23 @@ impl Disk {
         };
         let refused = self.check_readable().err();
         let (mut spans, mut alone) = (Vec::with_capacity(wants.len()), Vec::new());
-        for (index, want) in wants.into_iter().enumerate() {
+        for (index, mut want) in wants.into_iter().enumerate() {
             let place = match refused {
                 Some(_) => None,
                 None => self.find_of(&want.key, Some(&expect.tenant)),
             };
-            let all = want.pages.len() == expect.plan.layout().pages();
-            let mut stage = if all { Stage::Whole } else { Stage::Prefix };
-            match &place {
+            let stage = match &place {
                 None => {
                     reads.ready.push((index, Err(refused.unwrap_or(MissReason::Absent))));
-                    stage = Stage::Over;
+                    Stage::Over
                 }
                 Some(place) => {
-                    if place.entry.flags & FLAG_SEALED != 0 {
-                        stage = Stage::Whole;
-                    }
-                    let tokens = place.entry.tokens as usize;
-                    let (prefix, bytes) = (expect.plan.prefix_bytes(tokens), place.entry.bytes());
-                    match stage {
-                        Stage::Prefix => {
-                            spans.push(place.span(0..bytes.min(prefix as u64), index));
-                        }
-                        _ if Pieces::suit(&place.entry, prefix) => {
-                            let cut = (0..bytes).step_by(PIECE as usize);
-                            let cut = cut.map(|at| place.span(at..bytes.min(at + PIECE), index));
-                            alone.extend(cut);
-                            stage = Stage::Pieces(Box::default());
-                        }
-                        _ => spans.push(place.span(0..bytes, index)),
-                    }
+                    let (stage, wanted) = begin(expect.plan, place, index, &mut want);
+                    // Pieces are not joined again.
+                    if wanted.len() > 1 { &mut alone } else { &mut spans }.extend(wanted);
+                    stage
                 }
-            }
+            };
             reads.jobs.push(Job { want: Some(want), place, stage, hash: 0 });
         }
         reads.spans.add_alone(alone);
@@ -155,6 +143,30 @@ impl Disk {
     }
 }
 
+/// What is to be read first of a block.
+fn begin<S: PageSink>(
+    plan: &Plan,
+    place: &Place,
+    tag: usize,
+    want: &mut Want<S>,
+) -> (Stage, Vec<Span>) {
+    let (entry, bytes) = (&place.entry, place.entry.bytes());
+    let prefix = plan.prefix_bytes(entry.tokens as usize);
+    let all = want.pages.len() == plan.layout().pages();
+    if !all && entry.flags & FLAG_SEALED == 0 {
+        return (Stage::Prefix, vec![place.span(0..bytes.min(prefix as u64), tag)]);
+    }
+    if all && let Some((direct, spans)) = Direct::start(plan, place, tag, &mut want.sink) {
+        return (Stage::Direct(Box::new(direct)), spans);
+    }
+    if Pieces::suit(entry, prefix) {
+        let cut = (0..bytes).step_by(PIECE as usize);
+        let spans = cut.map(|at| place.span(at..bytes.min(at + PIECE), tag)).collect();
+        return (Stage::Pieces(Box::default()), spans);
+    }
+    (Stage::Whole, vec![place.span(0..bytes, tag)])
+}
+
 impl Place {
     fn start(&self) -> u64 {
         u64::from(self.entry.position) * SECTOR as u64
@@ -164,7 +176,7 @@ impl Place {
     pub(crate) fn span(&self, bytes: Range<u64>, tag: usize) -> Span {
         let start = self.start();
         let bytes = start + bytes.start..start + bytes.end;
-        Span { segment: self.segment.clone(), bytes, tag }
+        Span { segment: self.segment.clone(), bytes, tag, into: None }
     }
 
     /// Reads the header and checks that it is this record's.
@@ -257,30 +269,32 @@ impl<S: PageSink> BlockReads<'_, S> {
     }
 
     fn arrived(&mut self, run: RunDone) {
-        let RunDone { segment, start, parts, result, buf } = run;
+        let RunDone { segment, mut parts, result, buf } = run;
         if result.as_ref().is_err_and(may_be_neighbour) && parts.len() > 1 {
             // One bad place is not to cost its neighbours.
-            let alone = parts.into_iter().map(|(tag, range)| {
-                let bytes = start + range.start as u64..start + range.end as u64;
-                Span { segment: segment.clone(), bytes, tag }
+            let alone = parts.into_iter().map(|Part { tag, bytes, .. }| {
+                if let stage @ Stage::Direct(_) = &mut self.jobs[tag].stage {
+                    *stage = Stage::Whole;
+                }
+                Span { segment: segment.clone(), bytes, tag, into: None }
             });
             self.spans.add_alone(alone.collect());
             return;
         }
-        if let (Ok(()), &[(index, ref range)], Some(_)) = (&result, &*parts, &buf)
-            && matches!(self.jobs[index].stage, Stage::Pieces(_))
+        if let (Ok(()), [part], Some(_)) = (&result, &*parts, &buf)
+            && matches!(self.jobs[part.tag].stage, Stage::Pieces(_))
         {
-            let range = range.clone();
-            return self.piece(index, start, range, buf);
+            return self.piece(parts.swap_remove(0), buf);
         }
         let mut more = Vec::new();
-        for (index, range) in parts {
+        for part in parts {
+            let index = part.tag;
             if matches!(self.jobs[index].stage, Stage::Over) {
                 // Another piece of it failed.
                 continue;
             }
             let outcome = match (&result, &buf) {
-                (Ok(()), Some(buf)) => self.advance(index, &buf[range], &mut more),
+                (Ok(()), Some(buf)) => self.advance(part, buf, &mut more),
                 (Err(e), _) => Err(reason_of_error(e)),
                 (Ok(()), None) => Err(MissReason::Busy),
             };
@@ -307,15 +321,16 @@ impl<S: PageSink> BlockReads<'_, S> {
         self.ready.push((index, result));
     }
 
-    /// Takes a piece of a large record, read from `start` of its segment on.
-    fn piece(&mut self, index: usize, start: u64, range: Range<usize>, buf: Option<Buf>) {
+    /// Takes a piece of a large record.
+    fn piece(&mut self, part: Part, buf: Option<Buf>) {
+        let Part { tag: index, bytes, range, .. } = part;
         let (disk, expect, job) = (self.disk, self.expect, &mut self.jobs[index]);
         let (Some(place), Some(want), Stage::Pieces(pieces), Some(buf)) =
             (&job.place, &mut job.want, &mut job.stage, buf)
         else {
             return;
         };
-        let at = start + range.start as u64 - place.start();
+        let at = bytes.start - place.start();
         pieces.add(at, buf, range);
         let mut result = Ok(false);
         while let (Ok(false), Some((buf, range))) = (result, pieces.take()) {
@@ -336,10 +351,11 @@ impl<S: PageSink> BlockReads<'_, S> {
     /// Takes what arrived for a block. `true` if that was all.
     fn advance(
         &mut self,
-        index: usize,
-        stored: &[u8],
+        part: Part,
+        buf: &[u8],
         more: &mut Vec<Span>,
     ) -> Result<bool, MissReason> {
+        let (index, stored) = (part.tag, &buf[part.range]);
         let (disk, expect, job) = (self.disk, self.expect, &mut self.jobs[index]);
         let (Some(place), Some(want)) = (&job.place, &mut job.want) else {
             return Err(MissReason::Gone);
@@ -368,6 +384,17 @@ impl<S: PageSink> BlockReads<'_, S> {
             Stage::Pages(directory) => {
                 pages_of(expect.plan, &directory, want, stored).map_err(reason)?;
                 Ok(true)
+            }
+            Stage::Direct(mut direct) => {
+                let head = |raw: &[u8]| expect.header(disk, place, want.tokens, raw);
+                let placed = part.into.ok_or(MissReason::Io)?;
+                let at = part.bytes.start - place.start();
+                if direct.arrived(expect.plan, at, (stored, placed), head)? {
+                    job.hash = direct.hash();
+                    return Ok(true);
+                }
+                job.stage = Stage::Direct(direct);
+                Ok(false)
             }
             Stage::Pieces(_) | Stage::Over => Err(MissReason::Io),
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Disk, Segment};
 use crate::format::SECTOR;
-use crate::vfs::{Buf, Op, Outcome, Whole};
+use crate::vfs::{Buf, INSERTS_MAX, Insert, Op, Outcome, Whole};
 
 /// Ranges this close to each other are read together: a gap costs less than another request.
 const GAP: u64 = 8 << 10;
@@ -18,12 +18,33 @@ pub(super) const RUN: u64 = 1 << 20;
 pub(super) const WINDOW: usize = 8 << 20;
 
 /// A range of a segment that somebody wants.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Span {
     pub(crate) segment: Arc<Segment>,
     pub(crate) bytes: Range<u64>,
     /// The caller's name for it.
     pub(crate) tag: usize,
+    /// Where a part of it goes, without a detour.
+    pub(crate) into: Option<Into>,
+}
+
+/// Memory for a part of a span.
+#[derive(Debug)]
+pub(crate) struct Into {
+    /// Where in the segment it begins.
+    pub(crate) from: u64,
+    pub(crate) buf: Buf,
+}
+
+impl Into {
+    /// Whether the segment can be read into it.
+    pub(crate) fn suits(&self, segment: &Segment) -> bool {
+        let align = segment.file.alignment().max(SECTOR);
+        segment.file.gathers()
+            && self.from.is_multiple_of(align as u64)
+            && self.buf.len().is_multiple_of(align)
+            && self.buf.as_ptr().addr().is_multiple_of(align)
+    }
 }
 
 /// Neighbouring spans of one segment.
@@ -31,16 +52,58 @@ pub(crate) struct Span {
 struct Run {
     segment: Arc<Segment>,
     bytes: Range<u64>,
-    /// Tags and their ranges, from the run's first byte.
-    parts: Vec<(usize, Range<usize>)>,
+    spans: Vec<Span>,
+}
+
+/// A span that was read.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) tag: usize,
+    /// The span.
+    pub(crate) bytes: Range<u64>,
+    /// Where in the run's buffer it is, but for what went elsewhere.
+    pub(crate) range: Range<usize>,
+    /// What went elsewhere.
+    pub(crate) into: Option<Buf>,
+    /// Whether something does.
+    lent: bool,
+}
+
+/// A run on its way.
+#[derive(Debug)]
+struct Started {
+    segment: Arc<Segment>,
+    parts: Vec<Part>,
+    len: usize,
+}
+
+impl Run {
+    /// Bytes that go elsewhere.
+    fn elsewhere(&self) -> usize {
+        self.spans.iter().filter_map(|s| s.into.as_ref()).map(|into| into.buf.len()).sum()
+    }
+
+    /// Its spans in a buffer that begins with byte `from` of the segment, and what goes elsewhere.
+    fn parts(&mut self, from: u64) -> (Vec<Part>, Vec<Insert>) {
+        let (mut parts, mut inserts, mut elsewhere) = (Vec::new(), Vec::new(), 0);
+        for Span { bytes, tag, into, .. } in self.spans.drain(..) {
+            let start = (bytes.start - from) as usize - elsewhere;
+            let (mut len, lent) = ((bytes.end - bytes.start) as usize, into.is_some());
+            if let Some(Into { from: at, buf }) = into {
+                let at = (at - from) as usize - elsewhere;
+                (elsewhere, len) = (elsewhere + buf.len(), len - buf.len());
+                inserts.push(Insert { at, buf });
+            }
+            parts.push(Part { tag, bytes, range: start..start + len, into: None, lent });
+        }
+        (parts, inserts)
+    }
 }
 
 /// What a run's read came to.
 pub(crate) struct RunDone {
     pub(crate) segment: Arc<Segment>,
-    /// Where it was read from.
-    pub(crate) start: u64,
-    pub(crate) parts: Vec<(usize, Range<usize>)>,
+    pub(crate) parts: Vec<Part>,
     pub(crate) result: io::Result<()>,
     pub(crate) buf: Option<Buf>,
 }
@@ -58,7 +121,7 @@ pub(crate) struct SpanReads<D> {
     disk: D,
     flight: Whole,
     /// Runs by the index of their operation.
-    started: Vec<Option<Run>>,
+    started: Vec<Option<Started>>,
     waiting: Vec<Run>,
     /// Those for which there was no memory.
     refused: Vec<Run>,
@@ -115,16 +178,16 @@ impl<D: Deref<Target = Disk>> SpanReads<D> {
                 return;
             }
             let Some(mut run) = self.waiting.pop() else { return };
-            let Some(buf) = self.disk.buffers.take(len) else {
+            let elsewhere = run.elsewhere();
+            let Some(buf) = self.disk.buffers.take(len - elsewhere) else {
                 self.refused.push(run);
                 continue;
             };
-            let shift = (run.bytes.start - from) as usize;
-            run.parts.iter_mut().for_each(|(_, r)| *r = r.start + shift..r.end + shift);
-            let index = self.flight.push(Op::read(run.segment.file.clone(), from, buf));
+            let (parts, inserts) = run.parts(from);
+            let op = Op { inserts, ..Op::read(run.segment.file.clone(), from, buf) };
+            let index = self.flight.push(op);
             debug_assert_eq!(index, self.started.len());
-            run.bytes = from..from + len as u64;
-            self.started.push(Some(run));
+            self.started.push(Some(Started { segment: run.segment, parts, len }));
             self.in_flight += len;
             self.read += len as u64;
         }
@@ -132,44 +195,52 @@ impl<D: Deref<Target = Disk>> SpanReads<D> {
 
     /// Waits for a run.
     pub(crate) fn next(&mut self, deadline: Option<Duration>) -> SpanNext {
-        if let Some(Run { segment, bytes, parts }) = self.refused.pop() {
-            let (start, result) = (bytes.start, Err(io::ErrorKind::OutOfMemory.into()));
-            return SpanNext::Done(RunDone { segment, start, parts, result, buf: None });
+        if let Some(mut run) = self.refused.pop() {
+            let (parts, _) = run.parts(run.bytes.start);
+            let (segment, result) = (run.segment, Err(io::ErrorKind::OutOfMemory.into()));
+            return SpanNext::Done(RunDone { segment, parts, result, buf: None });
         }
         match self.flight.next(deadline) {
             Outcome::Empty => SpanNext::Empty,
             Outcome::TimedOut => SpanNext::TimedOut,
-            Outcome::Done { index, result, buf, .. } => {
+            Outcome::Done { index, result, buf, inserts } => {
                 let Some(run) = self.started[index].take() else { return SpanNext::Empty };
-                self.in_flight -= (run.bytes.end - run.bytes.start) as usize;
+                let Started { segment, mut parts, len } = run;
+                self.in_flight -= len;
                 self.submit();
-                let Run { segment, bytes, parts } = run;
-                let start = bytes.start;
-                SpanNext::Done(RunDone { segment, start, parts, result, buf: Some(buf) })
+                let elsewhere = parts.iter_mut().filter(|part| part.lent);
+                elsewhere.zip(inserts).for_each(|(part, i)| part.into = Some(i.buf));
+                SpanNext::Done(RunDone { segment, parts, result, buf: Some(buf) })
             }
         }
     }
 }
 
-/// Spans in order of place, neighbours joined.
+/// Spans in order of place, neighbours joined; what goes elsewhere is no part of two of them.
 fn join(mut spans: Vec<Span>) -> Vec<Run> {
     spans.sort_by_key(|s| (s.segment.id, s.bytes.start));
     let mut runs: Vec<Run> = Vec::with_capacity(spans.len());
-    for Span { segment, bytes, tag } in spans {
-        let len = (bytes.end - bytes.start) as usize;
+    for span in spans {
+        let bytes = &span.bytes;
         let joins = |run: &Run| {
             let end = run.bytes.end.max(bytes.end);
-            run.segment.id == segment.id
+            let plain = span.into.is_none() && run.elsewhere() == 0;
+            run.segment.id == span.segment.id
                 && bytes.start <= run.bytes.end + GAP
                 && end - run.bytes.start <= RUN
+                && (plain || bytes.start >= run.bytes.end)
+                && run.spans.len() < INSERTS_MAX
         };
         match runs.last_mut().filter(|run| joins(run)) {
             Some(run) => {
-                let from = (bytes.start - run.bytes.start) as usize;
                 run.bytes.end = run.bytes.end.max(bytes.end);
-                run.parts.push((tag, from..from + len));
+                run.spans.push(span);
             }
-            None => runs.push(Run { segment, bytes, parts: vec![(tag, 0..len)] }),
+            None => runs.push(Run {
+                segment: span.segment.clone(),
+                bytes: bytes.clone(),
+                spans: vec![span],
+            }),
         }
     }
     runs

@@ -12,7 +12,7 @@ use super::below::{Below, Held, PageIn, PageNext, PageReads, Stored, StripeOut};
 use crate::arena::Cell;
 use crate::codec::{Codec, Directory, PageSource, Plan};
 use crate::disk::{
-    BlobPlan, Disk, LIVE, NewRecord, Place, Refused, RunDone, SpanNext, SpanReads, reason,
+    BlobPlan, Disk, LIVE, NewRecord, Part, Place, Refused, RunDone, SpanNext, SpanReads, reason,
     reason_of_error,
 };
 use crate::format::{BlockKey, BlockLayout};
@@ -289,7 +289,7 @@ struct ShelfReads {
 impl ShelfReads {
     fn arrived(&mut self, run: RunDone) {
         let RunDone { parts, result, buf, .. } = run;
-        for (index, range) in parts {
+        for Part { tag: index, range, .. } in parts {
             let Some(waiting) = self.waiting[index].take() else { continue };
             let Waiting { stripe, head, mut into, place } = waiting;
             let outcome = match (&result, &buf) {

@@ -14,6 +14,7 @@ use crate::codec::PageSink;
 use crate::disk::{BlockDone, BlockReads, Disk, Expect, Want};
 use crate::format::BlockLayout;
 use crate::miss::MissReason;
+use crate::vfs::Buf;
 
 /// Bytes of blocks that are asked for together.
 const WAVE: usize = 64 << 20;
@@ -87,6 +88,13 @@ impl PageSink for Landing<'_> {
             }
         };
         bytes[index * page..(index + 1) * page].split_at_mut(k)
+    }
+
+    fn lend(&mut self, bytes: Range<usize>) -> Option<Buf> {
+        match &self.target {
+            Target::Room(room) => room.lend(bytes),
+            Target::Heap(_) | Target::Pages(_) => None,
+        }
     }
 }
 
