@@ -61,6 +61,8 @@ impl PageSink for TilesMut<'_, '_> {
 /// A block in canonical order.
 pub(crate) struct Canonical<'a> {
     bytes: &'a [u8],
+    cell: Option<&'a Arc<Cell>>,
+    hashes: Option<&'a [u64]>,
     k: usize,
     page: usize,
 }
@@ -69,13 +71,31 @@ impl<'a> Canonical<'a> {
     /// `bytes` must be as long as the layout says.
     pub(crate) fn new(layout: &BlockLayout, bytes: &'a [u8]) -> Canonical<'a> {
         assert_eq!(bytes.len(), layout.bytes(), "bytes of a block");
-        Canonical { bytes, k: layout.k_bytes(), page: layout.page_bytes() }
+        let (k, page) = (layout.k_bytes(), layout.page_bytes());
+        Canonical { bytes, cell: None, hashes: None, k, page }
+    }
+
+    /// A block that fills a cell. `hashes` as [`PageSource::hashes`].
+    pub(crate) fn of_cell(
+        layout: &BlockLayout,
+        cell: &'a Arc<Cell>,
+        hashes: Option<&'a [u64]>,
+    ) -> Canonical<'a> {
+        Canonical { cell: Some(cell), hashes, ..Canonical::new(layout, cell.bytes()) }
     }
 }
 
 impl PageSource for Canonical<'_> {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         self.bytes[index * self.page..][..self.page].split_at(self.k)
+    }
+
+    fn hashes(&self) -> Option<&[u64]> {
+        self.hashes
+    }
+
+    fn cell(&self, _index: usize) -> Option<&Arc<Cell>> {
+        self.cell
     }
 }
 

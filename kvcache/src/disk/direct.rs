@@ -70,7 +70,10 @@ impl Direct {
         let mut first = 0;
         if at == 0 {
             let header = head(stored)?;
-            self.directory = Some(Directory::parse(stored, &header, plan).map_err(reason)?);
+            let parsed = Directory::parse(stored, &header, plan);
+            // One that is longer than the layout's is not what was written.
+            let longer = |bad| if bad == Bad::Short { Bad::Checksum } else { bad };
+            self.directory = Some(parsed.map_err(|bad| reason(longer(bad)))?);
             self.hash = header.decoded_hash;
         } else {
             first = (at as usize - self.prefix) / plan.layout().page_bytes();

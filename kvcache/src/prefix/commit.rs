@@ -17,7 +17,7 @@ const HELD_SHARE: u64 = 8;
 
 /// Where the bytes of a write are.
 enum Source<'a> {
-    Own { block: Canonical<'a>, cell: &'a Arc<Cell>, tiles: Option<&'a [u64]> },
+    Own(Canonical<'a>),
     Lent(Pages),
 }
 
@@ -26,11 +26,9 @@ impl<'a> Source<'a> {
     fn new(write: &'a Write) -> Result<Source<'a>, MissReason> {
         let layout = write.space.plan.layout();
         Ok(match &write.body {
-            Body::Own(cell) => Source::Own {
-                block: Canonical::new(layout, cell.bytes()),
-                cell,
-                tiles: write.tiles.as_deref(),
-            },
+            Body::Own(cell) => {
+                Source::Own(Canonical::of_cell(layout, cell, write.tiles.as_deref()))
+            }
             Body::Lent(lent) => {
                 let cells = lent.pages(0..layout.pages())?;
                 Source::Lent(Pages { cells, k: layout.k_bytes() })
@@ -42,21 +40,21 @@ impl<'a> Source<'a> {
 impl PageSource for Source<'_> {
     fn page(&self, index: usize) -> (&[u8], &[u8]) {
         match self {
-            Source::Own { block, .. } => block.page(index),
+            Source::Own(block) => block.page(index),
             Source::Lent(pages) => pages.page(index),
         }
     }
 
     fn hashes(&self) -> Option<&[u64]> {
         match self {
-            Source::Own { tiles, .. } => *tiles,
+            Source::Own(block) => block.hashes(),
             Source::Lent(_) => None,
         }
     }
 
     fn cell(&self, index: usize) -> Option<&Arc<Cell>> {
         match self {
-            Source::Own { cell, .. } => Some(cell),
+            Source::Own(block) => block.cell(index),
             Source::Lent(pages) => pages.cell(index),
         }
     }

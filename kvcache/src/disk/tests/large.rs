@@ -55,6 +55,30 @@ fn a_flipped_bit_in_any_piece_is_a_miss_and_no_other_block_suffers() {
 }
 
 #[test]
+fn a_disk_with_large_sectors_takes_and_gives_what_lies_in_place() {
+    let layout = BlockLayout::new(BlockDType::Bf16, 16, 10, 16, 128);
+    let plan = Plan::new(&layout, &Codec::raw()).unwrap();
+    // Else everything goes through buffers.
+    assert!(plan.plain_prefix(16).is_multiple_of(4096) && layout.page_bytes() == 8192);
+    for seed in 0..4 {
+        let sim = SimVfs::new(seed);
+        sim.alignment(4096);
+        let open = || {
+            let options = DiskOptions::new("/store", 64 << 20).segment_bytes(16 << 20);
+            let disk = Disk::open(Arc::new(sim.process()), options).unwrap();
+            Fixture { plan: plan.clone(), disk }
+        };
+        let f = open();
+        // Blocks that are copied and others, in turn.
+        assert!(f.put(&[2, 1, 3, 4, 5], [1; 16]).iter().all(Result::is_ok));
+        assert!((1..6).all(|n| f.right(n)), "seed {seed}");
+        drop(f);
+        let f = open();
+        assert!((1..6).all(|n| f.right(n)), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_read_that_fails_is_a_miss_and_leaves_nothing_behind() {
     for n in 1..8 {
         let sim = SimVfs::new(n);

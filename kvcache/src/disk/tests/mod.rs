@@ -14,6 +14,7 @@ mod faults_table;
 #[path = "../../../tests/common/history.rs"]
 mod history;
 mod large;
+mod lies;
 mod model;
 mod oracle;
 mod os;

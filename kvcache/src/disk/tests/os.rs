@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::super::*;
-use crate::codec::{Canonical, CanonicalMut, Codec, Plan};
+use super::lies::{Lies, Sink};
+use crate::codec::{Canonical, Codec, Plan};
 use crate::format::{BlockDType, BlockLayout};
 use crate::vfs::{Engine, OsVfs};
 
@@ -55,9 +56,10 @@ fn block(plan: &Plan, n: u32) -> Vec<u8> {
 
 impl Fixture {
     pub(super) fn put(&self, ids: &[u32], tenant: [u8; 16]) -> Vec<Result<(), Refused>> {
-        let blocks: Vec<Vec<u8>> = ids.iter().map(|&n| block(&self.plan, n)).collect();
-        let sources: Vec<Canonical> =
-            blocks.iter().map(|b| Canonical::new(self.plan.layout(), b)).collect();
+        let layout = self.plan.layout();
+        let lies = |&n: &u32| Lies::new(layout, block(&self.plan, n), n % 2 == 1);
+        let blocks: Vec<Lies> = ids.iter().map(lies).collect();
+        let sources: Vec<Canonical> = blocks.iter().map(|b| b.source(layout)).collect();
         let tokens: Vec<u32> = (0..16).collect();
         let records: Vec<NewRecord> = ids
             .iter()
@@ -94,16 +96,15 @@ impl Fixture {
         pages: std::ops::Range<usize>,
         tenant: [u8; 16],
     ) -> Result<Vec<u8>, MissReason> {
-        let mut out = vec![0; self.plan.layout().bytes()];
-        let sink = CanonicalMut::new(self.plan.layout(), &mut out);
+        let sink = Sink::new(self.plan.layout(), n % 4 >= 2);
         let tokens: Vec<u32> = (0..16).collect();
         let expect = Expect { model: MODEL, tenant, plan: &self.plan, seal: None, loss_max: 0 };
         let want = Want { key: key(n), tokens: Some(&tokens), pages, sink };
         let mut reads = self.disk.read(expect, vec![want]);
-        let BlockDone { index, result, .. } = reads.next(self.disk.deadline()).unwrap();
+        let BlockDone { index, result, sink, .. } = reads.next(self.disk.deadline()).unwrap();
         assert_eq!((index, reads.pending()), (0, 0));
         drop(reads);
-        result.map(|()| out)
+        result.map(|()| sink.lies.bytes().to_vec())
     }
 
     pub(super) fn right(&self, n: u32) -> bool {

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::super::*;
-use crate::codec::{Canonical, CanonicalMut, Codec, Plan};
+use super::lies::{Lies, Sink};
+use crate::codec::{Canonical, Codec, Plan};
 use crate::format::{BlockDType, BlockLayout};
 use crate::seal::{MasterKey, TenantKey};
 use crate::vfs::sim::SimVfs;
@@ -79,6 +80,11 @@ pub(super) fn block(n: u32) -> Vec<u8> {
     bytes
 }
 
+/// Whether a block lies in a cell: half of them.
+fn in_cell(n: u32) -> bool {
+    n % 8 < 4
+}
+
 /// A process that has the store open.
 pub(super) struct Rig {
     pub(super) sim: SimVfs,
@@ -119,10 +125,11 @@ impl Rig {
     }
 
     pub(super) fn put(&self, ids: &[u32]) -> Vec<Result<(), Refused>> {
-        let blocks: Vec<Vec<u8>> = ids.iter().map(|&n| block(n)).collect();
+        let blocks: Vec<Lies> =
+            ids.iter().map(|&n| Lies::new(plan(n).layout(), block(n), in_cell(n))).collect();
         let tokens: Vec<Vec<u32>> = ids.iter().map(|&n| tokens(n)).collect();
         let sources: Vec<Canonical> =
-            ids.iter().zip(&blocks).map(|(&n, b)| Canonical::new(plan(n).layout(), b)).collect();
+            ids.iter().zip(&blocks).map(|(&n, b)| b.source(plan(n).layout())).collect();
         let mut records = Vec::with_capacity(ids.len());
         for (i, &n) in ids.iter().enumerate() {
             records.push(NewRecord {
@@ -150,16 +157,15 @@ impl Rig {
     }
 
     pub(super) fn get_pages(&self, n: u32, pages: Range<usize>) -> Result<Vec<u8>, MissReason> {
-        let mut out = vec![0; plan(n).layout().bytes()];
-        let sink = CanonicalMut::new(plan(n).layout(), &mut out);
         let tokens = tokens(n);
         let tokens = self.keys.is_none().then_some(&tokens[..]);
+        let sink = Sink::new(plan(n).layout(), in_cell(n));
         let want = Want { key: key(n), tokens, pages, sink };
         let mut reads = self.disk.read(self.expect(n), vec![want]);
-        let BlockDone { index, result, .. } = reads.next(self.disk.deadline()).unwrap();
+        let BlockDone { index, result, sink, .. } = reads.next(self.disk.deadline()).unwrap();
         assert_eq!((index, reads.pending()), (0, 0));
         drop(reads);
-        result.map(|()| out)
+        result.map(|()| sink.lies.bytes().to_vec())
     }
 
     /// Gets blocks together, as a restore does. A block that is handed out and is not right panics.
@@ -183,23 +189,23 @@ impl Rig {
     fn get_group(&self, ids: &[u32], mine: &[usize], results: &mut [Result<(), MissReason>]) {
         let tokens: Vec<Vec<u32>> = mine.iter().map(|&i| tokens(ids[i])).collect();
         let layout = plan(ids[mine[0]]).layout();
-        let mut outs: Vec<Vec<u8>> = mine.iter().map(|_| vec![0; layout.bytes()]).collect();
         let mut wants = Vec::with_capacity(mine.len());
-        for ((&i, tokens), out) in mine.iter().zip(&tokens).zip(&mut outs) {
-            let sink = CanonicalMut::new(layout, out);
+        for (&i, tokens) in mine.iter().zip(&tokens) {
             let tokens = self.keys.is_none().then_some(&tokens[..]);
-            wants.push(Want { key: key(ids[i]), tokens, pages: 0..layout.pages(), sink });
+            let (key, sink) = (key(ids[i]), Sink::new(layout, in_cell(ids[i])));
+            wants.push(Want { key, tokens, pages: 0..layout.pages(), sink });
         }
         let mut reads = self.disk.read(self.expect(ids[mine[0]]), wants);
         let mut done = Vec::new();
         while let Some(d) = reads.next(self.disk.deadline()) {
-            done.push((d.index, d.result));
+            done.push((d.index, d.result, d.sink));
         }
         drop(reads);
         assert_eq!(done.len(), mine.len(), "every block has a result");
-        for (index, result) in done {
+        for (index, result, sink) in done {
             let n = ids[mine[index]];
-            assert!(result.is_err() || outs[index] == block(n), "block {n} came back wrong");
+            let right = || sink.lies.bytes() == block(n);
+            assert!(result.is_err() || right(), "block {n} came back wrong");
             results[mine[index]] = result;
         }
     }
