@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvist::vfs::{
-    Access, Batch, Buf, Dir, Engine, File, Next, Op, OsVfs, Transfer, Vfs, write_all_at,
-};
+use kvist::vfs::{Access, Batch, Buf, Dir, Engine, File, Next, Op, OsVfs, Vfs, write_all_at};
 use kvist_bench::Rng;
 
 const NAME: &str = "kvist-bench-vfs";

@@ -1,7 +1,7 @@
 //! Which pages the next layer and the next step will want.
 //!
 //! What a layer selected at one step it mostly selects again at the next; what came close may come
-//! in. How far to trust the second is learned from how much of it was used.
+//! in. How much is read on such guesses follows from how many of them were right.
 
 /// What a head selected at its last step, by page number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,49 +42,68 @@ pub fn plan(
     plan
 }
 
-/// How many guesses a step may make: more while they are mostly used, fewer while they are not.
+/// Guesses used for each that may be wasted: below that, reading ahead drives out more than it brings.
+pub const USED_PER_WASTED: u64 = 5;
+/// Pages read because they were asked for, for each guess that may be wasted, so that times in which
+/// guesses are right are noticed.
+pub const ASKED_PER_WASTED: u64 = 50;
+
+/// What a page that was asked for pays, what a used guess pays more than its price, and the price.
+const ASKED: u64 = USED_PER_WASTED;
+const USED: u64 = ASKED_PER_WASTED;
+const PRICE: u64 = USED_PER_WASTED * ASKED_PER_WASTED;
+
+/// What guesses may cost, as an account. A guess is paid when it is sent, and paid back with a little
+/// more when it is used; pages that were asked for pay a little. So the guesses that were not used,
+/// whether they left or are still there, are at most one for [`USED_PER_WASTED`] that were and one for
+/// [`ASKED_PER_WASTED`] pages asked for, ever; and those that are right go on without end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Throttle {
-    limit: usize,
-    most: usize,
+pub struct Account {
+    /// A guess costs `PRICE`.
+    credit: u64,
+    /// Guesses that credit is kept for.
+    most: u64,
+    asked: u64,
     used: u64,
-    wasted: u64,
 }
 
-/// Outcomes after which the limit is set anew.
-const WINDOW: u64 = 32;
-
-impl Throttle {
-    /// Starts with few; never more than `most`.
+impl Account {
+    /// Empty; never holds more than `most` pages, so that good times do not pay for many bad guesses.
     #[must_use]
-    pub fn new(most: usize) -> Throttle {
-        Throttle { limit: most.min(4), most, used: 0, wasted: 0 }
+    pub fn new(most: usize) -> Account {
+        Account { credit: 0, most: most as u64, asked: 0, used: 0 }
     }
 
-    /// Guesses allowed per step. At least one as long as any are allowed, so that it can learn.
+    /// Pages that may be sent for now.
     #[must_use]
-    pub fn limit(&self) -> usize {
-        self.limit
+    pub fn pages(&self) -> usize {
+        (self.credit / PRICE) as usize
     }
 
-    /// Learns from the totals of what was used and what left unused.
-    pub fn learn(&mut self, used: u64, wasted: u64) {
-        let (good, bad) = (used.saturating_sub(self.used), wasted.saturating_sub(self.wasted));
-        if good + bad < WINDOW {
-            return;
-        }
-        (self.used, self.wasted) = (used, wasted);
-        // A page read for nothing costs as much as one read in time gains, and room besides.
-        if good >= 2 * bad {
-            self.limit = (2 * self.limit).min(self.most);
-        } else if good < bad {
-            self.limit = (self.limit / 2).max(self.most.min(1));
-        }
+    /// Those of them that may be mere guesses: half of what it can hold is for what was selected before.
+    #[must_use]
+    pub fn guesses(&self) -> usize {
+        self.pages().saturating_sub(self.most as usize / 2)
+    }
+
+    /// Pays for pages that are sent for, at most [`Account::pages`].
+    pub fn send(&mut self, pages: usize) {
+        self.credit = self.credit.saturating_sub(pages as u64 * PRICE);
+    }
+
+    /// Learns the totals so far: pages read because they were asked for, and guessed ones used.
+    pub fn learn(&mut self, asked: u64, used: u64) {
+        let new = |now: u64, then: &mut u64| now.saturating_sub(std::mem::replace(then, now));
+        let (asked, used) = (new(asked, &mut self.asked), new(used, &mut self.used));
+        let credit = self.credit + asked * ASKED + used * (PRICE + USED);
+        self.credit = credit.min(self.most * PRICE);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn recent(selected: &[u32], runners: &[u32]) -> Recent {
@@ -102,17 +121,62 @@ mod tests {
     }
 
     #[test]
-    fn guesses_grow_while_they_are_used_and_shrink_while_not() {
-        let mut throttle = Throttle::new(64);
-        assert_eq!(throttle.limit(), 4);
-        throttle.learn(20, 0);
-        assert_eq!(throttle.limit(), 4);
-        throttle.learn(30, 2);
-        assert_eq!(throttle.limit(), 8);
-        (1..20).for_each(|i| throttle.learn(30, 2 + i * WINDOW));
-        assert_eq!(throttle.limit(), 1);
-        (1..20).for_each(|i| throttle.learn(30 + i * WINDOW, 1000));
-        assert_eq!(throttle.limit(), 64);
-        assert_eq!(Throttle::new(0).limit(), 0);
+    fn right_guesses_go_on_for_ever_and_wrong_ones_are_few() {
+        let mut account = Account::new(10);
+        assert_eq!((account.pages(), account.guesses()), (0, 0));
+        account.learn(300, 0);
+        assert_eq!((account.pages(), account.guesses()), (6, 1));
+        let mut used = 0;
+        for _ in 0..100 {
+            account.send(6);
+            used += 5;
+            account.learn(300, used);
+            assert_eq!(account.pages(), 6, "paid back, the wasted one too");
+        }
+        let mut sent = 0;
+        for asked in 300..1300 {
+            account.learn(asked, used);
+            sent += account.pages();
+            account.send(account.pages());
+        }
+        assert_eq!(sent, 6 + 1000 / 50 - 1, "what was kept, and what was earned");
+        assert_eq!(Account::new(0).pages(), 0);
+    }
+
+    proptest! {
+        /// Steps: pages asked for, guesses wished for, and how many of those on their way get used.
+        #[test]
+        fn what_is_not_used_stays_below_its_share(
+            steps in prop::collection::vec((0u64..40, 0usize..40, 0u64..40), 0..100), most in 0usize..50,
+        ) {
+            let mut account = Account::new(most);
+            let (mut asked, mut used, mut sent) = (0, 0, 0);
+            for (ask, wish, hit) in steps {
+                asked += ask;
+                used += hit.min(sent - used);
+                account.learn(asked, used);
+                let n = wish.min(account.pages());
+                account.send(n);
+                sent += n as u64;
+                prop_assert!((sent - used) * PRICE <= asked * ASKED + used * USED);
+                prop_assert!(account.guesses() <= account.pages() && account.pages() <= most);
+            }
+        }
+
+        /// While nothing is lost to the bound, an account is what came in less what went out.
+        #[test]
+        fn an_account_is_a_sum(steps in prop::collection::vec((0u64..9, 0usize..9, 0u64..9), 0..50)) {
+            let mut account = Account::new(1 << 20);
+            let (mut asked, mut used, mut sent) = (0, 0, 0);
+            for (ask, wish, hit) in steps {
+                (asked, used) = (asked + ask, used + hit.min(sent - used));
+                account.learn(asked, used);
+                let sum = asked * ASKED + used * (USED + PRICE) - sent * PRICE;
+                prop_assert_eq!(account.pages() as u64, sum / PRICE);
+                let n = wish.min(account.pages());
+                account.send(n);
+                sent += n as u64;
+            }
+        }
     }
 }

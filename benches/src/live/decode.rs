@@ -75,6 +75,11 @@ fn decode(
     let (stats, disk) = (s.cache().stats(), s.cache().disk());
     moved.hits = stats.page_hits - before.0.page_hits;
     moved.misses = stats.page_misses - before.0.page_misses;
+    moved.sent = stats.prefetched - before.0.prefetched;
+    moved.used = stats.prefetch_used - before.0.prefetch_used;
+    let brought = stats.below_read_bytes - before.0.below_read_bytes;
+    let brought = brought / s.cache().geometry().page_bytes() as u64;
+    moved.needed = (brought + moved.used).saturating_sub(moved.sent);
     if let (Some(then), Some(now)) = (before.1, disk) {
         moved.read = now.read_bytes - then.read_bytes;
         let pages = s.stats().stored_bytes / s.cache().geometry().page_bytes() as u64;
@@ -89,6 +94,10 @@ struct Moved {
     outputs: Vec<Vec<f32>>,
     hits: u64,
     misses: u64,
+    /// Pages sent for ahead, those of them that were used, and all that were read and used.
+    sent: u64,
+    used: u64,
+    needed: u64,
     /// Bytes read from disk.
     read: u64,
     /// Bytes of a page there.
@@ -110,7 +119,8 @@ fn rows(
     same(&near_moved.outputs, &moved.outputs)?;
     let near = if again.median < near.median { again } else { near };
     let bandwidth = bandwidth(place, moved.page)?;
-    let missed = moved.misses as f64 * moved.page / steps as f64;
+    let bytes = |pages: u64| pages as f64 * moved.page / steps as f64;
+    let (missed, read) = (bytes(moved.misses), moved.read as f64 / steps as f64);
     let params = scene.shape.params().with("context", scene.context).with("queries", name);
     let line = |tier, sample: &Sample, columns| {
         Line::new(
@@ -126,8 +136,11 @@ fn rows(
     sink.push(line("host", &near, Params::new()));
     let columns = Params::new()
         .with("missed_mb", missed * 1e-6)
-        .with("read_mb", moved.read as f64 / steps as f64 * 1e-6)
-        .with("read/missed", moved.read as f64 / steps as f64 / missed)
+        .with("ahead_mb", bytes(moved.sent) * 1e-6)
+        .with("used_mb", bytes(moved.used) * 1e-6)
+        .with("read_mb", read * 1e-6)
+        .with("read/missed", read / missed)
+        .with("read/used", read / bytes(moved.needed))
         .with("hits", moved.hits as f64 / (moved.hits + moved.misses).max(1) as f64)
         .with("disk_gb/s", bandwidth * 1e-9);
     let floor = bandwidth / missed;

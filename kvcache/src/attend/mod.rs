@@ -1,5 +1,6 @@
 //! Attention of a batch: each sequence densely or over what its selector picks.
 
+mod begin;
 mod boxed;
 mod certify;
 mod dense;

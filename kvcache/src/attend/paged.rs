@@ -1,7 +1,7 @@
 //! Attention of sequences whose pages are not all near: over the pages that are, while the others
 //! come, then over those, merged by LSE.
 //!
-//! Parts are merged in a fixed order: what was near, then the missing pages in runs of their order. So
+//! Parts are merged in a fixed order: what was near, then the missing pages, group of heads by group. So
 //! the result depends on which pages were near at first, within rounding, and never on when others
 //! arrived.
 
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kvist_kernels::{Tensor3, Tensor3Mut};
 
+use super::begin::{Begun, Coming, Groups};
 use super::flights::Flights;
 use super::head::Work;
 use super::pages::{self, Pages};
@@ -18,12 +19,9 @@ use super::parts::Part;
 use super::proof::Proof;
 use super::sparse::{each_head, with_work};
 use super::{AttendInfo, BytesRead, Call, Run};
-use crate::live::{Lease, PageKey, Tier};
-use crate::{Error, Sequence};
+use crate::live::{PageKey, Tier};
+use crate::{Error, MissReason, Sequence};
 
-/// Missing pages of a decoding query are attended in this many runs: the more, the less is left to do
-/// after the last has arrived.
-const RUNS: usize = 4;
 /// Bytes of a run when a whole sequence passes through.
 const SCAN_BYTES: usize = 4 << 20;
 
@@ -40,10 +38,10 @@ pub(super) struct Item {
 pub(super) struct Stream<'a> {
     pub(super) call: &'a Call<'a>,
     pub(super) run: &'a Run<'a>,
-    tier: &'a Tier,
+    pub(super) tier: &'a Tier,
     pub(super) q: &'a Tensor3<'a>,
     /// Whether all pages pass through once, so that few frames will do.
-    scan: bool,
+    pub(super) scan: bool,
     deadline: Duration,
     pub(super) sum: Option<Part>,
     pub(super) spare: [Part; 2],
@@ -71,14 +69,22 @@ pub(super) fn attend(
             .zip(run.queries)
             .flat_map(|(s, &n)| std::iter::repeat_n(call.seen_pages(s, n), heads))
             .collect();
-        stream.read(&lists)?;
+        tier.poll();
+        let begun = stream.begin(lists.into_iter().enumerate().collect())?;
+        stream.read(vec![begun])?;
         let lse = stream.finish(out)?;
         return Ok(call.infos(run, &lse, 0));
     }
-    let mut choices = each_head(call, run, q, pages::choose)?;
+    tier.poll();
+    let groups = Groups::new(run.sequences.len() * heads);
+    let mut choices = each_head(call, run, q, |list, work, select| {
+        let pages = pages::choose(work, select)?;
+        groups.chose(&stream, list, &pages.chosen);
+        Ok(pages)
+    })?;
+    let begun = groups.begun(&stream)?;
     stream.proofs = choices.iter_mut().map(|c| Mutex::new(c.proof.take())).collect();
-    let lists: Vec<Vec<u32>> = choices.iter().map(|c| c.chosen.clone()).collect();
-    stream.read(&lists)?;
+    stream.read(begun)?;
     stream.prove(&mut choices)?;
     let lse = stream.finish(out)?;
     let infos = stream.infos(&choices, &lse);
@@ -101,7 +107,7 @@ impl Call<'_> {
     }
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
     pub(super) fn layer_of(&self, list: u32) -> &crate::layer::Layer {
         let heads = self.call.cache.geometry().kv_heads;
         &self.run.sequences[list as usize / heads].layers[self.call.layer]
@@ -113,82 +119,60 @@ impl Stream<'_> {
         first..(first + page).min(self.layer_of(item.list).len)
     }
 
-    /// Attends to these pages, listed by (sequence, KV head), ascending.
-    fn read(&mut self, lists: &[Vec<u32>]) -> Result<(), Error> {
-        let heads = self.call.cache.geometry().kv_heads;
-        let (mut items, mut keys) = (Vec::new(), Vec::new());
-        let mut open = Vec::new();
-        for (list, pages) in lists.iter().enumerate() {
-            let (layer, head) = (self.layer_of(list as u32), list % heads);
-            let ids = self.run.ids(self.call, list / heads, head);
-            for &page in pages {
-                let item = Item { list: list as u32, page, frame: 0 };
-                match layer.sealed.get(page as usize) {
-                    Some(stripe) => {
-                        keys.push(stripe.page(head));
-                        items.push(item);
-                    }
-                    None => {
-                        open.push(Item { frame: ids[page as usize - layer.sealed.len()], ..item })
-                    }
-                }
-            }
-        }
-        let tier = self.tier;
-        let (lease, frames) = tier.lease(&keys)?;
-        let mut missing: (Vec<Item>, Vec<PageKey>) = (Vec::new(), Vec::new());
-        let mut near = open;
-        for ((item, key), frame) in items.into_iter().zip(keys).zip(frames) {
-            match frame {
-                Some(frame) => near.push(Item { frame, ..item }),
-                None => {
-                    missing.0.push(item);
-                    missing.1.push(key);
-                }
-            }
-        }
-        near.sort_unstable_by_key(|i| (i.list, i.page));
-        self.stream(near, lease, missing)
-    }
-
     /// Attends to what is near while what is missing comes, then to that.
-    fn stream(
-        &mut self,
-        near: Vec<Item>,
-        lease: Lease,
-        (mut items, keys): (Vec<Item>, Vec<PageKey>),
-    ) -> Result<(), Error> {
+    fn read(&mut self, mut begun: Vec<Begun<'a>>) -> Result<(), Error> {
         let tier = self.tier;
+        let rest = begun.iter_mut().flat_map(Begun::split_rest);
+        let (mut items, keys): (Vec<Item>, Vec<PageKey>) = rest.unzip();
         let most = match self.scan {
             true => tier.frames_for(SCAN_BYTES),
             false => keys.len().max(1),
         };
         let mut flights = Flights::new(tier, &keys, most);
-        flights.start()?;
+        if self.scan {
+            flights.start()?;
+        }
+        let near: Vec<Item> = begun.iter_mut().flat_map(|b| std::mem::take(&mut b.near)).collect();
         if self.sum.is_none() || !near.is_empty() {
             self.part(&near)?;
         }
-        drop(lease);
+        let coming: Vec<_> = begun.into_iter().map(Begun::into_coming).collect();
         // Few frames make many small rounds: better to write something first.
         if !self.scan && flights.waiting() > 0 {
             tier.make_room(tier.bytes_of(flights.waiting()), false);
             flights.start()?;
         }
+        self.arrive(coming)?;
         while let Some((range, lease)) = flights.pop()? {
-            let run = if self.scan { range.len() } else { keys.len().div_ceil(RUNS).max(1) };
-            for from in range.clone().step_by(run) {
-                let part = from..(from + run).min(range.end);
-                let frames = tier.wait(&keys[part.clone()], self.deadline)?;
-                if part.end == range.end {
-                    flights.start()?;
-                }
-                items[part.clone()].iter_mut().zip(frames).for_each(|(i, f)| i.frame = f);
-                self.part(&items[part])?;
-            }
+            let frames = tier.wait(&keys[range.clone()], self.deadline)?;
+            flights.start()?;
+            items[range.clone()].iter_mut().zip(frames).for_each(|(i, f)| i.frame = f);
+            self.part(&items[range.clone()])?;
             drop(lease);
             if self.scan {
                 tier.pass(&keys[range]);
             }
+        }
+        Ok(())
+    }
+
+    /// Attends to pages that were sent for, group by group.
+    fn arrive(&mut self, coming: Vec<Coming>) -> Result<(), Error> {
+        let mut coming = coming.into_iter().filter(|c| !c.keys.is_empty());
+        while let Some(Coming { mut items, keys, lease }) = coming.next() {
+            let frames = match self.tier.wait(&keys, self.deadline) {
+                Ok(frames) => frames,
+                Err(lost) => {
+                    if lost.reason == MissReason::Timeout {
+                        // It is too late for the others, too: nobody shall find them in flight.
+                        coming.for_each(|c| drop(self.tier.wait(&c.keys, self.deadline)));
+                    }
+                    return Err(lost.into());
+                }
+            };
+            items.iter_mut().zip(frames).for_each(|(i, f)| i.frame = f);
+            self.part(&items)?;
+            drop(lease);
         }
         Ok(())
     }
@@ -233,7 +217,9 @@ impl Stream<'_> {
             if more.iter().all(Vec::is_empty) {
                 return Ok(());
             }
-            self.read(&more)?;
+            self.tier.poll();
+            let begun = self.begin(more.iter().cloned().enumerate().collect())?;
+            self.read(vec![begun])?;
             for (choice, more) in choices.iter_mut().zip(more) {
                 choice.chosen.extend(more);
                 choice.chosen.sort_unstable();

@@ -18,26 +18,18 @@ impl Call<'_> {
             if !tier.options().prefetch {
                 continue;
             }
-            let guesses = tier.guesses();
             let next = (self.layer + 1) % sequence.layers.len();
             let soon = sequence.recent(next).clone();
-            send(sequence, tier, next, &soon, true, guesses);
-            send(sequence, tier, self.layer, &recent, false, guesses);
+            send(sequence, tier, next, &soon, true);
+            send(sequence, tier, self.layer, &recent, false);
             *sequence.recent(self.layer) = recent;
         }
     }
 }
 
-fn send(
-    sequence: &Sequence,
-    tier: &Tier,
-    layer: usize,
-    recent: &[Recent],
-    again: bool,
-    guesses: usize,
-) {
+fn send(sequence: &Sequence, tier: &Tier, layer: usize, recent: &[Recent], again: bool) {
     let sealed = &sequence.layers[layer].sealed;
-    let most = tier.ahead_room();
+    let (most, guesses) = tier.ahead();
     if recent.is_empty() || most == 0 {
         return;
     }

@@ -17,7 +17,7 @@ pub(super) fn attend(
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
     let g = call.cache.geometry();
-    let choices = each_head(call, run, q, choose)?;
+    let choices = each_head(call, run, q, |_, work, select| choose(work, select))?;
     let (mut indptr, mut slots) = (vec![0u32], Vec::new());
     for (i, choice) in choices.iter().enumerate() {
         let ids = run.ids(call, i / g.kv_heads, i % g.kv_heads);
@@ -42,12 +42,12 @@ pub(super) fn attend(
     Ok(choices.chunks(g.kv_heads).enumerate().map(each).collect())
 }
 
-/// One result per (sequence, KV head), in that order.
+/// One result per (sequence, KV head), in that order; `choose` gets its number.
 pub(super) fn each_head<T: Default + Send>(
     call: &Call,
     run: &Run,
     q: &Tensor3,
-    choose: impl Fn(&Work, &Select) -> Result<T, Error> + Sync,
+    choose: impl Fn(usize, &Work, &Select) -> Result<T, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
     let heads = call.cache.geometry().kv_heads;
     let tasks = run.sequences.len() * heads;
@@ -55,7 +55,7 @@ pub(super) fn each_head<T: Default + Send>(
         (0..tasks).map(|_| Mutex::new(None)).collect();
     call.cache.shared.exec.run(tasks, |i| {
         let select = &run.sequences[i / heads].selector.select;
-        let choice = with_work(call, run, q, i, |work| choose(work, select));
+        let choice = with_work(call, run, q, i, |work| choose(i, work, select));
         if let Ok(mut slot) = slots[i].lock() {
             *slot = choice;
         }

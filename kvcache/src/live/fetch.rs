@@ -92,7 +92,6 @@ impl Tier {
 
     /// Pins those pages that are near; frame numbers by page, none for the others.
     pub(crate) fn lease(&self, keys: &[PageKey]) -> Result<(Lease<'_>, Vec<Option<u32>>), Lost> {
-        self.poll();
         let mut table = self.inner.lock();
         table.find_lost(keys)?;
         let mut pinned = Vec::with_capacity(keys.len());
@@ -209,17 +208,13 @@ impl Tier {
         plan(&mut |key| !matches!(table.pages[table.at(key)].place, Place::Below))
     }
 
-    /// Guesses worth making now.
-    pub(crate) fn guesses(&self) -> usize {
+    /// How many pages may be sent for ahead now, and how many of them may be mere guesses.
+    pub(crate) fn ahead(&self) -> (usize, usize) {
         let counts = self.inner.lock().counts;
-        let mut throttle = self.inner.throttle.lock();
-        throttle.learn(counts.prefetch_used, counts.prefetch_wasted);
-        throttle.limit()
-    }
-
-    /// How many pages may be sent for ahead now.
-    pub(crate) fn ahead_room(&self) -> usize {
-        self.inner.ahead_most().saturating_sub(self.inner.lock().counts.ahead)
+        let mut account = self.inner.account.lock();
+        account.learn(counts.asked, counts.prefetch_used);
+        let room = self.inner.ahead_most().saturating_sub(counts.ahead);
+        (room.min(account.pages()), account.guesses())
     }
 
     /// Pages of a pass over a whole sequence were used: where frames are short, they make room for the
@@ -243,6 +238,7 @@ impl Tier {
         let reads = table.fill(keys, &mut cells, true);
         drop(table);
         drop(cells);
+        self.inner.account.lock().send(reads.1.len());
         metrics::counter!("kvist_prefetched").increment(reads.1.len() as u64);
         self.inner.launch(reads);
     }

@@ -47,8 +47,12 @@ impl Table {
         if !reads.is_empty() {
             self.flights_made += 1;
             let left = reads.len();
-            self.counts.ahead += if ahead { left } else { 0 };
-            self.counts.prefetched += if ahead { left as u64 } else { 0 };
+            let (flying, sent) = match ahead {
+                true => (left, &mut self.counts.prefetched),
+                false => (0, &mut self.counts.asked),
+            };
+            *sent += left as u64;
+            self.counts.ahead += flying;
             self.flights.push(Flight { id, reads: None, pages, left, ahead });
         }
         (id, reads)

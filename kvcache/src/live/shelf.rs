@@ -255,13 +255,10 @@ impl Below for Shelf {
             }
         }
         let spans = SpanReads::start(self.disk.clone(), spans);
-        Box::new(ShelfReads {
-            plan: self.plan.clone(),
-            disk: self.disk.clone(),
-            spans,
-            waiting,
-            ready: failed,
-        })
+        let (plan, disk) = (self.plan.clone(), self.disk.clone());
+        let mut reads = ShelfReads { plan, disk, spans, waiting, ready: failed };
+        reads.submit();
+        Box::new(reads)
     }
 
     fn now(&self) -> Duration {
@@ -287,6 +284,14 @@ struct ShelfReads {
 }
 
 impl ShelfReads {
+    /// Gives the reads to the system, which hears of them only when somebody looks: it works at them
+    /// while the caller computes.
+    fn submit(&mut self) {
+        if let SpanNext::Done(run) = self.spans.next(Some(Duration::ZERO)) {
+            self.arrived(run);
+        }
+    }
+
     fn arrived(&mut self, run: RunDone) {
         let RunDone { parts, result, buf, .. } = run;
         for Part { tag: index, range, .. } in parts {

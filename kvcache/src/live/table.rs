@@ -91,6 +91,8 @@ pub(super) struct Counts {
     pub(super) read: u64,
     pub(super) written: u64,
     pub(super) failed: u64,
+    /// Pages sent for because somebody asked for them.
+    pub(super) asked: u64,
     pub(super) prefetched: u64,
     pub(super) prefetch_used: u64,
     pub(super) prefetch_wasted: u64,

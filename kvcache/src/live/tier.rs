@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvist_policies::prefetch::Throttle;
+use kvist_policies::prefetch::Account;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::below::{Below, Stored};
@@ -47,8 +47,8 @@ pub(super) struct Inner {
     pub(super) changed: Condvar,
     /// There may be something to write.
     pub(super) work: Condvar,
-    /// How many guesses are worth their reads.
-    pub(super) throttle: Mutex<Throttle>,
+    /// What reading ahead may cost.
+    pub(super) account: Mutex<Account>,
     heads: usize,
 }
 
@@ -103,7 +103,7 @@ impl Tier {
             table: Mutex::new(Table::new(heads)),
             changed: Condvar::new(),
             work: Condvar::new(),
-            throttle: Mutex::new(Throttle::new(most)),
+            account: Mutex::new(Account::new(most)),
             heads,
         });
         let thread = match options.write_ahead {

@@ -1,17 +1,15 @@
 //! The Host tier of the prefix store: whole blocks in memory, the least recently used leave first.
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 pub(super) use super::blocks::{BLOCK_OVERHEAD, Body, Held, Meaning};
 use super::blocks::{Block, Blocks};
 use super::lent::Lent;
-use crate::arena::{Arena, Care};
+use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
 use crate::disk::Refused;
 use crate::format::BlockKey;
 use crate::sync::{Arc, Mutex, MutexGuard};
-use crate::vfs::Buf;
 use crate::{Error, cache};
 
 /// Block sizes of a store: each reserves address space for the whole budget.
@@ -34,16 +32,10 @@ impl Vacant<'_> {
         bytes.expect("a fresh cell has one holder")
     }
 
-    /// A range of the own cell's bytes, to be read into; [`Vacant::bytes`] is not to be used until all
-    /// of these are gone.
-    pub(super) fn lend(&self, bytes: Range<usize>) -> Option<Buf> {
+    /// The own cell; [`Vacant::bytes`] is not to be used while others hold it.
+    pub(super) fn cell(&self) -> Option<&Arc<Cell>> {
         match &self.body {
-            Some(Body::Own(cell)) if bytes.end <= cell.len() => {
-                let start = cell.ptr().wrapping_add(bytes.start);
-                // SAFETY: inside the cell, which the buffer keeps. Nobody else has seen it, and `bytes`
-                // needs the only handle.
-                Some(unsafe { Buf::from_raw(start, bytes.len(), Box::new(Arc::clone(cell))) })
-            }
+            Some(Body::Own(cell)) => Some(cell),
             _ => None,
         }
     }

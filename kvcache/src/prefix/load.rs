@@ -91,10 +91,12 @@ impl PageSink for Landing<'_> {
     }
 
     fn lend(&mut self, bytes: Range<usize>) -> Option<Buf> {
-        match &self.target {
-            Target::Room(room) => room.lend(bytes),
-            Target::Heap(_) | Target::Pages(_) => None,
-        }
+        let Target::Room(room) = &self.target else { return None };
+        let cell = room.cell().filter(|cell| bytes.end <= cell.len())?;
+        let start = cell.ptr().wrapping_add(bytes.start);
+        // SAFETY: inside the cell, which the buffer keeps. Nobody else has seen it, and `page` needs the
+        // only handle.
+        Some(unsafe { Buf::from_raw(start, bytes.len(), Box::new(Arc::clone(cell))) })
     }
 }
 

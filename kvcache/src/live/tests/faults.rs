@@ -57,15 +57,35 @@ fn a_read_that_hangs_ends_at_its_deadline_and_its_frame_stays_charged() {
 }
 
 #[test]
+fn reads_of_every_head_end_with_the_first_that_is_too_late() {
+    let (cache, memory) = tiered(&boxed(), 1 << 20, Faults::default());
+    let mut random = Random(16);
+    let [s, _] = filled([&cache, &roomy(&boxed(), 64)], 900, &mut random);
+    s.offload().unwrap();
+    memory.set(Faults { read_hangs: 1000, ..Faults::default() });
+    let q = query(&mut random, 1);
+    let error = attend(&s, 0, &q, &AttendOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Missing { reason: MissReason::Timeout, .. }), "{error}");
+    let asked = memory.reads.load(Ordering::Relaxed) as u64;
+    assert_eq!(cache.stats().pages_failed, asked, "nobody finds one in flight");
+    drop(s);
+    memory.settle();
+    nothing_left(&cache, &memory);
+}
+
+#[test]
 fn a_sequence_dropped_while_pages_are_in_flight_leaves_nothing() {
     let (cache, memory) = tiered(&boxed(), 1 << 20, Faults::default());
     let mut random = Random(5);
     let [s, _] = filled([&cache, &roomy(&boxed(), 64)], 900, &mut random);
     let q = query(&mut random, 1);
-    (0..LAYERS).for_each(|l| drop(attend(&s, l, &q, &AttendOptions::default()).unwrap()));
-    s.offload().unwrap();
-    // What is asked for comes at once, what is guessed does not.
-    memory.set(Faults { delay: 1 << 40, quick: 1, ..Faults::default() });
+    // Enough is asked for to pay for guesses.
+    for _ in 0..10 {
+        (0..LAYERS).for_each(|l| drop(attend(&s, l, &q, &AttendOptions::default()).unwrap()));
+        s.offload().unwrap();
+    }
+    // What is asked for comes at once, each head by itself; what is guessed does not.
+    memory.set(Faults { delay: 1 << 40, quick: HEADS as u64, ..Faults::default() });
     let before = cache.stats().prefetched;
     attend(&s, 0, &q, &AttendOptions::default()).unwrap();
     assert!(cache.stats().prefetched > before);
