@@ -197,15 +197,27 @@ impl Directory {
         k.start..end
     }
 
-    /// Whether the section's stored bytes are the tile's, so that they can be read into place and
-    /// checked there with [`Directory::check`].
-    pub(crate) fn is_raw(&self, page: usize, kind: Kind) -> bool {
-        self.section(page, kind).stages.is_raw()
+    /// Whether a page is stored as it is, so that it can be read into place and checked there with
+    /// [`Directory::check_page`].
+    pub(crate) fn is_plain(&self, page: usize) -> bool {
+        let k = self.section(page, Kind::K);
+        let v = self.values.then(|| self.section(page, Kind::V));
+        k.stages.is_raw() && v.is_none_or(|v| v.stages.is_raw() && v.offset == k.range().end)
     }
 
-    /// Where a page's section begins, from the record's first byte.
-    pub(crate) fn offset(&self, page: usize, kind: Kind) -> usize {
-        self.section(page, kind).offset as usize
+    /// Whether these are the tiles of a page that [`Directory::is_plain`].
+    ///
+    /// # Errors
+    /// [`Bad::Short`], [`Bad::Checksum`].
+    pub(crate) fn check_page(&self, page: usize, bytes: &[u8]) -> Result<(), Bad> {
+        let k = self.section(page, Kind::K);
+        let (tile, rest) = bytes.split_at_checked(k.bytes as usize).ok_or(Bad::Short)?;
+        k.check(self.seed, tile)?;
+        match self.values {
+            true => self.section(page, Kind::V).check(self.seed, rest),
+            false if rest.is_empty() => Ok(()),
+            false => Err(Bad::Short),
+        }
     }
 
     /// What the sections' checksums start from.

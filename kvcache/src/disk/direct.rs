@@ -1,12 +1,10 @@
 //! Blocks that are stored as they are come from disk to their place at once; only what stands in front
 //! of them goes through a buffer.
 
-use std::ops::Range;
-
 use super::pieces::PIECE;
 use super::read::{Place, reason};
 use super::spans::{Into, Span};
-use crate::codec::{Directory, Kind, PageSink, Plan};
+use crate::codec::{Directory, PageSink, Plan};
 use crate::format::{Bad, FLAG_SEALED, FLAG_TOKENS, Header};
 use crate::miss::MissReason;
 use crate::vfs::Buf;
@@ -102,17 +100,13 @@ fn check(
     first: usize,
     placed: &[u8],
 ) -> Result<(), Bad> {
-    let (page_bytes, k) = (plan.layout().page_bytes(), plan.layout().k_bytes());
+    let page_bytes = plan.layout().page_bytes();
     for (page, bytes) in (first..).zip(placed.chunks_exact(page_bytes)) {
-        let at = prefix + page * page_bytes;
-        let tiles: [(Kind, Range<usize>); 2] = [(Kind::K, 0..k), (Kind::V, k..page_bytes)];
-        for (kind, tile) in tiles.into_iter().filter(|(_, tile)| !tile.is_empty()) {
-            if !directory.is_raw(page, kind) || directory.offset(page, kind) != at + tile.start {
-                return Err(Bad::Field);
-            }
-            let stored = bytes.get(tile).ok_or(Bad::Short)?;
-            directory.section(page, kind).check(directory.seed(), stored)?;
+        let here = directory.page_range(page).start as usize == prefix + page * page_bytes;
+        if !here || !directory.is_plain(page) {
+            return Err(Bad::Field);
         }
+        directory.check_page(page, bytes)?;
     }
     Ok(())
 }

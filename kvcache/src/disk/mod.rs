@@ -53,7 +53,7 @@ pub use options::{DiskOptions, OnVersion};
 pub(crate) use read::{BlockDone, BlockReads, Place, reason, reason_of_error};
 pub(crate) use segment::Segment;
 pub(crate) use sessions::{ListedSession, NotSaved, SESSIONS};
-pub(crate) use spans::{Part, RunDone, SpanNext, SpanReads};
+pub(crate) use spans::{Into, Part, RunDone, Span, SpanNext, SpanReads};
 pub use state::DiskUse;
 pub(crate) use state::{Entry, LIVE, State};
 pub use write::Refused;

@@ -196,7 +196,8 @@ impl<D: Deref<Target = Disk>> SpanReads<D> {
     /// Waits for a run.
     pub(crate) fn next(&mut self, deadline: Option<Duration>) -> SpanNext {
         if let Some(mut run) = self.refused.pop() {
-            let (parts, _) = run.parts(run.bytes.start);
+            let (mut parts, inserts) = run.parts(run.bytes.start);
+            give_back(&mut parts, inserts);
             let (segment, result) = (run.segment, Err(io::ErrorKind::OutOfMemory.into()));
             return SpanNext::Done(RunDone { segment, parts, result, buf: None });
         }
@@ -208,12 +209,17 @@ impl<D: Deref<Target = Disk>> SpanReads<D> {
                 let Started { segment, mut parts, len } = run;
                 self.in_flight -= len;
                 self.submit();
-                let elsewhere = parts.iter_mut().filter(|part| part.lent);
-                elsewhere.zip(inserts).for_each(|(part, i)| part.into = Some(i.buf));
+                give_back(&mut parts, inserts);
                 SpanNext::Done(RunDone { segment, parts, result, buf: Some(buf) })
             }
         }
     }
+}
+
+/// Hands the memory that parts went to back to them.
+fn give_back(parts: &mut [Part], inserts: Vec<Insert>) {
+    let elsewhere = parts.iter_mut().filter(|part| part.lent);
+    elsewhere.zip(inserts).for_each(|(part, insert)| part.into = Some(insert.buf));
 }
 
 /// Spans in order of place, neighbours joined; what goes elsewhere is no part of two of them.

@@ -12,8 +12,8 @@ use super::below::{Below, Held, PageIn, PageNext, PageReads, Stored, StripeOut};
 use crate::arena::Cell;
 use crate::codec::{Codec, Directory, PageSource, Plan};
 use crate::disk::{
-    BlobPlan, Disk, LIVE, NewRecord, Part, Place, Refused, RunDone, SpanNext, SpanReads, reason,
-    reason_of_error,
+    BlobPlan, Disk, Into, LIVE, NewRecord, Part, Place, Refused, RunDone, Span, SpanNext,
+    SpanReads, reason, reason_of_error,
 };
 use crate::format::{BlockKey, BlockLayout};
 use crate::vfs::Buf;
@@ -79,6 +79,20 @@ impl OnShelf {
 
     pub(crate) fn directory(&self) -> &Directory {
         &self.directory
+    }
+
+    /// The read of a page; straight into its place if it is stored as it is, which is given back
+    /// otherwise.
+    fn span(&self, place: &Place, head: usize, tag: usize, into: Buf) -> (Span, Option<Buf>) {
+        let range = self.directory.page_range(head);
+        let mut span = place.span(u64::from(range.start)..u64::from(range.end), tag);
+        let into = Into { from: span.bytes.start, buf: into };
+        let plain = self.directory.is_plain(head) && range.len() == into.buf.len();
+        if !plain || !into.suits(&place.segment) {
+            return (span, Some(into.buf));
+        }
+        span.into = Some(into);
+        (span, None)
     }
 }
 
@@ -243,8 +257,8 @@ impl Below for Shelf {
             let place = on_shelf.filter(|_| !stuck).and_then(|s| self.disk.find(&s.key()));
             match (on_shelf, place) {
                 (Some(on_shelf), Some(place)) => {
-                    let range = on_shelf.directory.page_range(head);
-                    spans.push(place.span(u64::from(range.start)..u64::from(range.end), index));
+                    let (span, into) = on_shelf.span(&place, head, index, into);
+                    spans.push(span);
                     waiting.push(Some(Waiting { stripe, head, into, place }));
                 }
                 _ => {
@@ -270,7 +284,8 @@ impl Below for Shelf {
 struct Waiting {
     stripe: Arc<dyn Stored>,
     head: usize,
-    into: Buf,
+    /// Unless the page comes straight to its place.
+    into: Option<Buf>,
     place: Place,
 }
 
@@ -294,10 +309,13 @@ impl ShelfReads {
 
     fn arrived(&mut self, run: RunDone) {
         let RunDone { parts, result, buf, .. } = run;
-        for Part { tag: index, range, .. } in parts {
+        for Part { tag: index, range, into: placed, .. } in parts {
             let Some(waiting) = self.waiting[index].take() else { continue };
-            let Waiting { stripe, head, mut into, place } = waiting;
+            let Waiting { stripe, head, into, place } = waiting;
+            let direct = placed.is_some();
+            let Some(mut into) = placed.or(into) else { continue };
             let outcome = match (&result, &buf) {
+                (Ok(()), Some(_)) if direct => self.check(&*stripe, head, &into),
                 (Ok(()), Some(buf)) => self.decode(&*stripe, head, &buf[range], &mut into),
                 (Err(e), _) => Err(reason_of_error(e)),
                 (Ok(()), None) => Err(MissReason::Busy),
@@ -310,6 +328,12 @@ impl ShelfReads {
         if let Some(buf) = buf {
             self.disk.reuse(buf);
         }
+    }
+
+    /// Checks a page that came straight to its place.
+    fn check(&self, stripe: &dyn Stored, head: usize, page: &[u8]) -> Result<(), MissReason> {
+        let on_shelf = OnShelf::of(stripe).ok_or(MissReason::Gone)?;
+        on_shelf.directory.check_page(head, page).map_err(reason)
     }
 
     fn decode(

@@ -117,7 +117,7 @@ proptest! {
             let stored = slice(&bytes, section.range());
             plan.decode_section(section, directory.seed(), stored, &mut tile).unwrap();
             prop_assert!(tile == k);
-            if directory.is_raw(page, Kind::K) {
+            if directory.section(page, Kind::K).stages.is_raw() {
                 prop_assert!((section.offset as usize).is_multiple_of(SECTOR) && stored == k);
             } else {
                 prop_assert!(section.offset.is_multiple_of(64) && stored.len() < k.len());
@@ -157,7 +157,7 @@ fn floats_shrink_and_noise_is_stored_raw() {
     let is_raw = |block: &[u8], codec: Codec| {
         let r = record(&layout, &codec, None, block);
         assert!(r.decode(&r.bytes).unwrap() == block);
-        Directory::parse(&r.bytes, &r.header, &r.plan).unwrap().is_raw(3, Kind::V)
+        Directory::parse(&r.bytes, &r.header, &r.plan).unwrap().section(3, Kind::V).stages.is_raw()
     };
     assert!(is_raw(&noise, Codec::lossless()));
     assert!(!is_raw(&tidy, Codec::lossless()));
@@ -170,7 +170,10 @@ fn types_without_exponents_are_stored_raw() {
         let layout = BlockLayout::new(dtype, 16, 1, 1, 32);
         let r = record(&layout, &Codec::lossless(), None, &vec![0; layout.bytes()]);
         let directory = Directory::parse(&r.bytes, &r.header, &r.plan).unwrap();
-        assert!(directory.is_raw(0, Kind::K) && directory.is_raw(0, Kind::V));
+        assert!(
+            directory.section(0, Kind::K).stages.is_raw()
+                && directory.section(0, Kind::V).stages.is_raw()
+        );
     }
 }
 
