@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 use crate::Error;
-use crate::budget::Budget;
+use crate::budget::{Budget, arc_bytes};
 use crate::free::{FreeList, Regions};
 
 /// Huge pages are this large, and arenas start at such a border.
@@ -20,9 +20,9 @@ const PAGE: usize = 4096;
 /// Free huge pages that an arena keeps (64 MiB): taking them again costs a page fault each.
 const SPARE_REGIONS: usize = 32;
 
-/// Bytes charged per cell for its handle (reference counts, arena, number, the allocator's own word)
-/// and its bit in the free list. Its entries in page tables are charged with the tables.
-pub(crate) const CELL_OVERHEAD: u64 = 49;
+/// Bytes charged per cell for its handle and its bit in the free list. Its entries in page tables are
+/// charged with the tables.
+pub(crate) const CELL_OVERHEAD: u64 = arc_bytes::<Cell>() + 1;
 
 #[derive(Debug)]
 struct State {
@@ -56,6 +56,8 @@ pub(crate) struct Care {
 pub(crate) struct Cell {
     arena: Arc<Arena>,
     id: u32,
+    /// Of its bytes, if its user keeps one; else 0.
+    checksum: u64,
 }
 
 impl Arena {
@@ -155,7 +157,7 @@ impl Arena {
         };
         ids.iter().for_each(|&id| state.regions.take(id));
         drop(state);
-        let cell = |id| Arc::new(Cell { arena: self.clone(), id: id as u32 });
+        let cell = |id| Arc::new(Cell { arena: self.clone(), id: id as u32, checksum: 0 });
         let cells: Vec<Arc<Cell>> = ids.into_iter().map(cell).collect();
         #[cfg(debug_assertions)]
         cells.iter().for_each(|c| c.poison());
@@ -216,6 +218,18 @@ impl Cell {
         Some(unsafe { std::slice::from_raw_parts_mut(cell.ptr(), len) })
     }
 
+    /// The checksum of the cell's bytes that was set last; 0 if none was.
+    pub(crate) fn checksum(&self) -> u64 {
+        self.checksum
+    }
+
+    /// Keeps a checksum of the cell's bytes with them, for the only holder of the cell; `None` if there
+    /// are others.
+    pub(crate) fn set_checksum(self: &mut Arc<Cell>, checksum: u64) -> Option<()> {
+        Arc::get_mut(self)?.checksum = checksum;
+        Some(())
+    }
+
     /// The cell's bytes, for a holder who knows that nobody writes any more.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: inside the map; `bytes_mut` needs the sole handle, and so ends before others exist.
@@ -262,6 +276,19 @@ mod tests {
         assert!(arena.take(10).unwrap().iter().map(|c| c.id()).eq(0..10));
         drop(b);
         assert_eq!((arena.used(), budget.used()), (0, 0));
+    }
+
+    #[test]
+    fn a_handle_has_a_checksum_and_room_for_it() {
+        assert_eq!(CELL_OVERHEAD, 49);
+        let budget = Arc::new(Budget::new(4096 + CELL_OVERHEAD));
+        let arena = Arena::new(4096, 1, budget, Care::default()).unwrap();
+        let mut cell = arena.take(1).unwrap().pop().unwrap();
+        assert_eq!((cell.checksum(), cell.set_checksum(7), cell.checksum()), (0, Some(()), 7));
+        let held = cell.clone();
+        assert_eq!((cell.set_checksum(8), held.checksum()), (None, 7));
+        drop((cell, held));
+        assert_eq!(arena.take(1).unwrap()[0].checksum(), 0);
     }
 
     #[test]

@@ -4,6 +4,12 @@ use crate::Error;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
+/// Bytes of the heap behind an `Arc`: two counts, the value and the allocator's own word, which hands
+/// out multiples of 16.
+pub(crate) const fn arc_bytes<T>() -> u64 {
+    (3 * size_of::<usize>() + size_of::<T>()).next_multiple_of(16) as u64
+}
+
 /// A hard limit in bytes, shared by all memory of a cache.
 #[derive(Debug)]
 pub(crate) struct Budget {

@@ -8,43 +8,68 @@ use crate::format::BlockKey;
 /// Entries by which the slots grow at least.
 const GROWTH: usize = 64;
 
+/// A place for an entry.
+#[derive(Debug)]
+enum Slot<T> {
+    /// The next free one, if there is one.
+    Free(Option<u32>),
+    Full(BlockKey, T),
+}
+
+impl<T> Slot<T> {
+    fn entry(&self) -> Option<(&BlockKey, &T)> {
+        match self {
+            Slot::Free(_) => None,
+            Slot::Full(key, value) => Some((key, value)),
+        }
+    }
+
+    fn entry_mut(&mut self) -> Option<(&BlockKey, &mut T)> {
+        match self {
+            Slot::Free(_) => None,
+            Slot::Full(key, value) => Some((key, value)),
+        }
+    }
+
+    fn hash(&self) -> u64 {
+        self.entry().map_or(0, |(key, _)| key.seed())
+    }
+}
+
 /// Values by key. Slot numbers stay valid until their entry is removed.
 #[derive(Debug)]
 pub(crate) struct KeyTable<T> {
     /// Keys are keyed BLAKE3 outputs: their first bytes are as good a hash as any.
     numbers: HashTable<u32>,
-    slots: Vec<Option<(BlockKey, T)>>,
-    free: Vec<u32>,
+    slots: Vec<Slot<T>>,
+    /// The slot that was freed last.
+    free: Option<u32>,
 }
 
 impl<T> Default for KeyTable<T> {
     fn default() -> KeyTable<T> {
-        KeyTable { numbers: HashTable::new(), slots: Vec::new(), free: Vec::new() }
+        KeyTable { numbers: HashTable::new(), slots: Vec::new(), free: None }
     }
 }
 
 impl<T> KeyTable<T> {
-    /// Bytes that an entry is charged: its slot with the slack of growing by an eighth, its number
-    /// in the free list and, at the lowest load, in the hash table.
-    pub(crate) const ENTRY_BYTES: u64 =
-        (size_of::<Option<(BlockKey, T)>>() as u64) * 9 / 8 + 4 + 12;
+    /// Bytes that an entry is charged: its slot with the slack of growing by an eighth, and its number
+    /// in the hash table, which has at most 18/7 buckets of 5 bytes an entry. What the table holds
+    /// never exceeds this for as many entries as there ever were at once, and a few KiB.
+    pub(crate) const ENTRY_BYTES: u64 = (size_of::<Slot<T>>() as u64 * 9).div_ceil(8) + 13;
 
     pub(crate) fn len(&self) -> usize {
         self.numbers.len()
     }
 
-    fn at(&self, slot: u32) -> Option<&(BlockKey, T)> {
-        self.slots.get(slot as usize).and_then(Option::as_ref)
-    }
-
     /// The slot of a key.
     pub(crate) fn find(&self, key: &BlockKey) -> Option<u32> {
-        let same = |&slot: &u32| self.at(slot).is_some_and(|(k, _)| k == key);
+        let same = |&slot: &u32| self.slot(slot).is_some_and(|(k, _)| k == key);
         self.numbers.find(key.seed(), same).copied()
     }
 
     pub(crate) fn get(&self, key: &BlockKey) -> Option<&T> {
-        self.find(key).and_then(|slot| self.at(slot)).map(|(_, value)| value)
+        self.find(key).and_then(|slot| self.slot(slot)).map(|(_, value)| value)
     }
 
     pub(crate) fn get_mut(&mut self, key: &BlockKey) -> Option<&mut T> {
@@ -54,54 +79,82 @@ impl<T> KeyTable<T> {
 
     /// Key and value in a slot.
     pub(crate) fn slot(&self, slot: u32) -> Option<(&BlockKey, &T)> {
-        self.at(slot).map(|(k, v)| (k, v))
+        self.slots.get(slot as usize).and_then(Slot::entry)
     }
 
     pub(crate) fn slot_mut(&mut self, slot: u32) -> Option<(&BlockKey, &mut T)> {
-        self.slots.get_mut(slot as usize).and_then(Option::as_mut).map(|(k, v)| (&*k, v))
+        self.slots.get_mut(slot as usize).and_then(Slot::entry_mut)
     }
 
     /// Adds a value under a key that is not there yet, or replaces the one there. Returns its slot.
     pub(crate) fn insert(&mut self, key: BlockKey, value: T) -> u32 {
         if let Some(slot) = self.find(&key) {
-            self.slots[slot as usize] = Some((key, value));
+            self.slots[slot as usize] = Slot::Full(key, value);
             return slot;
         }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            if self.slots.len() == self.slots.capacity() {
-                self.slots.reserve_exact(GROWTH.max(self.slots.len() / 8));
-            }
-            self.slots.push(None);
-            (self.slots.len() - 1) as u32
-        });
-        self.slots[slot as usize] = Some((key, value));
+        let slot = self.vacant();
+        self.slots[slot as usize] = Slot::Full(key, value);
+        self.make_room();
         let slots = &self.slots;
-        let hash = |&slot: &u32| slots[slot as usize].as_ref().map_or(0, |(k, _)| k.seed());
-        self.numbers.insert_unique(key.seed(), slot, hash);
+        self.numbers.insert_unique(key.seed(), slot, |&slot| slots[slot as usize].hash());
         slot
+    }
+
+    /// A slot for a new entry.
+    fn vacant(&mut self) -> u32 {
+        if let Some(slot) = self.free {
+            self.free = match self.slots[slot as usize] {
+                Slot::Free(next) => next,
+                Slot::Full(..) => None,
+            };
+            return slot;
+        }
+        if self.slots.len() == self.slots.capacity() {
+            self.slots.reserve_exact(GROWTH.max(self.slots.len() / 8));
+        }
+        self.slots.push(Slot::Free(None));
+        (self.slots.len() - 1) as u32
+    }
+
+    /// Makes room for another number. Left to itself, the hash table would count the traces of numbers
+    /// that were taken out, and in the end be twice as large as its entries ask for.
+    fn make_room(&mut self) {
+        let len = self.numbers.len();
+        if len < self.numbers.capacity() {
+            return;
+        }
+        let mut numbers = HashTable::with_capacity(len + len / 8 + 1);
+        let hash = |&slot: &u32| self.slots[slot as usize].hash();
+        for slot in &self.numbers {
+            numbers.insert_unique(hash(slot), *slot, hash);
+        }
+        self.numbers = numbers;
     }
 
     /// Takes an entry out.
     pub(crate) fn remove(&mut self, key: &BlockKey) -> Option<T> {
         let slots = &self.slots;
-        let same = |&slot: &u32| slots[slot as usize].as_ref().is_some_and(|(k, _)| k == key);
+        let same = |&slot: &u32| slots[slot as usize].entry().is_some_and(|(k, _)| k == key);
         let slot = match self.numbers.find_entry(key.seed(), same) {
             Ok(found) => found.remove().0,
             Err(_) => return None,
         };
-        self.free.push(slot);
-        self.slots[slot as usize].take().map(|(_, value)| value)
+        let freed = Slot::Free(self.free.replace(slot));
+        match std::mem::replace(&mut self.slots[slot as usize], freed) {
+            Slot::Free(_) => None,
+            Slot::Full(_, value) => Some(value),
+        }
     }
 
     /// All entries, in order of their slots.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&BlockKey, &T)> {
-        self.slots.iter().flatten().map(|(k, v)| (k, v))
+        self.slots.iter().filter_map(Slot::entry)
     }
 
     /// Takes out the entries that are not to stay.
     pub(crate) fn retain(&mut self, mut stays: impl FnMut(&BlockKey, &mut T) -> bool) {
         let mut gone = Vec::new();
-        for (key, value) in self.slots.iter_mut().flatten() {
+        for (key, value) in self.slots.iter_mut().filter_map(Slot::entry_mut) {
             if !stays(key, value) {
                 gone.push(*key);
             }
@@ -125,10 +178,39 @@ mod tests {
         BlockKey(key)
     }
 
+    /// What the least of a table may hold beyond its entries.
+    const SPARE: u64 = 4096;
+
+    impl<T> KeyTable<T> {
+        /// Bytes that it holds.
+        fn bytes(&self) -> u64 {
+            let slots = self.slots.capacity() * size_of::<Slot<T>>();
+            (slots + self.numbers.allocation_size()) as u64
+        }
+    }
+
+    #[test]
+    fn entries_that_come_and_go_take_no_more_than_they_are_charged() {
+        let key = |n: u64| BlockKey(*blake3::hash(&n.to_le_bytes()).as_bytes());
+        // Just below a full hash table of 8192, just above, and between.
+        for most in [7100u64, 7200, 10_000] {
+            let mut table = KeyTable::default();
+            for n in 0..40 * most {
+                table.insert(key(n), n);
+                let there = (table.len() as u64).max(if n < most { 0 } else { most });
+                let charged = there * KeyTable::<u64>::ENTRY_BYTES + SPARE;
+                assert!(table.bytes() <= charged, "{} bytes for {there}", table.bytes());
+                if n + 1 >= most {
+                    assert_eq!(table.remove(&key(n + 1 - most)), Some(n + 1 - most));
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn it_is_a_map(steps in prop::collection::vec((0u8..4, any::<u8>(), any::<u16>()), 0..300)) {
-            let (mut table, mut map) = (KeyTable::default(), HashMap::new());
+            let (mut table, mut map, mut most) = (KeyTable::default(), HashMap::new(), 0);
             for (what, n, value) in steps {
                 match what {
                     0 | 1 => {
@@ -142,6 +224,8 @@ mod tests {
                         map.retain(|_, v| *v % 7 != 0);
                     }
                 }
+                most = most.max(map.len());
+                prop_assert!(table.bytes() <= most as u64 * KeyTable::<u16>::ENTRY_BYTES + SPARE);
                 prop_assert_eq!(table.len(), map.len());
                 prop_assert_eq!(table.get(&key(n)), map.get(&key(n)));
             }

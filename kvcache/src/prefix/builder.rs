@@ -56,7 +56,8 @@ impl Default for PrefixBuilder {
 }
 
 impl PrefixBuilder {
-    /// Bytes of host memory for blocks and their index: a hard limit. Default 1 GiB.
+    /// Bytes of host memory for blocks and their index: a hard limit. A block takes at most 128 bytes
+    /// beside its own. Default 1 GiB.
     #[must_use]
     pub fn host_bytes(mut self, bytes: u64) -> PrefixBuilder {
         self.host_bytes = bytes;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-pub(super) use super::blocks::{BLOCK_OVERHEAD, Body, Held, Meaning};
+pub(super) use super::blocks::{BLOCK_OVERHEAD, Body, Held};
 use super::blocks::{Block, Blocks};
 use super::lent::Lent;
 use crate::arena::{Arena, Care, Cell};
@@ -23,31 +23,33 @@ pub(super) struct Vacant<'a> {
 }
 
 impl Vacant<'_> {
-    /// The own cell's bytes, to be written.
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
-        let bytes = match &mut self.body {
-            Some(Body::Own(cell)) => cell.bytes_mut(),
-            _ => None,
-        };
-        bytes.expect("a fresh cell has one holder")
-    }
-
     /// The own cell; [`Vacant::bytes`] is not to be used while others hold it.
-    pub(super) fn cell(&self) -> Option<&Arc<Cell>> {
-        match &self.body {
+    pub(super) fn own(&mut self) -> Option<&mut Arc<Cell>> {
+        match &mut self.body {
             Some(Body::Own(cell)) => Some(cell),
             _ => None,
         }
     }
 
-    fn take(&mut self, Meaning { hash, kind, tenant }: Meaning) -> Held {
-        let body = self.body.take().expect("room is used once");
-        Held { body, hash, kind, tenant }
+    /// The own cell's bytes, to be written.
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        let bytes = self.own().and_then(|cell| cell.bytes_mut());
+        bytes.expect("a fresh cell has one holder")
+    }
+
+    /// Keeps the checksum (`tiles::hash`) of what was written to the own cell with it.
+    pub(super) fn set_checksum(&mut self, checksum: u64) {
+        let set = self.own().and_then(|cell| cell.set_checksum(checksum));
+        set.expect("a fresh cell has one holder");
+    }
+
+    fn take(&mut self, owner: u32) -> Held {
+        Held { body: self.body.take().expect("room is used once"), owner }
     }
 
     /// Held by the caller only, who pays for the bytes and no entry.
-    pub(super) fn hold(mut self, block: Meaning) -> Held {
-        let held = self.take(block);
+    pub(super) fn hold(mut self, owner: u32) -> Held {
+        let held = self.take(owner);
         self.host.budget.release(held.body.overhead());
         held
     }
@@ -162,6 +164,16 @@ impl Host {
         self.let_go(gone.into_iter().rev())
     }
 
+    /// The number under which blocks of a tenant with a kind (a model and a layout) are added.
+    pub(super) fn owner(&self, tenant: u32, kind: u32) -> u32 {
+        self.blocks.lock().owners.number(tenant, kind)
+    }
+
+    /// Whether blocks of an owner are a tenant's.
+    pub(super) fn is_of(&self, owner: u32, tenant: u32) -> bool {
+        self.blocks.lock().owners.is_of(owner, tenant)
+    }
+
     pub(super) fn moment(&self) -> Moment {
         Moment(self.blocks.lock().epoch)
     }
@@ -176,14 +188,14 @@ impl Host {
 
     /// [`Host::add`] of a block that was sent for at `since`; only held for the caller if something
     /// was evicted or erased meanwhile.
-    pub(super) fn land(&self, key: BlockKey, room: Vacant, block: Meaning, since: Moment) -> Held {
+    pub(super) fn land(&self, key: BlockKey, room: Vacant, owner: u32, since: Moment) -> Held {
         let blocks = self.blocks.lock();
         let open = blocks.closed == 0 && Moment(blocks.epoch) == since;
         if open || bug!("landed_after_erase") {
-            return self.add_to(blocks, key, room, block);
+            return self.add_to(blocks, key, room, owner);
         }
         drop(blocks);
-        room.hold(block)
+        room.hold(owner)
     }
 
     /// Adds a new block, if `also` agrees to what else is to be done in the same step. With `since`,
@@ -192,7 +204,7 @@ impl Host {
         &self,
         key: BlockKey,
         room: Vacant,
-        block: Meaning,
+        owner: u32,
         since: Option<Moment>,
         also: impl FnOnce(Body) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
@@ -205,14 +217,14 @@ impl Host {
             return Err(Refused::Throttled);
         }
         also(room.body.clone().expect("room is used once"))?;
-        self.add_to(blocks, key, room, block);
+        self.add_to(blocks, key, room, owner);
         Ok(())
     }
 
     /// Adds a block that was written to its room. One that is there already stays.
     #[cfg(test)]
-    fn add(&self, key: BlockKey, room: Vacant, block: Meaning) -> Held {
-        self.add_to(self.blocks.lock(), key, room, block)
+    fn add(&self, key: BlockKey, room: Vacant, owner: u32) -> Held {
+        self.add_to(self.blocks.lock(), key, room, owner)
     }
 
     fn add_to(
@@ -220,14 +232,14 @@ impl Host {
         mut blocks: MutexGuard<'_, Blocks>,
         key: BlockKey,
         mut room: Vacant,
-        block: Meaning,
+        owner: u32,
     ) -> Held {
         // The room goes back outside the lock.
         if let Some(there) = blocks.touch(&key) {
             drop(blocks);
             return there;
         }
-        let held = room.take(block);
+        let held = room.take(owner);
         blocks.insert(key, held.clone());
         held
     }
@@ -254,9 +266,8 @@ impl Host {
         cache: &Arc<cache::Shared>,
     ) -> Vec<Option<bool>> {
         let blocks = self.blocks.lock();
-        let there = |key| blocks.table.get(key).filter(|block| block.tenant == tenant);
-        let lent = |key| there(key).map(|_| blocks.lent(key).is_some_and(|l| l.is_of(cache)));
-        keys.iter().map(lent).collect()
+        let lent = |block: &Block| block.lent().is_some_and(|lent| lent.is_of(cache));
+        keys.iter().map(|key| blocks.get_of(key, tenant).map(lent)).collect()
     }
 
     /// Puts other pages of the same cache under a lent block; whether there is one.
@@ -291,7 +302,7 @@ impl Host {
     }
 
     pub(super) fn contains(&self, key: &BlockKey, tenant: u32) -> bool {
-        self.blocks.lock().table.get(key).is_some_and(|block| block.tenant == tenant)
+        self.blocks.lock().get_of(key, tenant).is_some()
     }
 
     /// Forgets a block. Its bytes go when nobody holds it.
@@ -302,7 +313,7 @@ impl Host {
 
     /// Forgets all blocks.
     pub(super) fn clear(&self) {
-        self.forget(|_, _| true);
+        self.forget(|_, _, _| true);
     }
 
     /// Forgets blocks, save those that are on their way to disk: they were put meanwhile.
@@ -325,17 +336,17 @@ impl Host {
     pub(super) fn erase(&self, tenant: u32, pending: impl FnOnce() -> HashSet<BlockKey>) -> u64 {
         // Asked under the lock, once.
         let (mut pending, mut keys) = (Some(pending), HashSet::new());
-        self.forget(|key, block| {
+        self.forget(|blocks, key, block| {
             if let Some(pending) = pending.take() {
                 keys = pending();
             }
-            block.tenant == tenant && !keys.contains(key)
+            blocks.is_of(block, tenant) && !keys.contains(key)
         })
     }
 
-    fn forget(&self, mut unwanted: impl FnMut(&BlockKey, &Block) -> bool) -> u64 {
+    fn forget(&self, mut unwanted: impl FnMut(&Blocks, &BlockKey, &Block) -> bool) -> u64 {
         let mut blocks = self.blocks.lock();
-        let gone = blocks.table.iter().filter(|(key, block)| unwanted(key, block));
+        let gone = blocks.table.iter().filter(|(key, block)| unwanted(&blocks, key, block));
         let gone: Vec<BlockKey> = gone.map(|(key, _)| *key).collect();
         let bodies: Vec<Body> = gone.iter().filter_map(|key| blocks.take(key)).collect();
         drop(blocks);
@@ -357,8 +368,10 @@ mod tests {
     }
 
     fn put(host: &Host, arena: &Arc<Arena>, n: u32) -> Option<Held> {
-        let room = host.room(arena)?;
-        Some(host.add(key(n), room, Meaning { hash: u64::from(n), kind: 0, tenant: n % 2 }))
+        let mut room = host.room(arena)?;
+        room.set_checksum(u64::from(n));
+        // Two kinds of each tenant.
+        Some(host.add(key(n), room, host.owner(n % 2, n / 2 % 2)))
     }
 
     #[test]
@@ -386,9 +399,9 @@ mod tests {
         assert!(host.remove(&key(0)) && !host.remove(&key(0)));
         assert_eq!(host.budget().used(), each);
         let since = host.moment();
-        let meaning = Meaning { hash: 0, kind: 0, tenant: 0 };
+        let owner = host.owner(0, 0);
         let publish = |n, since| {
-            host.publish(key(n), host.room(&arena).unwrap(), meaning, Some(since), |_| Ok(()))
+            host.publish(key(n), host.room(&arena).unwrap(), owner, Some(since), |_| Ok(()))
         };
         assert_eq!(publish(9, since), Ok(()));
         let closed = host.close_landing();
@@ -400,6 +413,9 @@ mod tests {
         );
         assert!(host.remove(&key(9)));
         let twice = put(&host, &arena, 6).unwrap();
-        assert_eq!((twice.hash, host.budget().used()), (6, each));
+        let Body::Own(cell) = twice.body else { panic!("nothing is lent") };
+        assert_eq!((cell.checksum(), host.budget().used()), (6, each));
+        // A number says whose a block is, whatever its kind.
+        assert!(host.is_of(host.owner(0, 1), 0) && !host.is_of(host.owner(0, 1), 1));
     }
 }

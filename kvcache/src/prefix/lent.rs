@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use crate::arena::Cell;
+use crate::budget::arc_bytes;
 use crate::codec::PageSource;
 use crate::layer::Layer;
 use crate::lend::Lender;
@@ -71,8 +72,8 @@ impl Drop for Lent {
 }
 
 impl Lent {
-    /// Bytes of a handle.
-    pub(super) const BYTES: u64 = (size_of::<Lent>() + 2 * size_of::<usize>()) as u64;
+    /// Bytes of a handle, and of what its donor notes of it.
+    pub(super) const BYTES: u64 = arc_bytes::<Lent>() + 1;
 
     /// Whether it lies in this cache.
     pub(super) fn is_of(&self, cache: &Arc<cache::Shared>) -> bool {

@@ -91,8 +91,8 @@ impl PageSink for Landing<'_> {
     }
 
     fn lend(&mut self, bytes: Range<usize>) -> Option<Buf> {
-        let Target::Room(room) = &self.target else { return None };
-        let cell = room.cell().filter(|cell| bytes.end <= cell.len())?;
+        let Target::Room(room) = &mut self.target else { return None };
+        let cell = room.own().filter(|cell| bytes.end <= cell.len())?;
         let start = cell.ptr().wrapping_add(bytes.start);
         // SAFETY: inside the cell, which the buffer keeps. Nobody else has seen it, and `page` needs the
         // only handle.
@@ -262,10 +262,10 @@ impl<'a> Wave<'a> {
         let near = result.map(|()| match sink.target {
             Target::Heap(bytes) => Near::Read(Bytes::Heap(bytes)),
             Target::Pages(cells) => Near::Read(Bytes::Pages(cells)),
-            Target::Room(room) => {
+            Target::Room(mut room) => {
                 let key = self.prefix.keys()[block];
-                let meaning = space.inner.meaning(hash);
-                let held = space.shared.host.land(key, room, meaning, sink.since);
+                room.set_checksum(hash);
+                let held = space.shared.host.land(key, room, space.inner.owner, sink.since);
                 match held.body {
                     Body::Own(cell) => Near::Read(Bytes::Cell(cell)),
                     // Published meanwhile.

@@ -172,7 +172,7 @@ impl Space {
             true => Ok(()),
             false => shared.behind(inner, *key, prefix.tokens(block), (body, None)),
         };
-        shared.host.publish(*key, room, inner.meaning(0), since, behind)?;
+        shared.host.publish(*key, room, inner.owner, since, behind)?;
         Ok(!below)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::host::{Body, Held, Meaning};
+use super::host::{Body, Held};
 use super::keys::Prefix;
 use super::lent::Lent;
 use super::load::Wave;
@@ -27,18 +27,12 @@ pub(super) struct Inner {
     pub(super) parts: KeyParts,
     pub(super) plan: Plan,
     pub(super) arena: Arc<Arena>,
-    /// Number of model and layout.
-    pub(super) kind: u32,
+    /// Number of the tenant with model and layout.
+    pub(super) owner: u32,
     pub(super) tenant: u32,
     pub(super) tag: [u8; 16],
     pub(super) seal: Option<TenantKey>,
     pub(super) loss_max: u8,
-}
-
-impl Inner {
-    pub(super) fn meaning(&self, hash: u64) -> Meaning {
-        Meaning { hash, kind: self.kind, tenant: self.tenant }
-    }
 }
 
 /// The blocks of one model, layout, tenant and adapter. Cheap to clone.
@@ -95,15 +89,16 @@ impl PrefixStore {
         if needed > budget {
             return Err(Error::OverBudget { needed, free: budget, budget });
         }
-        let tenant = shared.secret.tenant(&parts.salt);
+        let name = shared.secret.tenant(&parts.salt);
         let mut tag = [0; 16];
-        tag.copy_from_slice(&tenant[..16]);
+        tag.copy_from_slice(&name[..16]);
+        let tenant = shared.tenant(tag);
         let seal = shared.master.as_ref().and_then(|m| TenantKey::derive(m, &parts.salt));
         let inner = Inner {
             id: parts.key(&shared.secret, &BlockKey::ROOT, &[], 0),
             arena: shared.host.arena(layout.bytes())?,
-            kind: shared.kind(model, parts.layout),
-            tenant: shared.tenant(tag),
+            owner: shared.host.owner(tenant, shared.kind(model, parts.layout)),
+            tenant,
             tag,
             seal,
             loss_max,
@@ -217,11 +212,11 @@ impl Space {
         }
         let mut room = shared.host.room(&inner.arena).ok_or(Refused::Throttled)?;
         let tiles = tiles::gather(inner.plan.layout(), rows, room.bytes());
-        let hash = tiles::block_hash(&tiles);
+        room.set_checksum(tiles::block_hash(&tiles));
         shared.wait_for_writer(inner.plan.layout().bytes());
         // In sight and on its way to disk in one step: evicting finds both or neither.
         let behind = |body| shared.behind(inner, *key, prefix.tokens(block), (body, Some(tiles)));
-        shared.host.publish(*key, room, inner.meaning(hash), None, behind)?;
+        shared.host.publish(*key, room, inner.owner, None, behind)?;
         shared.counters.put(inner.plan.layout().bytes());
         Ok(())
     }
@@ -304,7 +299,7 @@ impl Space {
         let mut room = self.shared.host.room(&self.inner.arena)?;
         let to = room.bytes().chunks_exact_mut(layout.page_bytes());
         to.zip(&pages).for_each(|(to, page)| to.copy_from_slice(page.bytes()));
-        match room.hold(self.inner.meaning(0)).body {
+        match room.hold(self.inner.owner).body {
             Body::Own(cell) => Some(cell),
             Body::Lent(_) => None,
         }
@@ -313,15 +308,15 @@ impl Space {
     /// A block in memory, checked as far as the store is set to.
     pub(super) fn held(&self, key: &BlockKey) -> Result<Held, MissReason> {
         let held = self.shared.host.get(key).ok_or(MissReason::Absent)?;
-        if held.tenant != self.inner.tenant {
-            return Err(MissReason::Absent);
-        }
-        if held.kind != self.inner.kind {
-            return Err(MissReason::LayoutMismatch);
+        if held.owner != self.inner.owner {
+            return Err(match self.shared.host.is_of(held.owner, self.inner.tenant) {
+                true => MissReason::LayoutMismatch,
+                false => MissReason::Absent,
+            });
         }
         if let Body::Own(cell) = &held.body
             && self.shared.verify_leases
-            && tiles::hash(self.layout(), cell.bytes()) != held.hash
+            && tiles::hash(self.layout(), cell.bytes()) != cell.checksum()
         {
             self.shared.host.remove(key);
             return Err(MissReason::Checksum);

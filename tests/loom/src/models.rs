@@ -12,7 +12,7 @@ use crate::budget::Budget;
 use crate::disk::Refused;
 use crate::disk_budget::{DiskBudget, DiskCharge};
 use crate::format::BlockKey;
-use crate::host::{BLOCK_OVERHEAD, Body, Held, Host, Meaning};
+use crate::host::{BLOCK_OVERHEAD, Body, Held, Host};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::ticket::ticket;
@@ -156,8 +156,6 @@ fn key(n: u8) -> BlockKey {
     BlockKey([n; 32])
 }
 
-const ONE: Meaning = Meaning { hash: 0, kind: 0, tenant: 0 };
-
 /// A host tier for so many blocks.
 fn host(blocks: u64) -> (Arc<Host>, Arc<Arena>) {
     let host = Host::new(blocks * (1 + BLOCK_OVERHEAD), Care { wipes: true, stays: false });
@@ -169,7 +167,7 @@ fn host(blocks: u64) -> (Arc<Host>, Arc<Arena>) {
 fn put(host: &Host, arena: &Arc<Arena>, n: u8) -> Result<(), Refused> {
     let mut room = host.room(arena).ok_or(Refused::Throttled)?;
     room.bytes()[0] = n;
-    host.publish(key(n), room, ONE, None, |_| Ok(()))
+    host.publish(key(n), room, host.owner(0, 0), None, |_| Ok(()))
 }
 
 fn holds(held: &Held, n: u8) {
@@ -238,7 +236,7 @@ pub fn landing() {
         });
         let mut room = host.room(&arena).expect("there is room");
         room.bytes()[0] = 1;
-        let held = host.land(key(1), room, ONE, since);
+        let held = host.land(key(1), room, host.owner(0, 0), since);
         holds(&held, 1);
         evicting.join().expect("no panic");
         holds(&held, 1);
