@@ -12,10 +12,12 @@ use super::case::{Case, Plan, Tier};
 use super::subject::Subject;
 use crate::Error;
 
-/// Tokens, KV heads and dimension of the blocks; as many layers as make up the size.
+/// Tokens, KV heads and dimension of the blocks, those of an 8B Llama, in bf16: a layer is 64 KiB, and
+/// there are as many as make up the size.
 const TOKENS: usize = 16;
 const HEADS: usize = 8;
-const DIM: usize = 64;
+const DIM: usize = 128;
+const LAYER: usize = 2 * 2 * TOKENS * HEADS * DIM;
 /// Longest wait for room in the write queue or for a flush.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Host memory of a store whose disk is measured, and the part of it that may wait to be written.
@@ -61,9 +63,9 @@ impl Own {
                 .disk(DiskOptions::new(&self.dir, 2 * bytes + (1 << 30))),
         };
         let store = builder.build().map_err(failed)?;
-        let layers = self.size / (2 * TOKENS * HEADS * DIM);
+        let layers = self.size / LAYER;
         let layout = BlockLayout::new(
-            BlockDType::U8,
+            BlockDType::Bf16,
             TOKENS as u32,
             layers as u32,
             HEADS as u32,
@@ -98,7 +100,7 @@ impl Subject for Own {
     }
 
     fn can(&self, case: &Case) -> bool {
-        case.size.is_multiple_of(2 * TOKENS * HEADS * DIM)
+        case.size.is_multiple_of(LAYER)
     }
 
     fn clear(&mut self, size: usize) -> Result<(), Error> {
