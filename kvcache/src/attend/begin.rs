@@ -12,6 +12,9 @@ use crate::live::{Lease, PageKey};
 /// Groups of a call: the more, the sooner the first reads start, and the less is left to do after the
 /// last page has arrived. Each has its own reads in flight, which cost some system calls.
 const GROUPS: usize = 8;
+/// Once a group misses so many pages, all later ones begin together: pages of several heads lie side by
+/// side, and reading them in large pieces gains more than an early start.
+const MANY: usize = 128;
 
 /// Pages of some lists: those that are near are pinned, the first of the others on their way.
 pub(super) struct Begun<'a> {
@@ -75,7 +78,9 @@ impl<'a> Groups<'a> {
         self.chosen[list / self.size].lock().push((list, pages.to_vec()));
         // Whoever begins others now, or who ends the call, comes to this one too.
         let Some(mut begun) = self.begun.try_lock() else { return };
-        while let Some(chosen) = self.complete(begun.len()) {
+        while !miss_many(&begun)
+            && let Some(chosen) = self.complete(begun.len())
+        {
             begun.push(stream.begin(chosen));
         }
     }
@@ -90,10 +95,20 @@ impl<'a> Groups<'a> {
     /// What was begun, in the order of the lists; begins what was not.
     pub(super) fn begun(self, stream: &Stream<'a>) -> Result<Vec<Begun<'a>>, Error> {
         let mut begun = self.begun.into_inner();
-        let rest = self.chosen.into_iter().skip(begun.len());
-        begun.extend(rest.map(|chosen| stream.begin(chosen.into_inner())));
+        let mut rest = self.chosen.into_iter().skip(begun.len()).map(Mutex::into_inner);
+        while let Some(mut chosen) = rest.next() {
+            if miss_many(&begun) {
+                chosen.extend(rest.by_ref().flatten());
+            }
+            begun.push(stream.begin(chosen));
+        }
         begun.into_iter().collect()
     }
+}
+
+/// Whether the next groups are to begin together: a matter of what the earlier ones missed, not of time.
+fn miss_many(begun: &[Result<Begun, Error>]) -> bool {
+    begun.iter().flatten().any(|b| b.missing.len() >= MANY)
 }
 
 impl<'a> Stream<'a> {

@@ -1,13 +1,15 @@
 //! Blocks that are stored as they are come from disk to their place at once; only what stands in front
 //! of them goes through a buffer.
 
-use super::pieces::PIECE;
 use super::read::{Place, reason};
 use super::spans::{Into, Span};
 use crate::codec::{Directory, PageSink, Plan};
 use crate::format::{Bad, FLAG_SEALED, FLAG_TOKENS, Header};
 use crate::miss::MissReason;
 use crate::vfs::Buf;
+
+/// Bytes of a piece: one is checked while the next is read.
+const PIECE: usize = 1 << 20;
 
 /// A block on its way to its place, in one piece or several.
 pub(super) struct Direct {
@@ -37,7 +39,7 @@ impl Direct {
             return None;
         }
         let page = plan.layout().page_bytes();
-        let piece = if len <= 2 * PIECE as usize { len } else { PIECE as usize / page * page };
+        let piece = if len <= PIECE { len } else { PIECE / page * page };
         let mut spans = Vec::new();
         for from in (0..len).step_by(piece.max(page)) {
             let bytes = from..len.min(from + piece.max(page));
