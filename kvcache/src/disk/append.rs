@@ -91,7 +91,9 @@ impl<'a> Append<'a> {
     /// Whether `need` more bytes and the footer fit.
     fn fits(&self, need: usize) -> bool {
         let records = (self.open.entries.len() + self.wrote.len() + 1) as u64;
-        let end = self.open.at + (self.waiting() + need).next_multiple_of(self.align()) as u64;
+        // What waits may be sent before, rounded up by itself.
+        let waiting = self.waiting().next_multiple_of(self.align());
+        let end = self.open.at + (waiting + need).next_multiple_of(self.align()) as u64;
         end + FOOTER_REST + records * FOOTER_ENTRY <= self.open.capacity
     }
 
