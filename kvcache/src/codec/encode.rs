@@ -23,41 +23,23 @@ impl Plan {
     /// Encodes a block into `out`, all of the record but its first [`HEADER_BYTES`], which are left
     /// as they are. `tokens` are stored if given. Bytes of `out` behind the record are undefined.
     ///
-    /// Allocates nothing. `out` must hold [`Plan::max_encoded`] bytes, and tiles must have the
-    /// layout's length.
+    /// With tiles `outside`, only what stands in front of them is encoded, for a plan that
+    /// [`Plan::is_plain`]: they follow as they are, in canonical order.
+    ///
+    /// Allocates nothing. `out` must hold [`Plan::max_encoded`] bytes, or [`Plan::plain_prefix`], and
+    /// tiles must have the layout's length.
     pub(crate) fn encode(
         &self,
         key: &BlockKey,
         tokens: Option<&[u32]>,
         pages: &dyn PageSource,
         out: &mut [u8],
+        outside: bool,
     ) -> Encoded {
-        let most = self.max_encoded(tokens.map_or(0, <[u32]>::len));
+        assert!(!outside || self.is_plain(self.codec.id()), "a plan that codes nothing");
+        let count = tokens.map_or(0, <[u32]>::len);
+        let most = if outside { self.plain_prefix(count) } else { self.max_encoded(count) };
         assert!(out.len() >= most, "a record needs up to {most} bytes, found {}", out.len());
-        self.encode_to(key, tokens, pages, out, true)
-    }
-
-    /// Encodes what stands in front of a block's tiles, of a plan that [`Plan::is_plain`]: they follow as
-    /// they are, in canonical order. `out` must hold [`Plan::plain_prefix`] bytes.
-    pub(crate) fn encode_prefix(
-        &self,
-        key: &BlockKey,
-        tokens: Option<&[u32]>,
-        pages: &dyn PageSource,
-        out: &mut [u8],
-    ) -> Encoded {
-        assert!(self.is_plain(self.codec.id()), "a plan that codes nothing");
-        self.encode_to(key, tokens, pages, out, false)
-    }
-
-    fn encode_to(
-        &self,
-        key: &BlockKey,
-        tokens: Option<&[u32]>,
-        pages: &dyn PageSource,
-        out: &mut [u8],
-        tiles: bool,
-    ) -> Encoded {
         let head = HEADER_BYTES + put_tokens(tokens.unwrap_or_default(), &mut out[HEADER_BYTES..]);
         put_head(&mut out[head..], self.sections() as u32);
         let sections = head + HEAD_BYTES + self.sections() * ENTRY_BYTES;
@@ -65,7 +47,7 @@ impl Plan {
             plan: self,
             seed: key.seed(),
             hashes: pages.hashes(),
-            tiles,
+            outside,
             entry: head + HEAD_BYTES,
             end: sections,
             index: 0,
@@ -109,8 +91,8 @@ struct Writer<'a> {
     seed: u64,
     /// Of the tiles, if the source knows them.
     hashes: Option<&'a [u64]>,
-    /// Whether raw tiles are written, too.
-    tiles: bool,
+    /// Whether raw tiles are left out.
+    outside: bool,
     /// Where the next directory entry goes.
     entry: usize,
     /// End of the last section.
@@ -139,7 +121,7 @@ impl Writer<'_> {
             }
             None => {
                 let start = self.end.next_multiple_of(RAW_ALIGN);
-                if self.tiles {
+                if !self.outside {
                     out[start..][..tile.len()].copy_from_slice(tile);
                 }
                 let hash = known.unwrap_or_else(|| hash::tile(tile));

@@ -63,7 +63,7 @@ pub(super) fn record(
     let most = plan.max_encoded(tokens.map_or(0, <[u32]>::len));
     let mut bytes = vec![0xAA; most];
     let source = Canonical::new(layout, block);
-    let encoded = plan.encode(&key(7), tokens, &source, &mut bytes);
+    let encoded = plan.encode(&key(7), tokens, &source, &mut bytes, false);
     let header = Header {
         flags: if tokens.is_some() { FLAG_TOKENS } else { 0 },
         loss_class: codec.loss_class(),

@@ -97,8 +97,30 @@ impl<'a> Append<'a> {
         end + FOOTER_REST + records * FOOTER_ENTRY <= self.open.capacity
     }
 
+    /// Takes items until the segment is full or fails; how many have their result, and why it ended.
+    pub(super) fn put_all(
+        &mut self,
+        items: &[(usize, Item)],
+        sequence: &mut u64,
+        results: &mut [Result<(), Refused>],
+    ) -> (usize, Put) {
+        for (taken, (index, item)) in items.iter().enumerate() {
+            let put = self.put(*index, item, *sequence);
+            if put == Put::SegmentFull {
+                return (taken, put);
+            }
+            *sequence += 1;
+            if put == Put::Failed {
+                results[*index] = Err(self.failure.unwrap_or(Refused::Io));
+                // It has its result: so that no disk, however broken, keeps us here for ever.
+                return (taken + 1, put);
+            }
+        }
+        (items.len(), Put::Taken)
+    }
+
     /// Takes an item whose result has this index.
-    pub(super) fn put(&mut self, index: usize, item: &Item, sequence: u64) -> Put {
+    fn put(&mut self, index: usize, item: &Item, sequence: u64) -> Put {
         let need = item.need();
         if !self.fits(need) {
             return Put::SegmentFull;
@@ -186,11 +208,6 @@ impl<'a> Append<'a> {
         if is_full(e) {
             self.disk.health.lock().full(now);
         }
-    }
-
-    /// Why nothing more is taken.
-    pub(super) fn refusal(&self) -> Refused {
-        self.failure.unwrap_or(Refused::Io)
     }
 
     /// Sends what was taken on its way and waits for a part of it; `false` if nothing is on its way.

@@ -74,20 +74,7 @@ impl Disk {
         results: &mut [Result<(), Refused>],
     ) -> (usize, Put, bool) {
         let mut append = Append::new(self, open.take(), expected(items));
-        let (mut taken, mut put) = (0, Put::Taken);
-        for (index, item) in items {
-            put = append.put(*index, item, writer.sequence);
-            if put == Put::SegmentFull {
-                break;
-            }
-            // Also where it failed: so that no disk, however broken, keeps us here for ever.
-            taken += 1;
-            writer.sequence += 1;
-            if put == Put::Failed {
-                results[*index] = Err(append.refusal());
-                break;
-            }
-        }
+        let (taken, put) = append.put_all(items, &mut writer.sequence, results);
         let (filled, ok) = append.finish(results);
         *open = filled;
         (taken, put, ok)
@@ -159,60 +146,53 @@ impl<'a, W: DerefMut<Target = Writer>> Run<'a, W> {
     }
 
     fn put_all(&mut self, items: &[(usize, Item)], results: &mut [Result<(), Refused>]) {
-        let mut left = expected(items);
-        for (index, item) in items {
-            if let Err(refused) = self.put(*index, item, left, results) {
-                results[*index] = Err(refused);
-            }
-            left -= item.need();
+        let mut rest = items;
+        while let Some((_, first)) = rest.first() {
+            let owner = first.owner().0;
+            let of_owner = rest.iter().take_while(|(_, item)| item.owner().0 == owner).count();
+            let (group, others) = rest.split_at(of_owner);
+            rest = match self.put_some(owner, group, results) {
+                Ok(taken) => &rest[taken..],
+                Err(refused) => {
+                    group.iter().for_each(|(index, _)| results[*index] = Err(refused));
+                    others
+                }
+            };
         }
     }
 
-    /// Takes one item, in a new segment if the open one is full.
-    fn put(
+    /// Puts items of one owner into one segment; how many have their result.
+    fn put_some(
         &mut self,
-        index: usize,
-        item: &Item,
-        expected: usize,
+        owner: [u8; 16],
+        items: &[(usize, Item)],
         results: &mut [Result<(), Refused>],
-    ) -> Result<(), Refused> {
-        let owner = item.owner().0;
+    ) -> Result<usize, Refused> {
         if let Some((_, refused)) = self.refused.filter(|(of, _)| *of == owner) {
             return Err(refused);
         }
-        loop {
-            if self.current.as_ref().is_some_and(|(append, _)| append.owner() != owner) {
-                self.close(results);
-            }
-            if self.current.is_none() {
-                let open = self.disk.open_segment(&mut self.writer, item);
-                let open = open.inspect_err(|refused| self.refused = Some((owner, *refused)))?;
-                self.current = Some((Append::new(self.disk, open, expected), 0));
-            }
-            let Some((append, taken)) = &mut self.current else { return Err(Refused::Io) };
-            match append.put(index, item, self.writer.sequence) {
-                Put::SegmentFull => {
-                    self.idle = if *taken == 0 { self.idle + 1 } else { 0 };
-                    self.close_full(results);
-                    if self.idle > TRIES {
-                        self.refused = Some((owner, Refused::Full));
-                        return Err(Refused::Full);
-                    }
-                }
-                put => {
-                    // Also where it failed: so that no disk, however broken, keeps us here for ever.
-                    *taken += 1;
-                    self.writer.sequence += 1;
-                    self.idle = 0;
-                    if put == Put::Taken {
-                        return Ok(());
-                    }
-                    let refused = append.refusal();
-                    self.close(results);
-                    return Err(refused);
-                }
-            }
+        if self.current.as_ref().is_some_and(|(append, _)| append.owner() != owner) {
+            self.close(results);
         }
+        if self.current.is_none() {
+            let open = self.disk.open_segment(&mut self.writer, &items[0].1);
+            let open = open.inspect_err(|refused| self.refused = Some((owner, *refused)))?;
+            self.current = Some((Append::new(self.disk, open, expected(items)), 0));
+        }
+        let Some((append, took)) = &mut self.current else { return Err(Refused::Io) };
+        let (taken, put) = append.put_all(items, &mut self.writer.sequence, results);
+        *took += taken;
+        self.idle = if *took == 0 { self.idle + 1 } else { 0 };
+        match put {
+            Put::Taken => {}
+            Put::Failed => self.close(results),
+            Put::SegmentFull => self.close_full(results),
+        }
+        if self.idle > TRIES {
+            self.refused = Some((owner, Refused::Full));
+            return Err(Refused::Full);
+        }
+        Ok(taken)
     }
 
     /// Makes what the open segment took durable and visible; others may append to it later.

@@ -194,10 +194,7 @@ fn encode_new(
     outside: bool,
 ) -> Header {
     let (key, tokens, pages) = (&record.key, record.tokens, record.pages);
-    let encoded = match outside {
-        true => record.plan.encode_prefix(key, tokens, pages, out),
-        false => record.plan.encode(key, tokens, pages, out),
-    };
+    let encoded = record.plan.encode(key, tokens, pages, out, outside);
     let mut header = Header {
         flags: if record.tokens.is_some() { FLAG_TOKENS } else { 0 },
         loss_class: record.plan.codec().loss_class(),

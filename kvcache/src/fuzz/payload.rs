@@ -89,7 +89,7 @@ pub fn block(data: &[u8]) {
         let mut record = vec![0xAA; plan.max_encoded(ids.len())];
         let source = Canonical::new(plan.layout(), &block);
         let stored = (tokens > 0).then_some(&ids[..]);
-        let encoded = plan.encode(&BlockKey([7; 32]), stored, &source, &mut record);
+        let encoded = plan.encode(&BlockKey([7; 32]), stored, &source, &mut record, false);
         let mut header = header(&plan, tokens);
         (header.stored_len, header.payload_hash) = (encoded.stored_len, encoded.payload_hash);
         header.decoded_hash = encoded.decoded_hash;

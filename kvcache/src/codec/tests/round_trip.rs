@@ -134,7 +134,7 @@ fn pages_may_lie_anywhere() {
     let tiles: Vec<(&[u8], &[u8])> = (0..layout.pages()).map(|p| canonical.page(p)).collect();
     let plan = Plan::new(&layout, &Codec::lossless()).unwrap();
     let mut bytes = vec![0; plan.max_encoded(0)];
-    let encoded = plan.encode(&key(7), None, &Tiles(&tiles), &mut bytes);
+    let encoded = plan.encode(&key(7), None, &Tiles(&tiles), &mut bytes, false);
     let expected = record(&layout, &Codec::lossless(), None, &block);
     assert_eq!(bytes[HEADER_BYTES..encoded.used], expected.bytes[HEADER_BYTES..]);
 
