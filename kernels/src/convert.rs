@@ -4,6 +4,10 @@ use half::{bf16, f16};
 
 use crate::{DType, Element};
 
+/// [`widen`] for one type.
+///
+/// # Safety
+/// `src` must be readable for `out.len()` elements of `T`, which need no alignment.
 unsafe fn widen_as<T: Element>(src: *const u8, out: &mut [f32]) {
     for (i, o) in out.iter_mut().enumerate() {
         // SAFETY: the caller vouches for `out.len()` elements; unaligned reads are allowed.
@@ -11,6 +15,10 @@ unsafe fn widen_as<T: Element>(src: *const u8, out: &mut [f32]) {
     }
 }
 
+/// [`narrow`] for one type.
+///
+/// # Safety
+/// `out` must be writable for `src.len()` elements of `T`, which need no alignment.
 unsafe fn narrow_as<T: Element>(src: &[f32], out: *mut u8) {
     for (i, &x) in src.iter().enumerate() {
         // SAFETY: the caller vouches for `src.len()` elements; unaligned writes are allowed.

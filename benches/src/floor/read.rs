@@ -66,8 +66,11 @@ mod x86 {
 
     use super::{ReadLoop, STREAM};
 
+    /// The XOR of all words.
+    ///
     /// # Safety
-    /// AVX-512F; `ptr` readable for `len`, a multiple of `streams * STREAM`.
+    /// The CPU must have AVX-512 F; `ptr` must be readable for `len` bytes, a multiple of
+    /// `read.streams * STREAM`.
     pub(super) unsafe fn dispatch(read: ReadLoop, ptr: *const u8, len: usize) -> u64 {
         // SAFETY: passed on from the caller.
         unsafe {
@@ -80,6 +83,11 @@ mod x86 {
         }
     }
 
+    /// [`dispatch`] for one number of streams.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 F; `ptr` must be readable for `len` bytes, a multiple of
+    /// `S * STREAM`.
     #[target_feature(enable = "avx512f")]
     unsafe fn streams<const S: usize>(ptr: *const u8, len: usize, ahead: usize) -> u64 {
         let mut acc = [_mm512_setzero_si512(); 8];
@@ -98,6 +106,10 @@ mod x86 {
         unsafe { fold(&acc) }
     }
 
+    /// Adds four lines to the sums from `first` on.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 F; `p` must be readable for 256 bytes.
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn four_lines(p: *const u8, ahead: usize, acc: &mut [__m512i; 8], first: usize) {
@@ -112,6 +124,10 @@ mod x86 {
         }
     }
 
+    /// The sums in one word.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 F.
     #[target_feature(enable = "avx512f")]
     unsafe fn fold(acc: &[__m512i; 8]) -> u64 {
         let all = acc.iter().fold(_mm512_setzero_si512(), |a, &b| _mm512_xor_si512(a, b));

@@ -11,6 +11,9 @@ use super::tile::{Dots, Step};
 pub(crate) struct Avx512;
 
 /// Adds the 128-bit lanes that `X` picks of two registers to those that `Y` picks.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
 #[inline(always)]
 unsafe fn add_lanes<const X: i32, const Y: i32>(a: __m512, b: __m512) -> __m512 {
     // SAFETY: AVX-512 is enabled by the caller (so below).
@@ -21,6 +24,9 @@ unsafe fn add_lanes<const X: i32, const Y: i32>(a: __m512, b: __m512) -> __m512 
 ///
 /// Four halving steps of 8 + 4 + 2 + 1 pair merges instead of 16 separate horizontal sums. Plain
 /// loops, no closures: those would not inherit the caller's instruction set.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
 #[inline(always)]
 pub(crate) unsafe fn sum16(v: &[__m512; 16]) -> __m512 {
     // SAFETY: as above.

@@ -11,12 +11,20 @@ use super::tile::{Dots, Step};
 /// Elements of one register.
 const N: usize = 32;
 
+/// 32 elements from `at` on.
+///
+/// # Safety
+/// The CPU must have AVX-512 F; `p` must be readable for 32 bf16 from element `at` on.
 #[inline(always)]
 unsafe fn load(p: *const u8, at: usize) -> __m512i {
     // SAFETY: the caller vouches for 32 readable elements at `at`.
     unsafe { _mm512_loadu_si512(p.add(2 * at).cast()) }
 }
 
+/// The last `n < 32` elements from `at` on, then zeros.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and BW; `p` must be readable for `n < 32` bf16 from element `at` on.
 #[inline(always)]
 unsafe fn load_part(p: *const u8, at: usize, n: usize) -> __m512i {
     let mask = (1u32 << n).wrapping_sub(1);
@@ -24,6 +32,10 @@ unsafe fn load_part(p: *const u8, at: usize, n: usize) -> __m512i {
     unsafe { _mm512_maskz_loadu_epi16(mask, p.add(2 * at).cast()) }
 }
 
+/// Adds the dot products of pairs.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and BF16.
 #[inline(always)]
 unsafe fn dp(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: the caller enabled avx512bf16; both types are 512 plain bits.
@@ -100,7 +112,7 @@ impl Product for Pairs {
 /// As [`fused::dots`] for bf16 rows and bf16 queries.
 ///
 /// # Safety
-/// AVX-512 BF16 is available; otherwise as for [`fused::dots`].
+/// The CPU must have AVX-512 F, BW, DQ, VL and BF16; otherwise as for [`fused::dots`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(crate) unsafe fn dots(x: &Dots) {
     // SAFETY: by the function's contract.
@@ -110,7 +122,7 @@ pub(crate) unsafe fn dots(x: &Dots) {
 /// As [`fused::attend`] for bf16 rows; output rows are interleaved.
 ///
 /// # Safety
-/// AVX-512 BF16 is available; otherwise as for [`fused::attend`].
+/// The CPU must have AVX-512 F, BW, DQ, VL and BF16; otherwise as for [`fused::attend`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(crate) unsafe fn attend(x: &mut Step) {
     // SAFETY: by the function's contract.

@@ -44,7 +44,8 @@ unsafe fn dot_avx2(codes: &[u8], q: &[i8], out: &mut [i32; TILE]) {
 /// Estimates of all tiles.
 ///
 /// # Safety
-/// The CPU must have AVX2; cells and outputs of the job must be valid.
+/// The CPU must have AVX2; every cell of the job must be readable as one of the spec, with all its
+/// planes, and its outputs writable, by nobody else.
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn score(job: &Job, planes: u32) {
     // SAFETY: passed on from the caller; `plain` hands over codes of the shape that the dot needs.
@@ -56,7 +57,7 @@ pub(crate) unsafe fn score(job: &Job, planes: u32) {
 /// Adds one plane to the listed tiles.
 ///
 /// # Safety
-/// The CPU must have AVX2; cells and outputs of the job must be valid.
+/// As for [`score`], for the listed tiles, whose estimates must be initialised.
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn refine(job: &Job, tiles: &[u32], plane: u32) {
     // SAFETY: as above.

@@ -33,6 +33,10 @@ fn select(mask: i8, a: __m512i, b: __m512i) -> __m512i {
 
 /// The codes of one channel group, one vector of 16 tokens x 4 channels per token field, each
 /// scaled as `PAIR` or `TRIPLE` says.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and BW. Except with [`BITS`], `planes` must be readable for
+/// `64 * (group + 1)` bytes; except with [`PAIRS`], `bits` for `64 * (group / 2 + 1)`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn fields<const KIND: u8>(planes: *const u8, bits: *const u8, group: usize) -> [__m512i; 4] {
@@ -66,6 +70,11 @@ fn prefetch(line: *const u8) {
 }
 
 /// Dot products of the rounded queries with the codes, per head and token field.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW and VNNI; `padded` must be a multiple of 16 and at most
+/// [`CHANNELS`]. Except with [`BITS`], the second pointer must be readable for `16 * padded` bytes;
+/// except with [`PAIRS`], the third for `8 * padded`. The first is only prefetched from.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn sums<const H: usize, const KIND: u8>(
@@ -130,6 +139,10 @@ fn affine<const KIND: u8>(s: &Stages, level: u32) -> Affine {
 }
 
 /// Writes, or with [`BITS`] adds to, the estimates of one head.
+///
+/// # Safety
+/// The CPU must have AVX-512 F; `est` must be writable for 64 numbers, which with [`BITS`] must be
+/// initialised.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn finish<const KIND: u8>(acc: &[__m512i; 4], affine: &Affine, head: usize, est: *mut f32) {
@@ -173,6 +186,12 @@ impl Sweep<'_> {
     }
 
     /// Scores with planes 1+2 ([`PAIRS`]) or 1+2+3 ([`TRIPLES`]), or adds plane `level` ([`BITS`]).
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 F, BW, DQ, VL and VNNI. The cells of the tiles must be readable for
+    /// `level` planes of the spec, and the outputs of the job writable for these tiles and the heads
+    /// `from..to`, by nobody else. Estimates must be initialised with [`BITS`], sigmas unless `from`
+    /// is 0.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn run<const H: usize, const KIND: u8, const STATS: u8>(&self, level: u32) {
         let passes = (self.to - self.from) / H;
@@ -199,6 +218,11 @@ impl Sweep<'_> {
         }
     }
 
+    /// One pass; `ahead` is the distance of the cell to ask for.
+    ///
+    /// # Safety
+    /// As for [`Sweep::run`], for the tile of `u` and `H` heads from `u.first` on, whose `stages`
+    /// and `rounded` these are.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn heads<const H: usize, const KIND: u8, const STATS: u8>(
@@ -228,6 +252,10 @@ impl Sweep<'_> {
         }
     }
 
+    /// [`Sweep::run`] for 1 to 4 heads at a time.
+    ///
+    /// # Safety
+    /// As for [`Sweep::run`] with `H = heads`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn dispatch<const KIND: u8, const STATS: u8>(&self, heads: usize, level: u32) {
         // SAFETY: passed on from the caller.
@@ -243,6 +271,9 @@ impl Sweep<'_> {
 }
 
 /// Sweeps over as many heads at a time as fit, then over the rest.
+///
+/// # Safety
+/// As for [`Sweep::run`], for all heads of the job and, without a list, for all tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn sweep<const KIND: u8, const STATS: u8>(job: &Job, tiles: Option<&[u32]>, level: u32) {
     let even = job.heads / HEADS * HEADS;
@@ -261,7 +292,8 @@ unsafe fn sweep<const KIND: u8, const STATS: u8>(job: &Job, tiles: Option<&[u32]
 /// Estimates of all tiles.
 ///
 /// # Safety
-/// The CPU must have AVX-512 with VNNI; cells and outputs of the job must be valid.
+/// The CPU must have AVX-512 F, BW, DQ, VL and VNNI; every cell of the job must be readable for
+/// `planes` planes of the spec, and its outputs writable, by nobody else.
 pub(crate) unsafe fn score(job: &Job, planes: u32) {
     // SAFETY: passed on from the caller.
     unsafe {
@@ -282,12 +314,14 @@ pub(crate) unsafe fn score(job: &Job, planes: u32) {
 /// Adds one plane to the listed tiles.
 ///
 /// # Safety
-/// The CPU must have AVX-512 with VNNI; cells and outputs of the job must be valid.
+/// As for [`score`] with `plane` planes, for the listed tiles, whose estimates must be initialised.
 pub(crate) unsafe fn refine(job: &Job, tiles: &[u32], plane: u32) {
     // SAFETY: passed on from the caller.
     unsafe { add(job, Some(tiles), plane) }
 }
 
+/// [`refine`] of the listed or all tiles.
+///
 /// # Safety
 /// As for [`refine`].
 unsafe fn add(job: &Job, tiles: Option<&[u32]>, plane: u32) {

@@ -26,6 +26,10 @@ const fn pow2(n: u32) -> f32 {
 }
 
 /// Widths (times 2^-113) and middles (in eighths of the width) of the boxes of 16 channels.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW, DQ and VL; `cell` must be readable for `32 * (block + 1)`
+/// bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn boxes(cell: *const u8, block: usize) -> (__m512, __m512) {
@@ -65,6 +69,10 @@ fn sum<const H: usize>(v: [__m512; H]) -> __m128 {
 }
 
 /// Largest sum of width code and size code of each head, see [`crate::score`].
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW and VL; `cell` must be readable for the boxes of the spec,
+/// `2 * padded` bytes, and `job.q_stride` be a multiple of [`BLOCK`] that is not below `padded`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn largest<const H: usize>(job: &Job, cell: *const u8, first: usize) -> __m128i {
@@ -105,6 +113,9 @@ unsafe fn largest<const H: usize>(job: &Job, cell: *const u8, first: usize) -> _
 }
 
 /// `crate::score`'s rounding steps and their inverses, for four heads.
+///
+/// # Safety
+/// As for [`largest`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn steps<const H: usize>(
@@ -152,6 +163,10 @@ fn closed(base: __m128, step: __m128, open: bool) -> __m128 {
 
 /// Rounds the queries of `H` heads for one tile. Inside a block of 64 channels, the 4 channels of
 /// group g are the dword `4 (g % 4) + g / 4`: the order in which the packs leave them.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW, DQ, VL and VNNI; `cell` must be readable for the boxes of the
+/// spec, `2 * padded` bytes, and `job.q_stride` be a multiple of [`BLOCK`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[expect(clippy::needless_range_loop, reason = "b counts blocks of the cell and the queries, too")]

@@ -11,7 +11,16 @@ pub(crate) struct ExpwLoops {
     pub(crate) decode: DecodeFn,
 }
 
+/// Encodes a tile; none if it would not shrink.
+///
+/// # Safety
+/// The CPU must have the features of the level.
 type EncodeFn = unsafe fn(&Expw, &[u8], &mut [u8]) -> Option<usize>;
+
+/// Decodes a tile.
+///
+/// # Safety
+/// The CPU must have the features of the level.
 type DecodeFn = unsafe fn(&Expw, &[u8], &mut [u8]) -> Result<(), Error>;
 
 macro_rules! level {
@@ -37,12 +46,16 @@ macro_rules! level {
         mod $name {
             use super::*;
 
+            /// # Safety
+            /// The CPU must have the features of the level.
             #[target_feature(enable = $feature)]
             pub(super) unsafe fn encode(p: &Expw, tile: &[u8], out: &mut [u8]) -> Option<usize> {
                 // SAFETY: passed on from the caller; the features are enabled above.
                 unsafe { crate::arch::expw_encode::encode::<$bytes>(p, DType::$dtype, tile, out) }
             }
 
+            /// # Safety
+            /// The CPU must have the features of the level.
             #[target_feature(enable = $feature)]
             pub(super) unsafe fn decode(p: &Expw, from: &[u8], to: &mut [u8]) -> Result<(), Error> {
                 // SAFETY: passed on from the caller; the features are enabled above.

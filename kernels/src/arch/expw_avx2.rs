@@ -13,12 +13,20 @@ type Pair = [__m256i; 2];
 /// The lowest bit of every byte of a word.
 const ONES: u64 = 0x0101_0101_0101_0101;
 
+/// The `i`-th 32 bytes.
+///
+/// # Safety
+/// The CPU must have AVX2; `from` must be readable for `32 * (i + 1)` bytes.
 #[inline(always)]
 unsafe fn part(from: *const u8, i: usize) -> __m256i {
     // SAFETY: the caller vouches for AVX2 and the `i`-th 32 readable bytes (so below).
     unsafe { _mm256_loadu_si256(from.add(32 * i).cast()) }
 }
 
+/// Writes the `i`-th 32 bytes.
+///
+/// # Safety
+/// The CPU must have AVX2; `to` must be writable for `32 * (i + 1)` bytes.
 #[inline(always)]
 unsafe fn put(x: __m256i, to: *mut u8, i: usize) {
     // SAFETY: as above, writable.
@@ -26,6 +34,9 @@ unsafe fn put(x: __m256i, to: *mut u8, i: usize) {
 }
 
 /// Puts the quarters that packing leaves in the order 0, 2, 1, 3 into order, and back.
+///
+/// # Safety
+/// The CPU must have AVX2.
 #[inline(always)]
 unsafe fn order(x: __m256i) -> __m256i {
     // SAFETY: as above.
@@ -33,6 +44,9 @@ unsafe fn order(x: __m256i) -> __m256i {
 }
 
 /// Bytes of ones where bits of `mask` are set.
+///
+/// # Safety
+/// The CPU must have AVX2.
 #[inline(always)]
 unsafe fn spread(mask: u64) -> Pair {
     // SAFETY: as above.
@@ -49,6 +63,9 @@ unsafe fn spread(mask: u64) -> Pair {
 }
 
 /// Bytes of ones where the lowest eight bits of `mask` are set.
+///
+/// # Safety
+/// The CPU must have BMI2.
 #[inline(always)]
 unsafe fn spread8(mask: u64) -> u64 {
     // SAFETY: as above; so is BMI2.
@@ -56,6 +73,9 @@ unsafe fn spread8(mask: u64) -> u64 {
 }
 
 /// The word that begins at byte `at`.
+///
+/// # Safety
+/// `from` must be readable for eight bytes from `at` on.
 #[inline(always)]
 unsafe fn word(from: *const u8, at: usize) -> u64 {
     // SAFETY: the caller vouches for eight readable bytes.
@@ -63,6 +83,9 @@ unsafe fn word(from: *const u8, at: usize) -> u64 {
 }
 
 /// Lower or upper halves of double words.
+///
+/// # Safety
+/// The CPU must have AVX2.
 #[inline(always)]
 unsafe fn half<const UPPER: bool>(x: __m256i) -> __m256i {
     // SAFETY: as above.
@@ -76,6 +99,9 @@ unsafe fn half<const UPPER: bool>(x: __m256i) -> __m256i {
 }
 
 /// The same of 64.
+///
+/// # Safety
+/// The CPU must have AVX2; `from` must be readable for 256 bytes.
 #[inline(always)]
 unsafe fn halves<const UPPER: bool>(from: *const u8) -> [__m256i; 4] {
     // SAFETY: 64 double words are 256 bytes.
@@ -91,6 +117,9 @@ unsafe fn halves<const UPPER: bool>(from: *const u8) -> [__m256i; 4] {
 }
 
 /// Lower or upper bytes of 32 words.
+///
+/// # Safety
+/// The CPU must have AVX2.
 #[inline(always)]
 unsafe fn pack<const UPPER: bool>(a: __m256i, b: __m256i) -> __m256i {
     // SAFETY: as above.

@@ -59,6 +59,10 @@ static EVEN_WORDS: [u16; 32] = every_second_word(0);
 static ODD_WORDS: [u16; 32] = every_second_word(1);
 static WORD_PAIRS: [[u16; 32]; 2] = [word_pairs(0), word_pairs(16)];
 
+/// A table as a register.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
 #[inline(always)]
 unsafe fn read<T>(from: &'static T) -> __m512i {
     const { assert!(size_of::<T>() == 64) };
@@ -66,12 +70,20 @@ unsafe fn read<T>(from: &'static T) -> __m512i {
     unsafe { _mm512_loadu_si512((&raw const *from).cast()) }
 }
 
+/// The `i`-th 64 bytes.
+///
+/// # Safety
+/// The CPU must have AVX-512 F; `from` must be readable for `64 * (i + 1)` bytes.
 #[inline(always)]
 unsafe fn part(from: *const u8, i: usize) -> __m512i {
     // SAFETY: the caller vouches for the `i`-th 64 readable bytes.
     unsafe { _mm512_loadu_si512(from.add(64 * i).cast()) }
 }
 
+/// Writes the `i`-th 64 bytes.
+///
+/// # Safety
+/// The CPU must have AVX-512 F; `to` must be writable for `64 * (i + 1)` bytes.
 #[inline(always)]
 unsafe fn put(x: __m512i, to: *mut u8, i: usize) {
     // SAFETY: as above, writable.
@@ -90,6 +102,9 @@ fn opaque(x: i8) -> __m512i {
 }
 
 /// Words picked from four registers of double words.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and BW; `from` must be readable for 256 bytes.
 #[inline(always)]
 unsafe fn words(from: *const u8, index: __m512i) -> [__m512i; 2] {
     // SAFETY: 64 double words are 256 bytes.

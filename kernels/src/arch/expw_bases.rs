@@ -18,6 +18,9 @@ struct Block<'a> {
 
 impl Block<'_> {
     /// Exponents of a token's channels; lanes beyond the row hold anything.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `B`.
     #[inline(always)]
     unsafe fn exponents<B: Bytes>(&self, token: usize) -> B::V {
         let size = self.dtype.size();
@@ -34,6 +37,9 @@ impl Block<'_> {
     }
 
     /// Second largest exponents, the largest if there is one token only.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `B`.
     #[inline(always)]
     unsafe fn tops<B: Bytes>(&self) -> B::V {
         // SAFETY: as above.
@@ -52,6 +58,9 @@ impl Block<'_> {
     }
 
     /// Costs of each candidate in units of two bits.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `B`.
     #[inline(always)]
     unsafe fn costs<B: Bytes>(&self, tops: B::V) -> [[u16; CHUNK]; CANDIDATES] {
         /// The largest cost is 7, so this many fit a byte.
@@ -103,6 +112,9 @@ fn cheapest(costs: &[[u16; CHUNK]; CANDIDATES]) -> ([u16; CHUNK], [u16; CHUNK]) 
 }
 
 /// The bases of all channels.
+///
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 pub(crate) unsafe fn bases<B: Bytes>(plan: &Expw, dtype: DType, tile: &[u8]) -> Bases {
     let mut bases = Bases::new(plan.dim());

@@ -24,6 +24,10 @@ struct Rests {
 }
 
 /// Puts 64 elements together.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `to` must be writable for 64 elements of `dtype`, and the
+/// rests readable: `bytes` for 64 bytes, with f16 `planes` for 24 and with f32 `low` for 128.
 #[inline(always)]
 unsafe fn join<B: Bytes>(dtype: DType, e: B::V, rests: &Rests, to: *mut u8) {
     // SAFETY: as above, writable; `rests` are those of 64 values.
@@ -46,6 +50,10 @@ unsafe fn join<B: Bytes>(dtype: DType, e: B::V, rests: &Rests, to: *mut u8) {
 }
 
 /// The next 64 distances; none if the level below has not as many as this one passes on.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `planes` must be readable for 16 bytes and `below` be
+/// closed.
 #[inline(always)]
 unsafe fn next<B: Bytes>(
     level: usize,
@@ -65,6 +73,10 @@ unsafe fn next<B: Bytes>(
 }
 
 /// Decodes one level from the level below it.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `planes` must hold the two planes of `len <= BAND` codes,
+/// and `below` be closed.
 #[inline(always)]
 unsafe fn take_level<B: Bytes>(
     level: usize,
@@ -109,6 +121,11 @@ struct First<'a, 'b> {
 
 impl First<'_, '_> {
     /// Decodes chunk `i` of the band, a whole one.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `B`; the band must have a whole chunk `i`, and the level
+    /// below be closed; `bases` must be readable for 64 bytes, `to` writable for 64 elements of the
+    /// dtype.
     #[inline(always)]
     unsafe fn whole<B: Bytes>(&mut self, i: usize, bases: *const u8, to: *mut u8) -> Option<()> {
         let rests = Rests {
@@ -128,6 +145,10 @@ impl First<'_, '_> {
     }
 
     /// Decodes the short last chunk; what comes out is 64 elements long nevertheless.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `B`; the level below must be closed, and `bases` readable
+    /// for 64 bytes.
     #[inline(always)]
     unsafe fn last<B: Bytes>(&mut self, bases: *const u8) -> Option<[u8; 4 * CHUNK]> {
         let (planes, len) = self.band.levels[0];
@@ -153,6 +174,10 @@ impl First<'_, '_> {
 }
 
 /// Decodes one band; none if its counts are not those of its levels.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `band` must be what [`Band::read`] gives for `dtype` and
+/// the number of `values`, at most `BAND`.
 #[inline(always)]
 unsafe fn take_band<B: Bytes>(
     dtype: DType,
@@ -186,6 +211,9 @@ unsafe fn take_band<B: Bytes>(
 }
 
 /// The bases of all channels.
+///
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 unsafe fn take_bases<B: Bytes>(dim: usize, head: &Head) -> Result<Bases, Error> {
     if !padded(head.planes, dim, head.width) {
@@ -216,6 +244,8 @@ fn word(planes: &[u8], i: usize) -> u64 {
     planes.as_chunks().0.get(i).map_or(0, |&bytes| u64::from_le_bytes(bytes))
 }
 
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 pub(super) unsafe fn decode<B: Bytes>(
     plan: &Expw,

@@ -11,6 +11,9 @@ use crate::entropy::planes::{CHUNK, planes_len, put_last_words};
 use crate::entropy::symbols::{CODES, rest_planes};
 
 /// Codes of 64 distances.
+///
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 unsafe fn codes<B: Bytes>(level: usize, distances: B::V) -> B::V {
     // SAFETY: as above.
@@ -32,6 +35,9 @@ static LANES: [u8; CHUNK] = {
 };
 
 /// The first `len < 64` codes, then zeros.
+///
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 unsafe fn cut<B: Bytes>(codes: B::V, len: usize) -> B::V {
     // SAFETY: as above.
@@ -46,6 +52,9 @@ unsafe fn cut<B: Bytes>(codes: B::V, len: usize) -> B::V {
 }
 
 /// Codes of one level after the first: planes into `out`, what is passed on into `next`.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `from` must be closed.
 #[inline(always)]
 unsafe fn put_level<B: Bytes>(level: usize, from: &Dense, out: &mut [u8], next: &mut Dense) {
     let mut at = 0;
@@ -75,6 +84,9 @@ unsafe fn put_level<B: Bytes>(level: usize, from: &Dense, out: &mut [u8], next: 
 }
 
 /// Codes of the first level.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `values` must be at most `BAND` elements of `dtype`.
 #[inline(always)]
 unsafe fn put_first<B: Bytes>(
     dtype: DType,
@@ -114,6 +126,10 @@ unsafe fn put_first<B: Bytes>(
 }
 
 /// The rests of 64 elements, to `planes` (f16) and `low` (f32) as well as to `bytes`.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `values` must be readable for 64 elements of `dtype`,
+/// `bytes` writable for 64 bytes and, with f32, `low` for 128.
 #[inline(always)]
 unsafe fn put_chunk_rests<B: Bytes>(
     dtype: DType,
@@ -135,6 +151,9 @@ unsafe fn put_chunk_rests<B: Bytes>(
 }
 
 /// The rests of a band.
+///
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 unsafe fn put_rests<B: Bytes>(dtype: DType, n: usize, values: &[u8], out: &mut [u8]) {
     let (planes, bytes) = out.split_at_mut(planes_len(n, rest_planes(dtype)));
@@ -179,6 +198,9 @@ unsafe fn put_rests<B: Bytes>(dtype: DType, n: usize, values: &[u8], out: &mut [
 }
 
 /// Appends a band at `start`; none if the tile would not shrink.
+///
+/// # Safety
+/// The CPU must have the features of `B`; `values` must be at most `BAND` elements of `dtype`.
 #[inline(always)]
 unsafe fn put_band<B: Bytes>(
     plan: &Expw,
@@ -218,6 +240,9 @@ unsafe fn put_band<B: Bytes>(
 }
 
 /// Encodes a tile; none if it would not shrink.
+///
+/// # Safety
+/// The CPU must have the features of `B`.
 #[inline(always)]
 pub(super) unsafe fn encode<B: Bytes>(
     plan: &Expw,

@@ -17,11 +17,9 @@ const ROUND: usize = 16;
 /// Channels a weighted sum adds at once.
 const WIDTH: usize = 32;
 
-/// How one element type is multiplied.
-///
-/// # Safety
-/// Every method may only be called inside a function that enables the features of [`attend`] and,
-/// for [`Pairs`](super::bf16::Pairs), avx512bf16. Pointers are valid for the elements they name.
+/// How one element type is multiplied. The features are AVX-512 F, BW, DQ and VL and, of
+/// [`Pairs`](super::bf16::Pairs), BF16; only a function that enables them makes the methods inline.
+/// Pointers need no alignment.
 pub(super) trait Product {
     /// Elements of K a register holds, and bytes of an element of K and V.
     const STEP: usize;
@@ -31,16 +29,50 @@ pub(super) trait Product {
     /// A register of elements, of K and Q or of V and weights.
     type X: Copy;
 
+    /// `STEP` elements of a query row from `at` on.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `q` must be readable for them, bf16 with
+    /// [`Pairs`](super::bf16::Pairs) and else f32.
     unsafe fn load_q(q: *const u8, at: usize) -> Self::X;
+
+    /// `STEP` elements of a key from `at` on.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `row` must be readable for them.
     unsafe fn load_k(row: *const u8, at: usize) -> Self::X;
+
     /// The last `n < STEP` elements, then zeros.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `row` must be readable for `n` elements from `at`
+    /// on, and `n` be below `STEP`.
     unsafe fn load_k_part(row: *const u8, at: usize, n: usize) -> Self::X;
+
+    /// Adds the products to f32 lanes.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn dot(acc: __m512, q: Self::X, k: Self::X) -> __m512;
+
     /// `n <= WIDTH` channels of the rows at `v`, then zeros.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `v` must be readable for `ROWS` pointers, and each
+    /// of these for `n <= WIDTH` elements from `at` on.
     unsafe fn load_v(v: *const *const u8, at: usize, n: usize) -> [Self::X; 2];
+
     /// Stores weights of lanes `[row][token]` for four tokens, the `i`th four of the round.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `i` must be below `ROUND / 4`.
     unsafe fn put_weights(to: &mut Weights, i: usize, w: __m512);
+
     /// Weights of the `i`th tokens that are added at once, for a query row.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `row` must be below `BLOCK`, and `i` below
+    /// `ROUND / ROWS`.
     unsafe fn weights(from: &Weights, row: usize, i: usize) -> Self::X;
 }
 
@@ -51,6 +83,11 @@ pub(super) struct Weights(pub(super) [u8; BLOCK * ROUND * 4]);
 /// Rows of type `E`, multiplied as f32.
 pub(super) struct Floats<E>(std::marker::PhantomData<E>);
 
+/// Up to 16 elements from `at` on, then zeros.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW, DQ and VL; `row` must be readable for the smaller of `n` and 16
+/// elements from `at` on.
 #[inline(always)]
 unsafe fn load_some<E: Elem>(row: *const u8, at: usize, n: usize) -> __m512 {
     // SAFETY: the caller vouches for `n` elements.
@@ -115,6 +152,10 @@ impl<E: Elem> Product for Floats<E> {
 }
 
 /// Adds the products of four query rows and four keys at channel `c`.
+///
+/// # Safety
+/// The CPU must have the features of `P`; `q` must be readable for four query rows, `q_stride`
+/// elements apart, of `P::STEP` elements from `c` on.
 #[inline(always)]
 unsafe fn multiply<P: Product>(
     acc: &mut [__m512; 16],
@@ -135,6 +176,10 @@ unsafe fn multiply<P: Product>(
 }
 
 /// Raw scores of four query rows and four keys, lanes `[row][token]`.
+///
+/// # Safety
+/// The CPU must have the features of `P`; `q` must be readable for four query rows, `q_stride`
+/// elements apart, of `dim` elements rounded up to `P::STEP`, and every key for `dim` elements.
 #[inline(always)]
 unsafe fn scores<P: Product, const TOUCH: bool>(
     q: *const u8,
@@ -169,6 +214,12 @@ unsafe fn scores<P: Product, const TOUCH: bool>(
 
 /// Adds the round's weighted rows to `C * WIDTH` channels of four output rows, or to `n` channels
 /// if `PART`.
+///
+/// # Safety
+/// The CPU must have the features of `P`; `v` must be readable for `ROUND` pointers, and each of
+/// these, from channel `c` on, for `C * WIDTH` elements, or `n <= WIDTH` with `PART` and `C` 1; `o`
+/// must be readable and writable for `BLOCK` rows, `o_stride` apart, of `C * WIDTH` numbers from `c`
+/// on.
 #[inline(always)]
 unsafe fn weigh<P: Product, const C: usize, const PART: bool, const TOUCH: bool>(
     weights: &Weights,
@@ -233,6 +284,9 @@ struct State {
 }
 
 /// Scaled, capped and masked scores in base 2.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW, DQ and VL.
 #[inline(always)]
 unsafe fn shape(z: &mut [__m512; 4], x: &Step, first_row: usize, from: usize) {
     // SAFETY: by the contract of `attend`.
@@ -270,6 +324,9 @@ fn visible(x: &Step, first_row: usize, from: usize) -> u16 {
 }
 
 /// Largest of each row's four lanes, in all four.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
 #[inline(always)]
 unsafe fn row_max(x: __m512) -> __m512 {
     // SAFETY: the caller enabled AVX-512 (so below).
@@ -280,6 +337,10 @@ unsafe fn row_max(x: __m512) -> __m512 {
 }
 
 /// Raises the maximum to that of `z` where it is larger, rescaling sum and output.
+///
+/// # Safety
+/// The CPU must have AVX-512 F, BW, DQ and VL; `o` must be readable and writable for `BLOCK` rows
+/// of `o_stride` numbers, a multiple of 16.
 #[inline(always)]
 unsafe fn raise(state: &mut State, z: &[__m512; 4], o: *mut f32, o_stride: usize) {
     // SAFETY: by the contract of `attend`.
@@ -308,6 +369,9 @@ unsafe fn raise(state: &mut State, z: &[__m512; 4], o: *mut f32, o_stride: usize
 }
 
 /// What to subtract from scores: the maximum, or 0 where nothing was seen yet.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
 #[inline(always)]
 unsafe fn finite(m: __m512) -> __m512 {
     // SAFETY: the caller enabled AVX-512.
@@ -318,6 +382,9 @@ unsafe fn finite(m: __m512) -> __m512 {
 }
 
 /// All rounds of the tile for the four query rows from `row`.
+///
+/// # Safety
+/// As for [`attend`]; `row` must be a multiple of `BLOCK` below `x.rows`.
 #[inline(always)]
 unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
     // SAFETY: by the contract of `attend`.
@@ -360,6 +427,10 @@ unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
     }
 }
 
+/// The state of four query rows.
+///
+/// # Safety
+/// The CPU must have AVX-512 F; `m` and `l` must have at least four numbers.
 #[inline(always)]
 unsafe fn load_state(m: &[f32], l: &[f32]) -> State {
     // SAFETY: the caller enabled AVX-512 and passes four lanes of each.
@@ -374,6 +445,10 @@ unsafe fn load_state(m: &[f32], l: &[f32]) -> State {
     }
 }
 
+/// Inverse of [`load_state`], with the sums added up.
+///
+/// # Safety
+/// The CPU must have AVX-512 F; `m` and `l` must have at least four numbers.
 #[inline(always)]
 unsafe fn store_state(state: &State, m: &mut [f32], l: &mut [f32]) {
     // SAFETY: the caller enabled AVX-512 and passes room for four lanes of each.
@@ -388,6 +463,9 @@ unsafe fn store_state(state: &State, m: &mut [f32], l: &mut [f32]) {
 }
 
 /// Query rows are bf16 where a register holds 32 elements, else f32.
+///
+/// # Safety
+/// `q` must point to at least `row` query rows of that type, `q_stride` elements apart.
 #[inline(always)]
 unsafe fn query_row<P: Product>(q: *const u8, q_stride: usize, row: usize) -> *const u8 {
     // SAFETY: the caller vouches for the row.
@@ -397,7 +475,8 @@ unsafe fn query_row<P: Product>(q: *const u8, q_stride: usize, row: usize) -> *c
 /// Dot products.
 ///
 /// # Safety
-/// The features of the product are enabled; pointers are as [`Dots`] says.
+/// The CPU must have the features of `P`; `x` must be as [`Dots`] says, the query rows for the type
+/// of `P` and padded to whole blocks.
 #[inline(always)]
 pub(super) unsafe fn dots<P: Product>(x: &Dots) {
     // SAFETY: by the function's contract.
@@ -430,8 +509,8 @@ pub(super) unsafe fn dots<P: Product>(x: &Dots) {
 /// One tile of attention.
 ///
 /// # Safety
-/// The features of the product are enabled; pointers and buffers are as [`Step`] says, those per
-/// query row padded to whole blocks.
+/// The CPU must have the features of `P`; `x` must be as [`Step`] says, the query rows for the type
+/// of `P`, and what there is per query row padded to whole blocks.
 #[inline(always)]
 pub(super) unsafe fn attend<P: Product>(x: &mut Step) {
     // SAFETY: by the function's contract.

@@ -9,8 +9,9 @@ const LOG2E: f32 = std::f32::consts::LOG2_E;
 /// `out[r * stride + t] = q[r] . row(t)` for a block of R query rows and T tokens.
 ///
 /// # Safety
-/// The instruction set of `S` is enabled; pointers are valid for `dim` elements; query rows are
-/// zero-padded to a multiple of 16.
+/// The CPU must have the features of `S`; `q` must be readable for `R` rows, `q_stride` apart, of
+/// `dim` numbers rounded up to `S::N`, `ptrs` for `T` pointers, and each of these for `dim` elements;
+/// `out` must be writable for `R` rows, `stride` apart, of `T` numbers.
 #[inline(always)]
 unsafe fn dot_block<S: Simd, E: Elem, const R: usize, const T: usize, const RT: usize>(
     q: *const f32,
@@ -65,7 +66,7 @@ unsafe fn dot_block<S: Simd, E: Elem, const R: usize, const T: usize, const RT: 
 /// is the first part.
 ///
 /// # Safety
-/// As for [`dot_block`].
+/// As for [`dot_block`], with the pointers and numbers of all of `ptrs`.
 #[inline(always)]
 unsafe fn dot_rows<S: Simd, E: Elem, const R: usize, const T: usize, const RT: usize>(
     q: *const f32,
@@ -100,7 +101,7 @@ unsafe fn dot_rows<S: Simd, E: Elem, const R: usize, const T: usize, const RT: u
 /// Dot products; queries are f32.
 ///
 /// # Safety
-/// As for [`dot_block`], for all `rows`.
+/// The CPU must have the features of `S`; `x` must be as [`Dots`] says, with queries in f32.
 #[inline(always)]
 pub(crate) unsafe fn dots<S: Simd, E: Elem>(x: &Dots) {
     let (dim, stride) = (x.dim, x.stride);
@@ -122,7 +123,10 @@ pub(crate) unsafe fn dots<S: Simd, E: Elem>(x: &Dots) {
 /// `o[r][c..] = o[r][c..] * alpha[r] + sum_t p[r][t] * row(t)[c..]` for R rows and C vectors.
 ///
 /// # Safety
-/// As for [`dot_block`]; `part` is the number of elements in the last vector (0: all full).
+/// The CPU must have the features of `S`; `p` must be readable for `R` rows, `TILE` apart, of
+/// `ptrs.len()` numbers, `alpha` for `R` numbers, every row of `ptrs` for `C * S::N` elements from `c`
+/// on; `o` must be readable and writable for `R` rows, `o_stride` apart, of as many numbers from `c`
+/// on. Of the last vector of a row `part < S::N` elements are read (0: all).
 #[inline(always)]
 unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
     p: *const f32,
@@ -168,6 +172,12 @@ unsafe fn acc_block<S: Simd, E: Elem, const R: usize, const C: usize>(
     }
 }
 
+/// [`acc_block`] over all channels.
+///
+/// # Safety
+/// The CPU must have the features of `S`; `p` must be readable for `R` rows, `TILE` apart, of
+/// `ptrs.len()` numbers, `alpha` for `R` numbers, every row of `ptrs` for `dim` elements; `o` must
+/// be readable and writable for `R` rows, `o_stride` apart, of `dim` numbers rounded up to `S::N`.
 #[inline(always)]
 unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
     p: *const f32,
@@ -219,7 +229,7 @@ unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
 /// One tile of attention: scores, softmax step, weighted sum.
 ///
 /// # Safety
-/// The instruction set of `S` is enabled; pointers and buffers are as [`Step`] says.
+/// The CPU must have the features of `S`; `x` must be as [`Step`] says, with queries in f32.
 #[inline(always)]
 pub(crate) unsafe fn attend<S: Simd, E: Elem>(x: &mut Step) {
     // SAFETY: by the function's contract.
@@ -240,6 +250,9 @@ pub(crate) unsafe fn attend<S: Simd, E: Elem>(x: &mut Step) {
 }
 
 /// `cap * tanh(x / cap)` by one exponential; NaN stays NaN.
+///
+/// # Safety
+/// The CPU must have the features of `S`.
 #[inline(always)]
 pub(crate) unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
     // SAFETY: the caller enabled the instruction set.
@@ -293,6 +306,9 @@ unsafe fn softmax<S: Simd>(x: &mut Step) {
 }
 
 /// Scaled and capped scores in base 2.
+///
+/// # Safety
+/// The CPU must have the features of `S`; the length of `s` must be a multiple of `S::N`.
 #[inline(always)]
 unsafe fn shape<S: Simd>(s: &mut [f32], scale: f32, cap: f32) {
     for t in (0..s.len()).step_by(S::N) {

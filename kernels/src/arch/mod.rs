@@ -49,8 +49,15 @@ use simd::{ElemBf16, ElemF16, ElemF32, Simd};
 pub(crate) use tile::{BLOCK, Dots, Step, TILE, Window, zero_row};
 
 /// Computes dot products.
+///
+/// # Safety
+/// The CPU must have the features of the level; the argument must be as [`Dots`] says.
 pub(crate) type DotsFn = unsafe fn(&Dots);
+
 /// Advances the state by one tile.
+///
+/// # Safety
+/// The CPU must have the features of the level; the argument must be as [`Step`] says.
 pub(crate) type AttendFn = unsafe fn(&mut Step);
 
 /// The loops for one (instruction set, element type).
@@ -85,12 +92,16 @@ macro_rules! table {
         mod $name {
             use super::*;
 
+            /// # Safety
+            /// The CPU must have the features of the level; `x` must be as [`Dots`] says.
             $(#[target_feature(enable = $feature)])?
             pub(super) unsafe fn dots(x: &Dots) {
                 // SAFETY: passed on from the caller; the feature is enabled above.
                 unsafe { <$simd as Simd>::dots::<$elem>(x) }
             }
 
+            /// # Safety
+            /// The CPU must have the features of the level; `x` must be as [`Step`] says.
             $(#[target_feature(enable = $feature)])?
             pub(super) unsafe fn attend(x: &mut Step) {
                 // SAFETY: passed on from the caller; the feature is enabled above.

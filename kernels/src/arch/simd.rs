@@ -6,41 +6,115 @@
 use super::loops;
 use super::tile::{Dots, Step};
 
-/// A vector of `N` f32 lanes.
-///
-/// # Safety
-/// Every method may only be called inside a function that enables the instruction set of the
-/// implementing type, and every pointer must be valid for the lanes it names.
+/// A vector of `N` f32 lanes. The features of an implementor are those that `arch::table` enables
+/// for it; only a function that enables them makes the methods inline. Pointers need no alignment.
 pub(crate) trait Simd: Copy {
     /// The register.
     type F: Copy;
     /// Lanes.
     const N: usize;
 
+    /// `x` in every lane.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn splat(x: f32) -> Self::F;
+
+    /// `N` lanes in f32.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `p` must be readable for `N` f32.
     unsafe fn load(p: *const f32) -> Self::F;
+
+    /// `N` lanes in f16.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `p` must be readable for `N` f16.
     unsafe fn load_f16(p: *const u16) -> Self::F;
+
+    /// `N` lanes in bf16.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `p` must be readable for `N` bf16.
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+
+    /// Writes the lanes.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `p` must be writable for `N` f32.
     unsafe fn store(p: *mut f32, x: Self::F);
+
+    /// `a + b`
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+
+    /// `a - b`
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+
+    /// `a * b`
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+
+    /// `a / b`
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+
     /// `a * b + c`
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+
     /// Larger lane; where one is NaN, the lane of `b`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+
     /// Smaller lane; where one is NaN, the lane of `b`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+
     /// Nearest integer.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn round(a: Self::F) -> Self::F;
+
     /// `a * 2^n` for integral `n` in -127..=127; 0 for n = -127.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn scale2(a: Self::F, n: Self::F) -> Self::F;
+
     /// Sum of the lanes.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn sum(a: Self::F) -> f32;
+
     /// Largest lane; NaN lanes may be ignored.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn hmax(a: Self::F) -> f32;
+
     /// Dot products of query rows with rows of `E`: `out[r * stride + t] = q[r] . row(t)`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `x` must be as [`Dots`] says, with queries in
+    /// f32.
     #[inline(always)]
     unsafe fn dots<E: Elem>(x: &Dots) {
         // SAFETY: passed on from the caller.
@@ -48,6 +122,10 @@ pub(crate) trait Simd: Copy {
     }
 
     /// One tile of attention over rows of `E`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `x` must be as [`Step`] says, with queries in
+    /// f32.
     #[inline(always)]
     unsafe fn attend<E: Elem>(x: &mut Step) {
         // SAFETY: passed on from the caller.
@@ -55,6 +133,9 @@ pub(crate) trait Simd: Copy {
     }
 
     /// Sums of up to 16 registers, one per slot of `out`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     #[inline(always)]
     unsafe fn sums<const M: usize>(acc: &[Self::F; M], out: &mut [f32; M]) {
         for (o, &a) in out.iter_mut().zip(acc) {
@@ -64,6 +145,9 @@ pub(crate) trait Simd: Copy {
     }
 
     /// `2^x`, about 2e-7 relative; 0 below -126, NaN stays NaN.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     #[inline(always)]
     unsafe fn exp2(x: Self::F) -> Self::F {
         // SAFETY: the caller enabled the instruction set.
@@ -82,15 +166,22 @@ pub(crate) trait Simd: Copy {
 }
 
 /// A stored element type: how a vector of it is widened to f32.
-///
-/// # Safety
-/// As for [`Simd`].
 pub(crate) trait Elem: Copy {
     /// Bytes of one element.
     const SIZE: usize;
+
+    /// The `S::N` elements from `at`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `S`; `row` must be readable for `S::N` elements from `at`
+    /// on.
     unsafe fn load<S: Simd>(row: *const u8, at: usize) -> S::F;
 
     /// The last `n < S::N` elements from `at`, other lanes zero.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `S`; `row` must be readable for `n` elements from `at` on,
+    /// and `n` be below `S::N`.
     #[inline(always)]
     unsafe fn load_part<S: Simd>(row: *const u8, at: usize, n: usize) -> S::F {
         let mut pad = [0u64; 8];

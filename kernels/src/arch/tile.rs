@@ -26,9 +26,11 @@ pub(crate) struct Dots<'a> {
     /// Query rows.
     pub(crate) rows: usize,
     pub(crate) dim: usize,
+    /// Rows readable for `dim` elements.
     pub(crate) keys: &'a [*const u8],
-    /// What will be read in this order: `keys` first.
+    /// What will be read in this order: `keys` first. The others are only prefetched.
     pub(crate) later: &'a [*const u8],
+    /// Writable for `rows` rows of `keys.len()` numbers.
     pub(crate) out: *mut f32,
     pub(crate) stride: usize,
 }
@@ -45,7 +47,7 @@ pub(crate) struct Step<'a> {
     pub(crate) dim_v: usize,
     pub(crate) k: &'a Window,
     pub(crate) v: &'a Window,
-    /// Valid tokens of the tile.
+    /// Valid tokens of the tile, at most [`TILE`].
     pub(crate) n: usize,
     /// Multiplies the raw dot product.
     pub(crate) scale: f32,

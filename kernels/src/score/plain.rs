@@ -149,7 +149,8 @@ fn stage(
 /// Scores one tile whose codes are assembled. `first`: write the estimates; else add to them.
 ///
 /// # Safety
-/// The job's outputs must be valid for the tile.
+/// The job's outputs must be writable for the tile, by nobody else; unless `first`, its estimates must be
+/// initialised.
 #[inline(always)]
 unsafe fn tile(
     job: &Job,
@@ -189,7 +190,8 @@ unsafe fn tile(
 /// Estimates of all tiles.
 ///
 /// # Safety
-/// Cells and outputs of the job must be valid.
+/// Every cell of the job must be readable as one of the spec, with all its planes, and its outputs
+/// writable, by nobody else.
 #[inline(always)]
 pub(crate) unsafe fn score(job: &Job, planes: u32, dot: impl Dot) {
     let mut codes = [0u8; DIM_MAX * TILE];
@@ -206,7 +208,7 @@ pub(crate) unsafe fn score(job: &Job, planes: u32, dot: impl Dot) {
 /// Adds one plane to the listed tiles.
 ///
 /// # Safety
-/// Cells and outputs of the job must be valid.
+/// As for [`score`], for the listed tiles, whose estimates must be initialised.
 #[inline(always)]
 pub(crate) unsafe fn refine(job: &Job, tiles: &[u32], plane: u32, dot: impl Dot) {
     let mut codes = [0u8; DIM_MAX * TILE];

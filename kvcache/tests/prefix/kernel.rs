@@ -91,6 +91,7 @@ fn files_that_may_not_grow() {
 
 /// Ignores `SIGXFSZ`.
 fn ignore_file_size_signal() {
+    // SAFETY: as the C library declares it; a handler is as wide as an address.
     unsafe extern "C" {
         fn signal(number: i32, handler: usize) -> usize;
     }

@@ -249,6 +249,12 @@ fn capsule(
     }
 }
 
+/// Frees the tensor of a capsule that nobody consumed.
+///
+/// # Safety
+/// Only for Python to call as the destructor of a capsule: `capsule` must be alive, and where its
+/// name is still [`raw::VERSIONED`], its pointer must be that of [`Export::versioned`], not deleted
+/// before.
 unsafe extern "C" fn destroy_versioned(capsule: *mut ffi::PyObject) {
     // SAFETY: called by Python with a live capsule; the old name means nobody took the tensor.
     unsafe {
@@ -258,6 +264,10 @@ unsafe extern "C" fn destroy_versioned(capsule: *mut ffi::PyObject) {
     }
 }
 
+/// The same for an unversioned capsule.
+///
+/// # Safety
+/// As for [`destroy_versioned`], with [`raw::CAPSULE`] and [`Export::unversioned`].
 unsafe extern "C" fn destroy_unversioned(capsule: *mut ffi::PyObject) {
     // SAFETY: as in `destroy_versioned`.
     unsafe {

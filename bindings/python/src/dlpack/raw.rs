@@ -62,6 +62,7 @@ pub(crate) struct Tensor {
 pub(crate) struct Managed {
     pub(crate) tensor: Tensor,
     pub(crate) context: *mut c_void,
+    /// Frees the tensor: to be called once, with this structure, when nobody reads it any more.
     pub(crate) deleter: Option<unsafe extern "C" fn(*mut Managed)>,
 }
 
@@ -76,6 +77,7 @@ pub(crate) struct Version {
 pub(crate) struct ManagedVersioned {
     pub(crate) version: Version,
     pub(crate) context: *mut c_void,
+    /// As [`Managed::deleter`].
     pub(crate) deleter: Option<unsafe extern "C" fn(*mut ManagedVersioned)>,
     pub(crate) flags: u64,
     pub(crate) tensor: Tensor,
@@ -88,10 +90,12 @@ pub(crate) struct Exchange {
     pub(crate) previous: *mut c_void,
     pub(crate) allocate: *const c_void,
     pub(crate) managed_from_object: *const c_void,
-    /// Takes the tensor and gives a new reference to an object of the library; -1 is an error.
+    /// Takes the tensor, which must be alive, and writes a new reference to an object of the library;
+    /// -1 is an error. The interpreter must be attached.
     pub(crate) object_from_managed:
         Option<unsafe extern "C" fn(*mut ManagedVersioned, *mut *mut c_void) -> c_int>,
-    /// Fills a view that is valid while the object lives; -1 is an error.
+    /// Fills a view of an object of the library, valid while that lives; -1 is an error. The
+    /// interpreter must be attached.
     pub(crate) view_of_object: Option<unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int>,
 }
 

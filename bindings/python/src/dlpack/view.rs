@@ -98,6 +98,7 @@ impl View {
 
     /// Whole numbers of one dimension.
     pub(crate) fn numbers(&self) -> PyResult<Vec<i64>> {
+        // The pointer must be readable for one element, which needs no alignment.
         let read: unsafe fn(*const u8) -> i64 = match self.element {
             // SAFETY: readable, by the caller, below.
             Element::I32 => |at| i64::from(unsafe { at.cast::<i32>().read_unaligned() }),
