@@ -44,7 +44,7 @@ print(
 
 # A fork shares the pages and may read by another rule: here until at most 5 % of the softmax mass
 # is left unread, proven for every query head.
-certified = seq.fork(select=kvist.Boxed(max_missed_mass=0.05))
+certified = seq.fork(select=kvist.Select("boxed", max_missed_mass=0.05))
 out, info = certified.attend(0, q, info=True)
 missed = 1 - np.exp(info.lse - every.lse)
 print(

@@ -252,6 +252,14 @@ fn masses_match_f64() {
         }
         let total: f64 = out.iter().map(|&x| f64::from(x)).sum();
         assert!((total - heads as f64).abs() < 1e-3 * heads as f64, "masses of a head sum to 1");
+        select::fold_mass_max(&est, n, scale, &lse, &mut out);
+        for (i, &o) in out.iter().enumerate() {
+            let mass = |h: usize| {
+                (f64::from(est[h * n + i]) * f64::from(scale) - f64::from(lse[h])).exp2()
+            };
+            let want = (0..heads).map(mass).fold(0.0, f64::max);
+            assert!((f64::from(o) - want).abs() <= 1e-5 * want + 1e-36, "{o} {want}");
+        }
     }
 }
 
@@ -314,10 +322,18 @@ fn special_scores_stay_special() {
 fn raw_folds() {
     let est = [1.0, 5.0, -1.0, 3.0, 2.0, f32::NAN];
     let mut out = [0f32; 3];
-    select::fold_max(&est, 3, &mut out);
+    select::fold_max(&est, 3, 2, &mut out);
     assert!(out[..2] == [3.0, 5.0] && out[2].is_nan());
-    select::fold_mean(&est, 3, &mut out);
+    select::fold_mean(&est, 3, 2, &mut out);
     assert!(out[..2] == [2.0, 3.5] && out[2].is_nan());
+    select::fold_max(&est, 3, 2, &mut out[..1]);
+    select::fold_mean(&est[1..], 3, 2, &mut out[1..2]);
+    assert_eq!(out[..2], [3.0, 3.5], "rows may be strided");
+    for est in [&est[..], &[1.0, 5.0, f32::NAN, 3.0, 2.0, -1.0]] {
+        select::fold_mass_max(est, 3, 1.0, &[3.0, 4.0], &mut out);
+        let near = |a: f32, b: f32| (a - b).abs() < 1e-4 * b;
+        assert!(near(out[0], 0.5) && near(out[1], 4.0) && out[2].is_nan(), "{out:?}");
+    }
 }
 
 #[test]

@@ -209,7 +209,12 @@ impl Builder {
         }
         let budget = Arc::new(Budget::new(self.host_bytes));
         let stores = Stores::default();
-        let selector = stores.selector(&self.select, &self.geometry, &budget)?;
+        let selector = stores.selector(
+            &self.select,
+            &self.geometry,
+            &budget,
+            self.disk.is_some() || self.below.is_some(),
+        )?;
         let exec = match (self.exec, self.threads) {
             (Some(exec), _) => exec,
             (None, threads) => {

@@ -50,6 +50,7 @@ pub mod inspect;
 mod layer;
 mod lend;
 mod live;
+mod memory;
 mod miss;
 mod pages;
 mod prefix;
@@ -62,7 +63,7 @@ mod sync;
 mod table;
 pub mod vfs;
 
-pub use attend::{AttendInfo, AttendOptions, BytesRead};
+pub use attend::{AttendInfo, AttendOptions, BytesRead, Scores};
 pub use cache::{Builder, Cache};
 pub use codec::Codec;
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};

@@ -311,7 +311,7 @@ impl Head {
 }
 
 /// Norm of a row, rounded up; 0 for one that is not finite.
-fn norm(row: &[f32]) -> f32 {
+pub(crate) fn norm(row: &[f32]) -> f32 {
     const LANES: usize = 8;
     let mut sums = [0f64; LANES];
     let (body, tail) = row.as_chunks::<LANES>();

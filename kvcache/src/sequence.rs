@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use kvist_kernels::{Tensor3, Tensor3Mut, convert};
 use kvist_policies::Select;
-use kvist_policies::prefetch::Recent;
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
 use crate::layer::{Cut, Layer};
 use crate::live::Stripe;
+use crate::memory::Memories;
 use crate::pages::New;
 use crate::stats::SequenceStats;
 use crate::summaries::Selector;
@@ -26,13 +25,7 @@ pub struct Sequence {
     pub(crate) cache: Cache,
     pub(crate) selector: Selector,
     pub(crate) layers: Vec<Arc<Layer>>,
-    /// What each head of each layer read last, for prefetching; only with a lower tier.
-    pub(crate) recent: Vec<Mutex<Vec<Recent>>>,
-}
-
-pub(crate) fn no_recent(cache: &Cache) -> Vec<Mutex<Vec<Recent>>> {
-    let layers = cache.shared.tier.as_ref().map_or(0, |_| cache.geometry().layers);
-    std::iter::repeat_with(Mutex::default).take(layers).collect()
+    pub(crate) memories: Memories,
 }
 
 impl Sequence {
@@ -42,13 +35,8 @@ impl Sequence {
         let layer =
             |(i, &dense): (usize, &bool)| Arc::new(Layer::new(shared, i, !dense && summarised));
         let layers = shared.dense_layers.iter().enumerate().map(layer).collect();
-        let recent = no_recent(&cache);
-        Sequence { cache, selector, layers, recent }
-    }
-
-    /// What each head of a layer read last. Only with a lower tier.
-    pub(crate) fn recent(&self, layer: usize) -> MutexGuard<'_, Vec<Recent>> {
-        self.recent[layer].lock()
+        let memories = Memories::new(cache.geometry().layers);
+        Sequence { cache, selector, layers, memories }
     }
 
     /// The cache this sequence belongs to.
@@ -180,7 +168,7 @@ impl Sequence {
             cache: self.cache.clone(),
             selector: self.selector.clone(),
             layers: self.layers.clone(),
-            recent: no_recent(&self.cache),
+            memories: self.memories.forked(),
         }
     }
 
@@ -192,7 +180,8 @@ impl Sequence {
     /// fit, [`Error::Missing`] if a page cannot be brought back for them.
     pub fn fork_with(&self, select: &Select) -> Result<Sequence, Error> {
         let shared = &self.cache.shared;
-        let selector = shared.stores.selector(select, &shared.geometry, &shared.budget)?;
+        let tiered = shared.tier.is_some();
+        let selector = shared.stores.selector(select, &shared.geometry, &shared.budget, tiered)?;
         let spec = |s: &Selector| s.store.as_ref().map(|s| s.spec);
         let same = spec(&selector) == spec(&self.selector);
         let layer = |(from, &dense): (&Arc<Layer>, &bool)| -> Result<Arc<Layer>, Error> {
@@ -205,8 +194,8 @@ impl Sequence {
         };
         let layers = self.layers.iter().zip(&shared.dense_layers).map(layer);
         let layers = layers.collect::<Result<_, _>>()?;
-        let recent = no_recent(&self.cache);
-        Ok(Sequence { cache: self.cache.clone(), selector, layers, recent })
+        let memories = self.memories.with_selector();
+        Ok(Sequence { cache: self.cache.clone(), selector, layers, memories })
     }
 
     /// Forgets the tokens from `len` on, in every layer that has more. Equal to having appended
@@ -238,6 +227,7 @@ impl Sequence {
                 Layer::apply(layer, shared, selector, len, cut);
             }
         }
+        self.memories.cut(len);
         Ok(())
     }
 

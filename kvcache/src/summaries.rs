@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvist_kernels::summary::{self, BoxedSpec, UnitKind, UnitSpec};
+use kvist_kernels::summary::{self, BoxedSpec, LowBitSpec, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
-use kvist_policies::Select;
+use kvist_policies::{Digest, Method, Refine, Row, Select};
 
 use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
@@ -20,33 +20,53 @@ pub(crate) enum Spec {
     Units(UnitSpec),
     /// Box and bit planes of 64 finished tokens.
     Boxed(BoxedSpec),
+    /// Unit rows, then keys of a few bits, both kept up to date token by token.
+    Pruned(UnitSpec, LowBitSpec),
 }
 
 impl Spec {
-    fn of(select: &Select, geometry: &Geometry) -> Result<Option<Spec>, Error> {
+    fn of(method: &Method, geometry: &Geometry) -> Result<Option<Spec>, Error> {
         let Geometry { dim_k, dtype, .. } = *geometry;
-        Ok(match select {
-            Select::Full => None,
-            Select::Quest(q) => {
-                Some(Spec::Units(UnitSpec::new(UnitKind::Box, dim_k, dtype, q.unit_tokens)?))
-            }
-            Select::Boxed(b) => Some(Spec::Boxed(BoxedSpec::new(dim_k, b.planes)?)),
-        })
+        let parts = match method {
+            Method::Full => return Ok(None),
+            Method::Boxed(b) => return Ok(Some(Spec::Boxed(BoxedSpec::new(dim_k, b.planes)?))),
+            Method::Parts(parts) => parts,
+        };
+        let Digest::Units { row, tokens } = parts.digest else { return Ok(None) };
+        let kind = match row {
+            Row::Box => UnitKind::Box,
+            Row::MeanBox => UnitKind::MeanBox,
+            Row::Mean => UnitKind::Mean,
+            Row::Moments => UnitKind::Moment2,
+        };
+        let units = UnitSpec::new(kind, dim_k, dtype, tokens)?;
+        Ok(Some(match parts.refine {
+            None => Spec::Units(units),
+            Some(Refine::TopP { bits, .. }) => Spec::Pruned(units, LowBitSpec::new(dim_k, bits)?),
+        }))
     }
 
     fn cell_bytes(&self) -> usize {
         match self {
             Spec::Units(u) => u.cell_bytes(),
             Spec::Boxed(b) => b.cell_bytes(),
+            Spec::Pruned(u, l) => u.cell_bytes() + l.cell_bytes(),
         }
     }
 
     /// What stands for it in files: kind, parameter, bytes of a cell. Whoever changes what a cell holds
     /// takes another kind.
     pub(crate) fn code(&self) -> [u32; 3] {
+        let rows = |u: &UnitSpec| match u.kind() {
+            UnitKind::Box => 1,
+            UnitKind::MeanBox => 3,
+            UnitKind::Mean => 4,
+            UnitKind::Moment2 => 5,
+        };
         let (kind, parameter) = match self {
-            Spec::Units(u) => (1, u.unit_tokens() as u32),
+            Spec::Units(u) => (rows(u), u.unit_tokens() as u32),
             Spec::Boxed(b) => (2, b.planes()),
+            Spec::Pruned(u, l) => (rows(u) | l.bits() << 8, u.unit_tokens() as u32),
         };
         [kind, parameter, self.cell_bytes() as u32]
     }
@@ -54,7 +74,7 @@ impl Spec {
     /// Cells that `len` tokens need.
     pub(crate) fn cells(&self, len: usize) -> usize {
         match self {
-            Spec::Units(_) => len.div_ceil(TILE),
+            Spec::Units(_) | Spec::Pruned(..) => len.div_ceil(TILE),
             Spec::Boxed(_) => len / TILE,
         }
     }
@@ -64,6 +84,10 @@ impl Spec {
 #[derive(Clone, Debug)]
 pub(crate) struct Selector {
     pub(crate) select: Select,
+    /// How `select` is carried out.
+    pub(crate) method: Method,
+    /// A shorter sequence is read whole.
+    pub(crate) floor_tokens: usize,
     pub(crate) store: Option<Store>,
 }
 
@@ -84,10 +108,20 @@ impl Stores {
         select: &Select,
         geometry: &Geometry,
         budget: &Arc<Budget>,
+        tiered: bool,
     ) -> Result<Selector, Error> {
         select.validate()?;
-        let Some(spec) = Spec::of(select, geometry)? else {
-            return Ok(Selector { select: select.clone(), store: None });
+        let (select, method) = (select.clone(), select.method());
+        let floor_tokens = select.floor_tokens();
+        if tiered
+            && let Method::Parts(parts) = &method
+            && parts.needs_keys()
+        {
+            let expected = "one that goes by summaries, as keys may leave host memory";
+            return Err(Error::setting("select", expected, select.name()));
+        }
+        let Some(spec) = Spec::of(&method, geometry)? else {
+            return Ok(Selector { select, method, floor_tokens, store: None });
         };
         let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let store = match stores.iter().find(|s| s.spec == spec) {
@@ -103,7 +137,7 @@ impl Stores {
                 stores[stores.len() - 1].clone()
             }
         };
-        Ok(Selector { select: select.clone(), store: Some(store) })
+        Ok(Selector { select, method, floor_tokens, store: Some(store) })
     }
 
     /// Bytes of summary cells in use.
@@ -144,16 +178,43 @@ impl Store {
                 // SAFETY: 64 readable rows, by the caller (boxed cells are made for whole tiles).
                 unsafe { summary::build_boxed_at(Isa::level(), spec, dtype, &rows, bytes) }
             }
-            Spec::Units(spec) => {
-                let unit = spec.unit_tokens();
-                let mut at = first.max(had) / unit * unit;
-                while at < last {
-                    let rows: Vec<*const u8> = (at..(at + unit).min(last)).map(&row).collect();
-                    // SAFETY: readable rows, by the caller.
-                    unsafe { summary::update_unit(spec, bytes, (at - first) / unit, 0, &rows) }
-                    at += unit;
+            // SAFETY: readable rows, by the caller.
+            Spec::Units(spec) => unsafe {
+                update_units(spec, bytes, first.max(had), last, first, row)
+            },
+            Spec::Pruned(units, low) => {
+                let (front, back) = bytes.split_at_mut(units.cell_bytes());
+                let new = first.max(had)..last;
+                let rows: Vec<*const u8> = new.clone().map(&row).collect();
+                // SAFETY: readable rows, by the caller.
+                unsafe {
+                    update_units(units, front, new.start, last, first, row);
+                    summary::build_low_bit(low, dtype, new.start - first, &rows, back);
                 }
             }
         }
+    }
+}
+
+/// Brings the unit rows of a tile that begins at token `first` to `last` tokens, given that they were
+/// right for those before `from`.
+///
+/// # Safety
+/// `row(t)` must be readable as a key of the spec's dtype for every token of the tile below `last`.
+unsafe fn update_units(
+    spec: &UnitSpec,
+    bytes: &mut [u8],
+    from: usize,
+    last: usize,
+    first: usize,
+    row: impl Fn(usize) -> *const u8,
+) {
+    let unit = spec.unit_tokens();
+    let mut at = from / unit * unit;
+    while at < last {
+        let rows: Vec<*const u8> = (at..(at + unit).min(last)).map(&row).collect();
+        // SAFETY: readable rows, by the caller.
+        unsafe { summary::update_unit(spec, bytes, (at - first) / unit, 0, &rows) }
+        at += unit;
     }
 }

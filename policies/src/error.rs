@@ -16,8 +16,32 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// A preset has no setting of that name.
+    #[error("{selector}: unknown setting {setting:?}{}; there are: {known}", hint(.suggestion.as_deref()))]
+    UnknownSetting {
+        /// The preset.
+        selector: &'static str,
+        /// The setting asked for.
+        setting: String,
+        /// The nearest setting there is, if one is near.
+        suggestion: Option<String>,
+        /// All its settings.
+        known: String,
+    },
+    /// A setting is of another type.
+    #[error("{selector}: {setting}: {problem} (found {found})")]
+    SettingType {
+        /// The preset.
+        selector: &'static str,
+        /// The setting.
+        setting: String,
+        /// What was expected.
+        problem: String,
+        /// What it is, as JSON.
+        found: String,
+    },
     /// No policy of that name.
-    #[error("unknown selector {name:?}{}; there are: {known}", hint(.suggestion))]
+    #[error("unknown selector {name:?}{}; there are: {known}", hint(*.suggestion))]
     UnknownName {
         /// The name asked for.
         name: String,
@@ -28,7 +52,7 @@ pub enum Error {
     },
 }
 
-fn hint(suggestion: &Option<&'static str>) -> String {
+fn hint(suggestion: Option<&str>) -> String {
     suggestion.map(|s| format!(", did you mean {s:?}?")).unwrap_or_default()
 }
 

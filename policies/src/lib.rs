@@ -16,4 +16,8 @@ mod select;
 
 pub use error::Error;
 pub use keep::Keep;
-pub use select::{Boxed, PRESETS, Preset, Quest, Select, nearest, selection_presets};
+pub use select::{
+    ArkVale, Boxed, Digest, Dsa, Fold, MagicDec, Method, Nsa, PRESETS, Parts, Preset, Quest,
+    Refine, Reuse, Row, Rule, Scope, Select, SnapKv, Streaming, TidalDecode, TokenSelect, Twilight,
+    nearest, selection_presets,
+};

@@ -126,9 +126,9 @@ impl PyCache {
 
     /// Attention of several sequences in one call; pages they share are read once.
     #[pyo3(signature = (layer, q, sequences, *, queries=None, info=false, scale=None, soft_cap=0.0,
-                        window=Whole::from(0), sinks=None, selected=None, bound=None),
+                        window=Whole::from(0), sinks=None, selected=None, bound=None, scores=None),
            text_signature = "($self, layer, q, sequences, *, queries=None, info=False, scale=None, \
-                             soft_cap=0.0, window=0, sinks=None, selected=None, bound=None)")]
+                             soft_cap=0.0, window=0, sinks=None, selected=None, bound=None, scores=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn attend_batch<'py>(
         &self,
@@ -144,9 +144,10 @@ impl PyCache {
         sinks: Option<&Bound<'py, PyAny>>,
         selected: Option<bool>,
         bound: Option<bool>,
+        scores: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (cache, layer) = (self.get()?, layer.layer()?);
-        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound)?;
+        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound, scores)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows3("[sum of queries, q_heads, head_dim]")?;
         let queries = match queries {
@@ -240,7 +241,7 @@ impl PyCache {
 
     /// The selector of new sequences.
     #[getter]
-    fn select(&self, py: Python) -> PyResult<Py<PyAny>> {
+    fn select(&self, py: Python) -> PyResult<Py<select::PySelect>> {
         select::object_of(py, self.get()?.select())
     }
 

@@ -1,158 +1,87 @@
 //! Selectors as Python objects, and names and budgets as arguments.
 
 use kvist::format::BlockDType;
-use kvist::policies::{self, Boxed, Quest, Select};
+use kvist::policies::{self, Select};
 use kvist_kernels::DType;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use serde_json::{Map, Value};
 
 use crate::error::{from_policy, option_error, raise};
 use crate::number::{Whole, optional};
 
-/// Dense attention over every token.
-#[pyclass(frozen, eq, name = "Full", module = "kvist")]
+/// A selector: a preset by name, with its settings.
+#[pyclass(frozen, eq, name = "Select", module = "kvist")]
 #[derive(Clone, PartialEq)]
-pub(crate) struct PyFull;
+pub(crate) struct PySelect(Select);
 
 #[pymethods]
-impl PyFull {
+impl PySelect {
     #[new]
-    fn new() -> PyFull {
-        PyFull
+    #[pyo3(signature = (name, /, **settings), text_signature = "(name, /, **settings)")]
+    fn new(name: &str, settings: Option<&Bound<PyDict>>) -> PyResult<PySelect> {
+        let mut changed = Map::new();
+        for (key, value) in settings.into_iter().flatten() {
+            let key: String = key.extract()?;
+            changed.insert(key.clone(), json_of(&key, &value)?);
+        }
+        Select::configured(name, changed).map(PySelect).map_err(|e| from_policy(&e))
     }
 
-    fn __repr__(&self) -> &'static str {
-        "Full()"
+    /// The preset's name.
+    #[getter]
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// All settings by name.
+    #[getter]
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let text = Value::Object(self.0.settings()).to_string();
+        py.import("json")?.call_method1("loads", (text,))
+    }
+
+    /// A setting.
+    fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let found = self.settings(py)?.cast_into::<PyDict>()?.get_item(name)?;
+        found.ok_or_else(|| {
+            PyAttributeError::new_err(format!("select {:?} has no setting {name:?}", self.0.name()))
+        })
+    }
+
+    fn __repr__(&self, py: Python) -> PyResult<String> {
+        let mut text = format!("Select({:?}", self.0.name());
+        for (key, value) in self.settings(py)?.cast_into::<PyDict>()? {
+            text += &format!(", {key}={}", value.repr()?);
+        }
+        Ok(text + ")")
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (String, String))> {
+        let make = py.import("kvist._kvist")?.getattr("_select_from_json")?;
+        let settings = Value::Object(self.0.settings()).to_string();
+        Ok((make, (self.0.name().to_owned(), settings)))
     }
 }
 
-/// Quest: units of consecutive tokens ranked by the bound of their key box.
-#[pyclass(frozen, eq, name = "Quest", module = "kvist")]
-#[derive(Clone, PartialEq)]
-pub(crate) struct PyQuest(Quest);
-
-#[pymethods]
-impl PyQuest {
-    #[new]
-    #[pyo3(signature = (*, budget=Whole::from(1024), unit_tokens=Whole::from(16)),
-           text_signature = "(*, budget=1024, unit_tokens=16)")]
-    fn new(budget: Whole, unit_tokens: Whole) -> PyResult<PyQuest> {
-        let (budget, unit_tokens) = (budget.get("budget")?, unit_tokens.get("unit_tokens")?);
-        let quest = Quest { budget, unit_tokens };
-        checked(Select::Quest(quest.clone())).map(|_| PyQuest(quest))
-    }
-
-    #[getter]
-    fn budget(&self) -> usize {
-        self.0.budget
-    }
-
-    #[getter]
-    fn unit_tokens(&self) -> usize {
-        self.0.unit_tokens
-    }
-
-    fn __repr__(&self) -> String {
-        format!("Quest(budget={}, unit_tokens={})", self.0.budget, self.0.unit_tokens)
-    }
+/// A selector from its name and its settings as JSON.
+#[pyfunction]
+pub(crate) fn _select_from_json(name: &str, settings: &str) -> PyResult<PySelect> {
+    let settings =
+        serde_json::from_str(settings).map_err(|e| option_error("settings", "a JSON object", e))?;
+    Select::configured(name, settings).map(PySelect).map_err(|e| from_policy(&e))
 }
 
-/// kvist's own selector: tokens ranked by nested bit planes inside key boxes.
-#[pyclass(frozen, eq, name = "Boxed", module = "kvist")]
-#[derive(Clone, PartialEq)]
-pub(crate) struct PyBoxed(Boxed);
-
-#[pymethods]
-impl PyBoxed {
-    #[new]
-    #[pyo3(signature = (*, planes=None, budget=None, top_p=None, max_missed_mass=None,
-                        min_tokens=None, max_tokens=None, sinks=Whole::from(16),
-                        recent=Whole::from(64)),
-           text_signature = "(*, planes=None, budget=None, top_p=None, max_missed_mass=None, \
-                             min_tokens=None, max_tokens=None, sinks=16, recent=64)")]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
-    fn new(
-        planes: Option<Whole>,
-        budget: Option<Whole>,
-        top_p: Option<f32>,
-        max_missed_mass: Option<f32>,
-        min_tokens: Option<Whole>,
-        max_tokens: Option<Whole>,
-        sinks: Whole,
-        recent: Whole,
-    ) -> PyResult<PyBoxed> {
-        // A certificate reads every plane, and a finer one proves more.
-        let planes = optional(planes, "planes")?;
-        let planes = planes.unwrap_or(if max_missed_mass.is_some() { 4 } else { 3 });
-        let boxed = Boxed {
-            planes: u32::try_from(planes).unwrap_or(u32::MAX),
-            budget: optional(budget, "budget")?,
-            top_p,
-            max_missed_mass,
-            min_tokens: optional(min_tokens, "min_tokens")?,
-            max_tokens: optional(max_tokens, "max_tokens")?,
-            sinks: sinks.get("sinks")?,
-            recent: recent.get("recent")?,
-        };
-        checked(Select::Boxed(boxed.clone())).map(|_| PyBoxed(boxed))
-    }
-
-    #[getter]
-    fn planes(&self) -> u32 {
-        self.0.planes
-    }
-
-    #[getter]
-    fn budget(&self) -> Option<usize> {
-        self.0.budget
-    }
-
-    #[getter]
-    fn top_p(&self) -> Option<f32> {
-        self.0.top_p
-    }
-
-    #[getter]
-    fn max_missed_mass(&self) -> Option<f32> {
-        self.0.max_missed_mass
-    }
-
-    #[getter]
-    fn min_tokens(&self) -> Option<usize> {
-        self.0.min_tokens
-    }
-
-    #[getter]
-    fn max_tokens(&self) -> Option<usize> {
-        self.0.max_tokens
-    }
-
-    #[getter]
-    fn sinks(&self) -> usize {
-        self.0.sinks
-    }
-
-    #[getter]
-    fn recent(&self) -> usize {
-        self.0.recent
-    }
-
-    fn __repr__(&self) -> String {
-        let b = &self.0;
-        let mut fields = vec![format!("planes={}", b.planes)];
-        let optional = [
-            ("budget", b.budget.map(|x| x.to_string())),
-            ("top_p", b.top_p.map(|x| x.to_string())),
-            ("max_missed_mass", b.max_missed_mass.map(|x| x.to_string())),
-            ("min_tokens", b.min_tokens.map(|x| x.to_string())),
-            ("max_tokens", b.max_tokens.map(|x| x.to_string())),
-        ];
-        let given = |(name, x): (&str, Option<String>)| x.map(|x| format!("{name}={x}"));
-        fields.extend(optional.into_iter().filter_map(given));
-        fields.push(format!("sinks={}, recent={}", b.sinks, b.recent));
-        format!("Boxed({})", fields.join(", "))
-    }
+/// A setting's value as JSON: whole numbers of any type, floats, text, `None` and lists of these.
+fn json_of(key: &str, value: &Bound<PyAny>) -> PyResult<Value> {
+    let py = value.py();
+    let options = PyDict::new(py);
+    options.set_item("default", py.import("operator")?.getattr("index")?)?;
+    options.set_item("allow_nan", false)?;
+    let text = py.import("json")?.call_method("dumps", (value,), Some(&options));
+    let parsed = text.ok().and_then(|t| serde_json::from_str(&t.extract::<String>().ok()?).ok());
+    parsed.ok_or_else(|| option_error(key, "a finite number, text, None or a list", value))
 }
 
 fn checked(select: Select) -> PyResult<Select> {
@@ -164,15 +93,11 @@ fn checked(select: Select) -> PyResult<Select> {
 pub(crate) fn select_of(select: &Bound<PyAny>, budget: Option<usize>) -> PyResult<Select> {
     let chosen = if let Ok(name) = select.extract::<String>() {
         Select::parse(&name).map_err(|e| from_policy(&e))?
-    } else if let Ok(boxed) = select.cast::<PyBoxed>() {
-        Select::Boxed(boxed.get().0.clone())
-    } else if let Ok(quest) = select.cast::<PyQuest>() {
-        Select::Quest(quest.get().0.clone())
-    } else if select.cast::<PyFull>().is_ok() {
-        Select::Full
+    } else if let Ok(select) = select.cast::<PySelect>() {
+        select.get().0.clone()
     } else {
         return Err(PyTypeError::new_err(format!(
-            "select: expected a name or a Full, Quest or Boxed object, found {}",
+            "select: expected a name or a Select object, found {}",
             select.get_type().name()?
         )));
     };
@@ -188,12 +113,8 @@ pub(crate) fn select_of(select: &Bound<PyAny>, budget: Option<usize>) -> PyResul
 }
 
 /// `select` as a Python object.
-pub(crate) fn object_of(py: Python, select: &Select) -> PyResult<Py<PyAny>> {
-    Ok(match select {
-        Select::Full => Py::new(py, PyFull)?.into_any(),
-        Select::Quest(quest) => Py::new(py, PyQuest(quest.clone()))?.into_any(),
-        Select::Boxed(boxed) => Py::new(py, PyBoxed(boxed.clone()))?.into_any(),
-    })
+pub(crate) fn object_of(py: Python, select: &Select) -> PyResult<Py<PySelect>> {
+    Py::new(py, PySelect(select.clone()))
 }
 
 /// The selector object behind a name or object, checked.
@@ -203,7 +124,7 @@ pub(crate) fn selection(
     py: Python,
     select: SelectArg,
     budget: Option<Whole>,
-) -> PyResult<Py<PyAny>> {
+) -> PyResult<Py<PySelect>> {
     object_of(py, &select.resolve(py, optional(budget, "budget")?)?)
 }
 

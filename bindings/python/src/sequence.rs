@@ -2,7 +2,7 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use kvist::AttendOptions;
+use kvist::{AttendOptions, Scores};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -27,10 +27,13 @@ pub(crate) struct AttendArgs {
     sinks: Option<Vec<f32>>,
     selected: bool,
     bound: bool,
+    /// `[queries, heads, units]`, and its shape.
+    scores: Option<(Vec<f32>, [usize; 3])>,
 }
 
 impl AttendArgs {
     /// `selected` and `bound` default to `info`: what is not returned is not computed.
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     pub(crate) fn new(
         info: bool,
         scale: Option<f32>,
@@ -39,6 +42,7 @@ impl AttendArgs {
         sinks: Option<&Bound<PyAny>>,
         selected: Option<bool>,
         bound: Option<bool>,
+        scores: Option<&Bound<PyAny>>,
     ) -> PyResult<AttendArgs> {
         let sinks = sinks.map(|s| Input::new(s, "sinks")).transpose()?;
         if let Some(sinks) = &sinks
@@ -47,9 +51,15 @@ impl AttendArgs {
             return Err(shape_error("sinks", "[q_heads]", sinks.shape()));
         }
         let sinks = sinks.map(|s| s.floats());
+        let scores = scores.map(|s| Input::new(s, "scores")).transpose()?;
+        let scores = scores.map(|s| match *s.shape() {
+            [queries, heads, units] => Ok((s.floats(), [queries, heads, units])),
+            ref other => Err(shape_error("scores", "[queries, heads, units]", other)),
+        });
+        let scores = scores.transpose()?;
         let window = window.get("window")?;
         let (selected, bound) = (selected.unwrap_or(info), bound.unwrap_or(info));
-        Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound })
+        Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound, scores })
     }
 
     pub(crate) fn options(&self) -> AttendOptions<'_> {
@@ -60,6 +70,11 @@ impl AttendArgs {
             sinks: self.sinks.as_deref(),
             selected: self.selected,
             bound: self.bound,
+            scores: self.scores.as_ref().map(|(values, [_, heads, units])| Scores {
+                values,
+                heads: *heads,
+                units: *units,
+            }),
         }
     }
 }
@@ -146,9 +161,9 @@ impl PySequence {
     /// Attention with the last positions of a layer: `q` `[q_heads, head_dim]` or `[queries, q_heads,
     /// head_dim]`; the result has the same form, dtype and library. With `info` also what was read.
     #[pyo3(signature = (layer, q, *, info=false, scale=None, soft_cap=0.0, window=Whole::from(0),
-                        sinks=None, selected=None, bound=None),
+                        sinks=None, selected=None, bound=None, scores=None),
            text_signature = "($self, layer, q, *, info=False, scale=None, soft_cap=0.0, window=0, \
-                             sinks=None, selected=None, bound=None)")]
+                             sinks=None, selected=None, bound=None, scores=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn attend<'py>(
         &self,
@@ -162,9 +177,10 @@ impl PySequence {
         sinks: Option<&Bound<'py, PyAny>>,
         selected: Option<bool>,
         bound: Option<bool>,
+        scores: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let layer = layer.layer()?;
-        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound)?;
+        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound, scores)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows()?;
         let flat = input.shape().len() == 2;
@@ -199,7 +215,7 @@ impl PySequence {
             Some(select) => select.resolve(py, budget)?,
             None => {
                 let own = self.look(py, |s| Ok(s.select().clone()))?;
-                SelectArg::Object(select::object_of(py, &own)?).resolve(py, budget)?
+                SelectArg::Object(select::object_of(py, &own)?.into_any()).resolve(py, budget)?
             }
         };
         self.look(py, |s| Ok(PySequence::new(s.fork_with(&chosen)?)))
@@ -291,7 +307,7 @@ impl PySequence {
 
     /// The selector of this sequence.
     #[getter]
-    fn select(&self, py: Python) -> PyResult<Py<PyAny>> {
+    fn select(&self, py: Python) -> PyResult<Py<select::PySelect>> {
         let own = self.look(py, |s| Ok(s.select().clone()))?;
         select::object_of(py, &own)
     }

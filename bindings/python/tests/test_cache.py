@@ -98,7 +98,7 @@ def test_a_budget_is_kept_and_a_full_one_is_dense(rng, select):
 
 def test_the_certificate_holds(rng):
     k, v = rows(rng, 1500) * 2, rows(rng, 1500)
-    seq = make(kvist.Boxed(max_missed_mass=0.05)).sequence()
+    seq = make(kvist.Select("boxed", max_missed_mass=0.05)).sequence()
     seq.append(0, k, v)
     for _ in range(5):
         q = rows(rng, 1, 6)

@@ -93,7 +93,7 @@ def test_wrong_options():
         ({"select": "boxd"}, kvist.UnknownNameError, 'did you mean "boxed"'),
         ({"dtype": "bf61"}, kvist.UnknownNameError, 'did you mean "bf16"'),
         ({"dtype": torch.int8}, kvist.UnknownNameError, "expected f32, f16 or bf16"),
-        ({"select": 7}, TypeError, "a name or a Full, Quest or Boxed object, found int"),
+        ({"select": 7}, TypeError, "a name or a Select object, found int"),
         ({"budget": 100}, kvist.OptionError, "none with select 'full'.*100"),
         ({"select": "boxed", "budget": 10}, kvist.OptionError, "budget.*found 10"),
         ({"host": "2 gigs"}, kvist.OptionError, "2GiB"),
@@ -131,9 +131,9 @@ def test_wrong_options():
         {"sinks": -1}, {"budget": 0},
     ):  # fmt: skip
         with pytest.raises(kvist.OptionError, match=next(iter(bad))):
-            kvist.Boxed(**bad)
+            kvist.Select("boxed", **bad)
     with pytest.raises(kvist.OptionError, match="unit_tokens"):
-        kvist.Quest(unit_tokens=24)
+        kvist.Select("quest", unit_tokens=24)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ SHAPE = {"layers": 2, "q_heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "f32
 
 
 def cache(path, **more):
-    options = {"host": "16MiB", "select": kvist.Boxed(budget=128), "model": "weights 1"}
+    options = {"host": "16MiB", "select": kvist.Select("boxed", budget=128), "model": "weights 1"}
     return kvist.Cache(**SHAPE, disk=(path, "64MiB"), **{**options, **more})
 
 

@@ -2,10 +2,11 @@
 //!
 //! [`boxed`] estimates q.k of every token from boxed codes, with rigorous bounds on request, and
 //! [`refine`] adds planes where it matters; [`units`] scores unit rows (Quest's bound, means, mean and
-//! variance). All work on a [`CellList`], the summaries of one KV head in tile order. The result for a
+//! variance), [`low_bit`] listed tokens by keys of a few bits. All work on a [`CellList`], the summaries of one KV head in tile order. The result for a
 //! tile depends on nothing but that tile and the query, so lists may be split anywhere.
 
 mod boxed;
+mod low_bit;
 pub(crate) mod plain;
 mod units;
 
@@ -15,12 +16,15 @@ use crate::Error;
 
 pub use boxed::{BoxedQuery, RawScores, boxed, boxed_raw, refine, refine_raw};
 pub(crate) use boxed::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, TINY, half_cell, slack};
+pub use low_bit::{low_bit, low_bit_at};
 pub use units::{UnitQuery, units, units_upper};
 
 /// The cells of one KV head's tiles, in tile order.
 #[derive(Clone, Copy, Debug)]
 pub struct CellList<'a> {
     base: *const u8,
+    /// Bytes from one cell to the next.
+    stride: usize,
     cell_bytes: usize,
     ids: &'a [u32],
     _life: PhantomData<&'a [u8]>,
@@ -38,7 +42,7 @@ impl<'a> CellList<'a> {
     /// Every listed cell must be readable and unchanged for `'a`.
     #[must_use]
     pub unsafe fn new(base: *const u8, cell_bytes: usize, ids: &'a [u32]) -> CellList<'a> {
-        CellList { base, cell_bytes, ids, _life: PhantomData }
+        CellList { base, stride: cell_bytes, cell_bytes, ids, _life: PhantomData }
     }
 
     /// Cells of a slice.
@@ -81,6 +85,16 @@ impl<'a> CellList<'a> {
         CellList { ids: &self.ids[from..to], ..*self }
     }
 
+    /// The `bytes` from byte `from` of each cell, for cells that hold several digests.
+    ///
+    /// # Panics
+    /// If a cell does not have them.
+    #[must_use]
+    pub fn part(&self, from: usize, bytes: usize) -> CellList<'a> {
+        assert!(from + bytes <= self.cell_bytes, "{from} + {bytes} of {}", self.cell_bytes);
+        CellList { base: self.base.wrapping_add(from), cell_bytes: bytes, ..*self }
+    }
+
     /// Bytes of a cell.
     #[must_use]
     pub fn cell_bytes(&self) -> usize {
@@ -89,6 +103,6 @@ impl<'a> CellList<'a> {
 
     /// Address of a tile's cell.
     pub(crate) fn cell(&self, tile: usize) -> *const u8 {
-        self.base.wrapping_add(self.ids[tile] as usize * self.cell_bytes)
+        self.base.wrapping_add(self.ids[tile] as usize * self.stride)
     }
 }

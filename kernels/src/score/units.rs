@@ -48,7 +48,7 @@ impl UnitQuery {
         for q in q.chunks_exact(spec.dim()) {
             match spec.kind() {
                 // NaN stays NaN in both parts.
-                UnitKind::Box => {
+                UnitKind::Box | UnitKind::MeanBox => {
                     wide.extend(q.iter().map(|&x| if x < 0.0 { 0.0 } else { x }));
                     wide.extend(q.iter().map(|&x| if x > 0.0 { 0.0 } else { x }));
                 }

@@ -238,37 +238,59 @@ fn fold_at(
     }
 }
 
+/// Largest softmax mass of each unit over the group (ShadowKV's fold): as [`fold_mass_strided`], the
+/// maximum instead of the sum. NaN wins.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn fold_mass_max(est: &[f32], stride: usize, scale_log2: f32, lse2: &[f32], out: &mut [f32]) {
+    let n = out.len();
+    check(est, stride, n, lse2.len());
+    out.fill(0.0);
+    for (g, &lse) in lse2.iter().enumerate() {
+        let offset = fold_offset(lse);
+        for (o, x) in out.iter_mut().zip(&est[(g * stride).min(est.len())..]) {
+            let mass = exp2::<false>(x * scale_log2 - offset);
+            *o = if mass > *o || mass.is_nan() { mass } else { *o };
+        }
+    }
+}
+
 fn check(est: &[f32], stride: usize, n: usize, heads: usize) {
     assert!(stride >= n, "{n} scores at stride {stride}");
     let need = heads.saturating_sub(1) * stride + if heads > 0 { n } else { 0 };
     assert!(est.len() >= need, "{} scores of {heads} heads x {n}", est.len());
 }
 
-fn fold_rows(est: &[f32], n: usize, out: &mut [f32], join: impl Fn(f32, f32) -> f32) {
-    assert!(n > 0 || est.is_empty(), "{} scores of 0 units", est.len());
-    assert!(n == 0 || est.len().is_multiple_of(n), "{} scores in rows of {n}", est.len());
-    assert_eq!(out.len(), n, "weights of {n} units");
-    for (g, row) in est.chunks_exact(n.max(1)).enumerate() {
-        for (o, &x) in out.iter_mut().zip(row) {
+fn fold_rows(
+    est: &[f32],
+    stride: usize,
+    heads: usize,
+    out: &mut [f32],
+    join: impl Fn(f32, f32) -> f32,
+) {
+    check(est, stride, out.len(), heads);
+    for g in 0..heads {
+        for (o, &x) in out.iter_mut().zip(&est[(g * stride).min(est.len())..]) {
             *o = if g == 0 { x } else { join(*o, x) };
         }
     }
 }
 
-/// Largest raw score over the group (Quest's fold), `est` `[G][n]`. NaN wins.
+/// Largest raw score over the group (Quest's fold): `est` `[heads][..]`, rows `stride` apart, of which
+/// the first `out.len()` count. NaN wins.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn fold_max(est: &[f32], n: usize, out: &mut [f32]) {
-    fold_rows(est, n, out, |a, b| if b > a || b.is_nan() { b } else { a });
+pub fn fold_max(est: &[f32], stride: usize, heads: usize, out: &mut [f32]) {
+    fold_rows(est, stride, heads, out, |a, b| if b > a || b.is_nan() { b } else { a });
 }
 
-/// Mean raw score over the group (ArkVale's fold), `est` `[G][n]`.
+/// Mean raw score over the group (ArkVale's fold), laid out as for [`fold_max`].
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn fold_mean(est: &[f32], n: usize, out: &mut [f32]) {
-    fold_rows(est, n, out, |a, b| a + b);
-    let heads = est.len().checked_div(n).unwrap_or(0).max(1);
-    out.iter_mut().for_each(|o| *o /= heads as f32);
+pub fn fold_mean(est: &[f32], stride: usize, heads: usize, out: &mut [f32]) {
+    fold_rows(est, stride, heads, out, |a, b| a + b);
+    out.iter_mut().for_each(|o| *o /= heads.max(1) as f32);
 }

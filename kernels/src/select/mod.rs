@@ -9,6 +9,8 @@ mod radix;
 mod top;
 
 pub(crate) use fold::{EXP2, fold_offset};
-pub use fold::{fold_mass, fold_mass_strided, fold_max, fold_mean, log2_add, lse2, lse2_strided};
+pub use fold::{
+    fold_mass, fold_mass_max, fold_mass_strided, fold_max, fold_mean, log2_add, lse2, lse2_strided,
+};
 pub use forced::{top_k_forced, top_p_forced};
 pub use top::{at_least, threshold, top_k, top_p};

@@ -1,8 +1,9 @@
 //! Unit rows: one row of numbers per unit of 16 or so tokens, in the dtype of the keys.
 //!
 //! [`UnitKind::Box`] is the summary of Quest (ICML 2024): the largest, then the smallest key of each
-//! channel. [`UnitKind::Mean`] is the mean key, [`UnitKind::Moment2`] the mean and the variance per
-//! channel. All three are scored by one dot product per unit and query head.
+//! channel. [`UnitKind::MeanBox`] is that of ArkVale (NeurIPS 2024): the box's centre plus and minus the
+//! mean deviation from it. [`UnitKind::Mean`] is the mean key, [`UnitKind::Moment2`] the mean and the
+//! variance per channel. All are scored by one dot product per unit and query head.
 
 use crate::convert::{narrow, widen};
 use crate::{DIM_MAX, DType, Error};
@@ -14,6 +15,9 @@ use super::TILE;
 pub enum UnitKind {
     /// `[max | min]` per channel; gives an upper bound of q.k.
     Box,
+    /// `[centre + deviation | centre - deviation]` per channel, of the box's centre and the mean distance
+    /// of the keys from it (ArkVale's cuboid-mean). Smaller than the box: its score is no bound of q.k.
+    MeanBox,
     /// Mean key.
     Mean,
     /// `[mean | variance]` per channel.
@@ -84,7 +88,7 @@ impl UnitSpec {
     pub const fn row_len(&self) -> usize {
         match self.kind {
             UnitKind::Mean => self.dim,
-            UnitKind::Box | UnitKind::Moment2 => 2 * self.dim,
+            UnitKind::Box | UnitKind::MeanBox | UnitKind::Moment2 => 2 * self.dim,
         }
     }
 
@@ -135,6 +139,27 @@ fn scale_spread(spec: &UnitSpec, row: &mut [f32], by: f32) {
     }
 }
 
+/// Shrinks a box around these keys to the mean distance from its centre.
+///
+/// # Safety
+/// Every row must be readable for a key of `spec`.
+unsafe fn shrink(spec: &UnitSpec, row: &mut [f32], rows: &[*const u8]) {
+    let mut key = [0f32; DIM_MAX];
+    let (max, min) = row.split_at_mut(spec.dim);
+    let mut away = [0f32; DIM_MAX];
+    for &src in rows {
+        // SAFETY: passed on from the caller.
+        unsafe { widen(spec.dtype, src, &mut key[..spec.dim]) }
+        for i in 0..spec.dim {
+            away[i] += (key[i] - 0.5 * (max[i] + min[i])).abs();
+        }
+    }
+    for i in 0..spec.dim {
+        let (centre, away) = (0.5 * (max[i] + min[i]), away[i] / rows.len() as f32);
+        (max[i], min[i]) = (centre + away, centre - away);
+    }
+}
+
 /// # Safety
 /// Every row must be readable for a key of `spec`.
 unsafe fn extend(spec: &UnitSpec, row: &mut [f32], have: usize, rows: &[*const u8]) {
@@ -145,22 +170,28 @@ unsafe fn extend(spec: &UnitSpec, row: &mut [f32], have: usize, rows: &[*const u
         // SAFETY: passed on from the caller.
         unsafe { widen(spec.dtype, src, key) }
         match spec.kind {
-            UnitKind::Box if have + i == 0 => {
+            UnitKind::Box | UnitKind::MeanBox if have + i == 0 => {
                 row[..spec.dim].copy_from_slice(key);
                 row[spec.dim..].copy_from_slice(key);
             }
-            UnitKind::Box => merge_box(row, key),
+            UnitKind::Box | UnitKind::MeanBox => merge_box(row, key),
             UnitKind::Mean | UnitKind::Moment2 => merge_moments(row, key, have + i + 1),
         }
     }
     scale_spread(spec, row, 1.0 / (have + rows.len()).max(1) as f32);
+    if spec.kind == UnitKind::MeanBox && !rows.is_empty() {
+        // SAFETY: passed on from the caller.
+        unsafe { shrink(spec, row, rows) }
+    }
 }
 
 /// Extends unit `unit`, which summarises `have` keys so far (0 starts it), by `rows`. Boxes come out
-/// bit-equal to a fresh build; means and variances are rounded to the dtype at each update.
+/// bit-equal to a fresh build; means and variances are rounded to the dtype at each update. A mean box
+/// cannot be extended: `have` must be 0.
 ///
 /// # Panics
-/// If the cell has the wrong length, the unit is none of its units or would get too many tokens.
+/// If the cell has the wrong length, the unit is none of its units or would get too many tokens, or a
+/// mean box is extended.
 ///
 /// # Safety
 /// Every row must be readable for `spec.dim()` elements of the spec's dtype.
@@ -174,6 +205,7 @@ pub unsafe fn update_unit(
     assert_eq!(cell.len(), spec.cell_bytes(), "cell of {spec:?}");
     assert!(unit < spec.units(), "unit {unit} of {}", spec.units());
     assert!(have + rows.len() <= spec.unit_tokens, "{have} + {} tokens of a unit", rows.len());
+    assert!(have == 0 || spec.kind != UnitKind::MeanBox, "a mean box is built at once");
     let mut row = [0f32; 2 * DIM_MAX];
     let row = &mut row[..spec.row_len()];
     let bytes = spec.row(cell, unit);

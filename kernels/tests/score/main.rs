@@ -3,4 +3,5 @@
 
 mod boxed;
 mod common;
+mod low_bit;
 mod units;

@@ -231,7 +231,7 @@ fn equal_units_score_the_same() {
         let one = Keys::random(&mut rng, DType::Bf16, dim, 1);
         let keys = Keys::new(DType::Bf16, dim, one.values.repeat(5));
         let q = queries(&mut rng, 3, dim);
-        for kind in [UnitKind::Box, UnitKind::Mean, UnitKind::Moment2] {
+        for kind in [UnitKind::Box, UnitKind::MeanBox, UnitKind::Mean, UnitKind::Moment2] {
             let spec = UnitSpec::new(kind, dim, DType::Bf16, 64).unwrap();
             for isa in Isa::available() {
                 let scores = unit_scores(isa, spec, &q, &keys.units(&spec), 0.2, false);
@@ -241,4 +241,36 @@ fn equal_units_score_the_same() {
             }
         }
     }
+}
+
+#[test]
+fn a_mean_box_is_the_centre_plus_and_minus_the_mean_deviation() {
+    // I-6: it is no bound; some keys lie above it.
+    let mut rng = Rng(17);
+    let mut above = 0;
+    for (dim, heads, tiles) in shapes(&mut rng) {
+        let keys = Keys::random(&mut rng, DType::F32, dim, tiles);
+        let q = queries(&mut rng, heads, dim);
+        let spec = UnitSpec::new(UnitKind::MeanBox, dim, DType::F32, 32).unwrap();
+        let scores = unit_scores(Isa::level(), spec, &q, &keys.units(&spec), 1.0, false);
+        let units = tiles * spec.units();
+        for (at, &score) in scores.iter().enumerate() {
+            let (q, first) = (&q[at / units * dim..][..dim], at % units * 32);
+            let (mut want, mut size) = (0f64, 0f64);
+            for (i, &q) in q.iter().enumerate() {
+                let column = || (first..first + 32).map(|t| f64::from(keys.values[t * dim + i]));
+                let (max, min) =
+                    (column().fold(f64::MIN, f64::max), column().fold(f64::MAX, f64::min));
+                let centre = 0.5 * (max + min);
+                let away = column().map(|k| (k - centre).abs()).sum::<f64>() / 32.0;
+                let q = f64::from(q);
+                want += (q * (centre + away)).max(q * (centre - away));
+                size += q.abs() * (max.abs() + min.abs());
+            }
+            assert!((f64::from(score) - want).abs() <= 1e-5 * size + 1e-6, "{score} {want}");
+            let top = (first..first + 32).map(|t| keys.dot(q, t)).fold(f64::MIN, f64::max);
+            above += usize::from(top > want + 1e-5 * size);
+        }
+    }
+    assert!(above > 0, "a counterexample: nobody may prune with this score");
 }

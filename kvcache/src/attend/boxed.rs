@@ -9,7 +9,7 @@ use kvist_policies::Boxed;
 use super::certify;
 use super::head::{Choice, Scratch, Work, sized};
 use crate::Error;
-use crate::summaries::{Spec, TILE};
+use crate::summaries::TILE;
 
 /// Tokens within this many rms errors of the cut are looked at more closely: by a further plane
 /// where a tile has many of them, by their true keys where it has few.
@@ -64,14 +64,7 @@ pub(super) fn choose(work: &Work, boxed: &Boxed) -> Result<Choice, Error> {
 
 /// The kept ranges of this head, given the tiles that are summarised.
 pub(super) fn keep(work: &Work, boxed: &Boxed) -> [Range<usize>; 2] {
-    boxed.keep().ranges(work.len, work.cells().len() * TILE)
-}
-
-fn spec(work: &Work) -> kvist_kernels::summary::BoxedSpec {
-    match work.store.spec {
-        Spec::Boxed(spec) => spec,
-        Spec::Units(_) => unreachable!("a sequence's store is made for its selector"),
-    }
+    boxed.keep().ranges(work.len, work.boxed().1.len() * TILE)
 }
 
 /// Scores every tile with `planes` planes, and the kept tokens exactly.
@@ -84,8 +77,8 @@ pub(super) fn score<'a>(
     sigma: Option<&mut [f32]>,
     precise: bool,
 ) -> Result<Scored<'a>, Error> {
-    let cells = work.cells();
-    let query = BoxedQuery::new(Isa::level(), spec(work), work.q, work.group);
+    let (spec, cells) = work.boxed();
+    let query = BoxedQuery::new(Isa::level(), spec, work.q, work.group);
     let stride = cells.len() * TILE;
     let estimates = sized(estimates, work.group * stride);
     score::boxed(&query, &cells, planes, estimates, bounds, sigma);
@@ -100,8 +93,8 @@ pub(super) fn score<'a>(
 
 /// Picks by estimated softmax mass: a fixed number of tokens, or as many as cover `top_p`.
 fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
-    let spec = spec(work);
-    let tiles = work.cells().len();
+    let (spec, cells) = work.boxed();
+    let tiles = cells.len();
     let sigma = sized(&mut scratch.sigma, tiles);
     // A plane is added to raw estimates; capped ones would no longer be that.
     let first =
@@ -129,8 +122,8 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
             break near;
         }
         plane += 1;
-        let (cells, sigma) = (work.cells(), Some(&mut *sigma));
-        score::refine(&scored.query, &cells, &near.tiles, plane, scored.estimates, None, sigma);
+        let (estimates, sigma) = (&mut *scored.estimates, Some(&mut *sigma));
+        score::refine(&scored.query, &cells, &near.tiles, plane, estimates, None, sigma);
         for &tile in &near.tiles {
             fold(work, &scored, &lse, scored.of_tile(tile as usize), weights);
         }
@@ -149,9 +142,8 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     let spared = near.tokens.iter().filter(|t| chosen.binary_search(t).is_err()).count();
     choice.bytes.summary = summary_bytes as u64;
     choice.bytes.keys = spared as u64 * work.key_bytes();
-    choice.positions.extend(scored.keep[0].clone().map(|p| p as u32));
-    choice.positions.extend(chosen.iter().map(|&i| i + candidates.start as u32));
-    choice.positions.extend(scored.keep[1].clone().map(|p| p as u32));
+    chosen.iter_mut().for_each(|i| *i += candidates.start as u32);
+    choice.set(&scored.keep, chosen);
     Ok(choice)
 }
 

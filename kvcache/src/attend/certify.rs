@@ -9,7 +9,7 @@ use kvist_policies::{Boxed, cover};
 use super::boxed::{self, Scored};
 use super::head::{Choice, Scratch, Work, sized};
 use crate::Error;
-use crate::summaries::{Spec, TILE};
+use crate::summaries::TILE;
 
 /// Share of the allowed miss that tokens may hold whose keys were never read. The rest is for
 /// tokens whose keys were read and found light. Measured on SmolLM2-135M: see `docs/papers.md`.
@@ -32,11 +32,11 @@ pub(super) struct Certificate {
 }
 
 impl Certificate {
-    /// From the exact logits of the positions read.
-    pub(super) fn of_read(work: &Work, positions: &[u32]) -> Result<Certificate, Error> {
+    /// From the exact logits of the positions read; `norm` bounds those of the keys.
+    pub(super) fn of_read(work: &Work, positions: &[u32], norm: f32) -> Result<Certificate, Error> {
         let logits = work.logits(&work.exact_query(true), positions.iter().copied())?;
         let scale = scale(work);
-        let slack = slack(work);
+        let slack = slack(work, norm);
         let n = positions.len();
         let read = (0..work.group).map(|h| {
             let low = logits[h * n..(h + 1) * n].iter().map(|&x| (f64::from(x) - slack[h]) * scale);
@@ -62,10 +62,11 @@ pub(super) fn round_up(x: f64) -> f32 {
 }
 
 /// Error of an f32 dot product per head, before the scale: n terms of relative error 2^-24 each,
-/// bounded by the norms (doubled, for the order of summation and the product's own rounding).
-pub(super) fn slack(work: &Work) -> Vec<f64> {
+/// bounded by the norms (doubled, for the order of summation and the product's own rounding). `norm` bounds
+/// those of the keys.
+pub(super) fn slack(work: &Work, norm: f32) -> Vec<f64> {
     let dim = work.q.len() / work.group;
-    let key = f64::from(work.head.norm_max());
+    let key = f64::from(norm);
     let of_head = |q: &[f32]| {
         let norm: f64 = q.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         2.0 * dim as f64 * norm * key * f64::from(f32::EPSILON / 2.0)
@@ -99,10 +100,8 @@ fn bounded<'a>(
 }
 
 fn plane_bytes(work: &Work, boxed: &Boxed) -> u64 {
-    match work.store.spec {
-        Spec::Boxed(spec) => (work.cells().len() * spec.bytes_read(boxed.planes)) as u64,
-        Spec::Units(_) => 0,
-    }
+    let (spec, cells) = work.boxed();
+    (cells.len() * spec.bytes_read(boxed.planes)) as u64
 }
 
 /// The bound that a given choice has.
@@ -112,7 +111,7 @@ pub(super) fn prove(
     positions: &[u32],
     scratch: &mut Scratch,
 ) -> Result<Vec<f32>, Error> {
-    let bounds = sized(&mut scratch.bounds, work.group * work.cells().len());
+    let bounds = sized(&mut scratch.bounds, work.group * work.boxed().1.len());
     let scored = bounded(work, boxed, &mut scratch.estimates, bounds)?;
     let uppers = uppers(work, &scored, bounds);
     let first = scored.candidates().start;
@@ -122,7 +121,7 @@ pub(super) fn prove(
             read[p as usize - first] = true;
         }
     }
-    let certificate = Certificate::of_read(work, positions)?;
+    let certificate = Certificate::of_read(work, positions, work.head.norm_max())?;
     Ok(certificate.bounds(|h| {
         let unread = uppers[h].iter().zip(&read).filter(|(_, read)| !**read);
         unread.map(|(&upper, _)| Unread { upper, tokens: 1.0 }).collect()
@@ -243,10 +242,11 @@ struct Proof<'a> {
 /// Reads keys until the certificate can be given, then attends to the fewest tokens that give it.
 pub(super) fn choose(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
     let eps = boxed.max_missed_mass.map_or(0.0, f64::from);
-    let bounds = sized(&mut scratch.bounds, work.group * work.cells().len());
+    let bounds = sized(&mut scratch.bounds, work.group * work.boxed().1.len());
     let scored = bounded(work, boxed, &mut scratch.estimates, bounds)?;
     let of_head = |(h, &slack): (usize, &f64)| Masses::of_head(work, &scored, bounds, slack, h);
-    let masses: Vec<Masses> = slack(work).iter().enumerate().map(of_head).collect();
+    let masses: Vec<Masses> =
+        slack(work, work.head.norm_max()).iter().enumerate().map(of_head).collect();
     let mut order = Order::new(&masses);
     let n = order.0.len();
     let mut count = order.count(&masses, eps);
@@ -298,9 +298,8 @@ impl Proof<'_> {
             round_up(cover::missed_share(missed + (all + held) * 1e-12, held))
         });
         let mut choice = Choice { bound: Some(bound.collect()), ..Choice::default() };
-        choice.positions.extend(scored.keep[0].clone().map(|p| p as u32));
-        choice.positions.extend(chosen.iter().map(|&i| read[i as usize] + first));
-        choice.positions.extend(scored.keep[1].clone().map(|p| p as u32));
+        chosen.iter_mut().for_each(|i| *i = read[*i as usize] + first);
+        choice.set(&scored.keep, &chosen);
         choice.bytes.summary = plane_bytes(work, self.boxed);
         choice.bytes.keys = (read.len() - chosen.len()) as u64 * work.key_bytes();
         Ok(choice)

@@ -1,14 +1,16 @@
 //! One query and one KV head: what a selector works on.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use kvist_kernels::Isa;
 use kvist_kernels::rows::QueryRows;
 use kvist_kernels::score::CellList;
+use kvist_kernels::summary::{BoxedSpec, LowBitSpec, UnitSpec};
+use kvist_kernels::{Isa, Tensor3, convert};
 
 use super::{BytesRead, Call};
-use crate::pages::Head;
-use crate::summaries::Store;
+use crate::pages::{self, Head};
+use crate::summaries::{Spec, Store};
 use crate::{Error, Sequence};
 
 /// A query group over one KV head of one sequence.
@@ -18,11 +20,20 @@ pub(super) struct Work<'a> {
     /// Frames of the pages from `first` on: of all of them, or of the open ones only.
     pub(super) ids: &'a [u32],
     pub(super) first: usize,
-    pub(super) store: &'a Store,
+    /// None where the selector needs no summaries.
+    pub(super) store: Option<&'a Store>,
     pub(super) len: usize,
     /// `[group, dim_k]`, unscaled.
     pub(super) q: &'a [f32],
     pub(super) group: usize,
+    pub(super) sequence: &'a Sequence,
+    /// The KV head's number.
+    pub(super) number: usize,
+    /// The query's number among those of the call.
+    pub(super) row: usize,
+    /// All heads of all queries of the run, and the query's number among them.
+    pub(super) all: &'a Tensor3<'a>,
+    pub(super) row_of_run: usize,
 }
 
 /// What the query group reads.
@@ -30,9 +41,39 @@ pub(super) struct Work<'a> {
 pub(super) struct Choice {
     /// Ascending positions.
     pub(super) positions: Vec<u32>,
+    /// Those of them that were picked, by index; the others are kept anyway.
+    pub(super) picked: Range<usize>,
+    /// Where the kept recent tokens begin.
+    pub(super) from: usize,
+    /// The queries it was made for, where similar ones may use it again.
+    pub(super) q: Vec<f32>,
+    pub(super) origin: Origin,
     /// Proven missed mass per query head of the group.
     pub(super) bound: Option<Vec<f32>>,
     pub(super) bytes: BytesRead,
+}
+
+/// Where a choice comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// This query.
+    #[default]
+    Fresh,
+    /// An earlier query of this layer.
+    Again,
+    /// Another layer.
+    Borrowed,
+}
+
+impl Choice {
+    /// Sets the positions: kept ones in front of and behind those picked.
+    pub(super) fn set(&mut self, keep: &[Range<usize>; 2], chosen: &[u32]) {
+        self.positions.extend(keep[0].clone().map(|p| p as u32));
+        self.positions.extend(chosen);
+        self.picked = keep[0].len()..self.positions.len();
+        self.from = keep[1].start;
+        self.positions.extend(keep[1].clone().map(|p| p as u32));
+    }
 }
 
 /// Buffers of a thread, reused between calls.
@@ -69,22 +110,69 @@ impl Work<'_> {
         self.call.params.scale * std::f32::consts::LOG2_E
     }
 
-    pub(super) fn sequence_of(sequence: &Sequence) -> Option<&Store> {
-        sequence.selector.store.as_ref()
-    }
-
-    /// The head's summary cells.
-    pub(super) fn cells(&self) -> CellList<'_> {
-        let arena = &self.store.arena;
+    /// The head's summary cells; none without summaries.
+    fn all_cells(&self) -> CellList<'_> {
+        let Some(store) = self.store else {
+            // SAFETY: nothing is listed.
+            return unsafe { CellList::new(std::ptr::null(), 0, &[]) };
+        };
+        let arena = &store.arena;
         // SAFETY: the ids are those of cells the sequence holds, written when they were made and
         // changed only under a unique borrow of the sequence.
         unsafe { CellList::new(arena.base(), arena.cell_bytes(), self.head.cell_ids()) }
     }
 
+    /// Shape of the cells' boxes and planes, and the cells.
+    pub(super) fn boxed(&self) -> (BoxedSpec, CellList<'_>) {
+        match self.store.map(|s| s.spec) {
+            Some(Spec::Boxed(spec)) => (spec, self.all_cells()),
+            _ => unreachable!("a sequence's store is made for its selector"),
+        }
+    }
+
+    /// Shape of the cells' unit rows, and those parts of the cells.
+    pub(super) fn units(&self) -> (UnitSpec, CellList<'_>) {
+        match self.store.map(|s| s.spec) {
+            Some(Spec::Units(spec)) => (spec, self.all_cells()),
+            Some(Spec::Pruned(spec, _)) => (spec, self.all_cells().part(0, spec.cell_bytes())),
+            _ => unreachable!("a sequence's store is made for its selector"),
+        }
+    }
+
+    /// Shape of the cells' keys of a few bits, and those parts of the cells.
+    pub(super) fn low_bit(&self) -> (LowBitSpec, CellList<'_>) {
+        match self.store.map(|s| s.spec) {
+            Some(Spec::Pruned(units, spec)) => {
+                (spec, self.all_cells().part(units.cell_bytes(), spec.cell_bytes()))
+            }
+            _ => unreachable!("a sequence's store is made for its selector"),
+        }
+    }
+
+    /// Upper bound of the norms of all finite keys, from the keys themselves.
+    pub(super) fn key_norm(&self) -> Result<f32, Error> {
+        let g = self.call.cache.geometry();
+        let pool = self.call.cache.pool()?;
+        let (mut key, mut most) = (vec![0f32; g.dim_k], 0f32);
+        for t in 0..self.len {
+            let frame = self.ids[t / g.page_tokens - self.first] as usize;
+            let row = pool.k_row(frame, 0, t % g.page_tokens);
+            // SAFETY: the token is below the layer's length; its page is held by the sequence.
+            unsafe { convert::widen(g.dtype, row, &mut key) }
+            most = most.max(pages::norm(&key));
+        }
+        Ok(most)
+    }
+
     /// Query rows for exact logits. `precise` keeps the query in f32.
     pub(super) fn exact_query(&self, precise: bool) -> QueryRows {
+        self.query_rows(self.q, precise)
+    }
+
+    /// Rows of other queries of the group.
+    pub(super) fn query_rows(&self, q: &[f32], precise: bool) -> QueryRows {
         let g = self.call.cache.geometry();
-        QueryRows::new(Isa::level(), g.dtype, self.q, g.dim_k, precise)
+        QueryRows::new(Isa::level(), g.dtype, q, g.dim_k, precise)
     }
 
     /// Exact raw q.k of tokens at ascending positions, `[group, positions]`.
@@ -126,14 +214,14 @@ impl Work<'_> {
         raw.iter_mut().for_each(|x| *x = cap * (*x * scale / cap).tanh() / scale);
     }
 
+    /// Bytes of one token's key and value.
+    pub(super) fn token_bytes(&self) -> u64 {
+        self.call.cache.geometry().token_bytes() as u64
+    }
+
     /// Bytes of one key.
     pub(super) fn key_bytes(&self) -> u64 {
         let g = self.call.cache.geometry();
         (g.dim_k * g.dtype.size()) as u64
-    }
-
-    /// Bytes of one token's key and value.
-    pub(super) fn token_bytes(&self) -> u64 {
-        self.call.cache.geometry().token_bytes() as u64
     }
 }

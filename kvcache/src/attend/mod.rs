@@ -1,23 +1,26 @@
 //! Attention of a batch: each sequence densely or over what its selector picks.
 
+mod again;
 mod begin;
 mod boxed;
 mod certify;
+mod compose;
 mod dense;
 mod flights;
 mod head;
+mod observed;
 mod paged;
 mod pages;
 mod parts;
 mod predict;
 mod proof;
-mod quest;
 mod sparse;
 
 use std::ops::Range;
 
 use kvist_kernels::attend::Params;
 use kvist_kernels::{Tensor3, Tensor3Mut};
+use kvist_policies::Method;
 
 use crate::live::Whole;
 use crate::{Cache, Error, Sequence};
@@ -37,6 +40,41 @@ pub struct AttendOptions<'a> {
     pub selected: bool,
     /// Prove a bound of the missed mass even where the selector does not need one.
     pub bound: bool,
+    /// Scores of a trained indexer, for the selectors that go by them.
+    pub scores: Option<Scores<'a>>,
+}
+
+/// Scores that come with the queries: the higher, the sooner a unit is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// `[queries, heads, units]`: unit `u` is the `u`-th run of the selector's `unit_tokens` tokens. Units
+    /// behind the sequence are ignored; NaN is read first.
+    pub values: &'a [f32],
+    /// KV heads, or 1: all heads have the same.
+    pub heads: usize,
+    /// Units of each query.
+    pub units: usize,
+}
+
+impl Scores<'_> {
+    /// Those of one query and KV head.
+    fn of(&self, row: usize, head: usize) -> &[f32] {
+        let head = if self.heads == 1 { 0 } else { head };
+        &self.values[(row * self.heads + head) * self.units..][..self.units]
+    }
+
+    fn check(&self, rows: usize, kv_heads: usize) -> Result<(), Error> {
+        if self.heads != 1 && self.heads != kv_heads {
+            let expected = format!("of 1 head or of {kv_heads} KV heads");
+            return Err(Error::setting("scores", expected, self.heads));
+        }
+        let expected = rows.checked_mul(self.heads).and_then(|n| n.checked_mul(self.units));
+        if expected != Some(self.values.len()) {
+            let (expected, found) = (expected.unwrap_or(usize::MAX), self.values.len());
+            return Err(Error::Count { what: "scores of all queries", expected, found });
+        }
+        Ok(())
+    }
 }
 
 /// Bytes read for one query.
@@ -163,6 +201,7 @@ impl Cache {
                 (_, _, true) => sparse::attend(&call, &run, &q, &mut out)?,
                 (_, _, false) => dense::attend(&call, &run, &q, &mut out)?,
             });
+            call.observe(&run, &q);
         }
         call.count(sequences, queries, &infos);
         Ok(infos)
@@ -199,6 +238,9 @@ impl Cache {
                 return Err(Error::Length { what: "queries to attend", layer, len, found: n });
             }
         }
+        if let Some(scores) = &options.scores {
+            scores.check(rows, g.kv_heads)?;
+        }
         if let Some(sinks) = options.sinks {
             if sinks.len() != g.q_heads {
                 let (expected, found) = (g.q_heads, sinks.len());
@@ -224,11 +266,13 @@ impl Cache {
 impl Call<'_> {
     /// Whether a selector decides what this sequence reads.
     fn selects(&self, sequence: &Sequence, queries: usize) -> bool {
-        let layer = &sequence.layers[self.layer];
+        let (layer, selector) = (&sequence.layers[self.layer], &sequence.selector);
         queries == 1
-            && layer.summarised
+            && selector.method != Method::Full
+            && !self.cache.shared.dense_layers[self.layer]
+            && (layer.summarised || selector.store.is_none())
             && self.options.window == 0
-            && layer.len > sequence.selector.select.floor_tokens()
+            && layer.len > selector.floor_tokens
     }
 
     /// How to treat a sequence; with a lower tier, and where all its pages are near, a lease on them.

@@ -17,7 +17,7 @@ use super::head::Work;
 use super::pages::{self, Pages};
 use super::parts::Part;
 use super::proof::Proof;
-use super::sparse::{each_head, with_work};
+use super::sparse::{each_head, votes, with_work};
 use super::{AttendInfo, BytesRead, Call, Run};
 use crate::live::{PageKey, Tier};
 use crate::{Error, MissReason, Sequence};
@@ -76,9 +76,10 @@ pub(super) fn attend(
         return Ok(call.infos(run, &lse, 0));
     }
     tier.poll();
+    let votes = votes(call, run, q)?;
     let groups = Groups::new(run.sequences.len() * heads);
-    let mut choices = each_head(call, run, q, |list, work, select| {
-        let pages = pages::choose(work, select)?;
+    let mut choices = each_head(call, run, q, |list, work, method| {
+        let pages = pages::choose(work, method, votes[list / heads].as_ref())?;
         groups.chose(&stream, list, &pages.chosen);
         Ok(pages)
     })?;
@@ -204,9 +205,8 @@ impl<'a> Stream<'a> {
         let heads = self.call.cache.geometry().kv_heads;
         loop {
             let more = |(list, proof): (usize, &Mutex<Option<Proof>>)| {
-                let select = &self.run.sequences[list / heads].selector.select;
-                let eps = match select {
-                    kvist_policies::Select::Boxed(boxed) => boxed.max_missed_mass,
+                let eps = match &self.run.sequences[list / heads].selector.method {
+                    kvist_policies::Method::Boxed(boxed) => boxed.max_missed_mass,
                     _ => None,
                 };
                 let mut proof = proof.lock().ok()?;

@@ -1,20 +1,21 @@
 //! Which whole pages a query reads, from summaries alone: what is not near is not touched.
 //!
 //! Selectors score as they do for tokens; a page weighs what its tokens weigh together (`boxed`:
-//! estimated softmax mass, summed) or what its best unit does (`quest`: the largest bound). Pages that
-//! hold a kept token are always read.
+//! estimated softmax mass, summed) or what its best unit does (all others). Pages that hold a kept token
+//! are always read. Selections of earlier steps are not used again.
 
 use std::ops::Range;
 
 use kvist_kernels::score::{self, BoxedQuery, UnitQuery};
 use kvist_kernels::{Isa, select};
-use kvist_policies::{Boxed, Quest, Select};
+use kvist_policies::{Boxed, Digest, Method, Parts, Refine, Row, Rule};
 
 use super::boxed::PLANES_FIRST;
+use super::compose::{self, Weighed};
 use super::head::{Scratch, Work, sized};
 use super::proof::Proof;
 use crate::Error;
-use crate::summaries::{Spec, TILE};
+use crate::summaries::TILE;
 
 /// Pages that came next, noted for prefetching: a share of those picked.
 const RUNNERS_SHARE: usize = 4;
@@ -41,15 +42,19 @@ struct Count {
     mass: Option<f64>,
 }
 
-pub(super) fn choose(work: &Work, select: &Select) -> Result<Pages, Error> {
-    Scratch::with(|scratch| match select {
-        Select::Full => {
+/// `vote` is what the heads of the layer think together, where they choose together.
+pub(super) fn choose(work: &Work, method: &Method, vote: Option<&Weighed>) -> Result<Pages, Error> {
+    match method {
+        Method::Full => {
             let pages = work.len.div_ceil(work.page_tokens()) as u32;
             Ok(Pages { chosen: (0..pages).collect(), ..Pages::default() })
         }
-        Select::Quest(quest) => Ok(by_bound(work, quest, scratch)),
-        Select::Boxed(boxed) => by_mass(work, boxed, scratch),
-    })
+        Method::Parts(parts) => match vote {
+            Some(vote) => Ok(by_units(work, parts, vote)),
+            None => Ok(by_units(work, parts, &compose::weigh(work, parts)?)),
+        },
+        Method::Boxed(boxed) => Scratch::with(|scratch| by_mass(work, boxed, scratch)),
+    }
 }
 
 impl Work<'_> {
@@ -108,50 +113,57 @@ fn runners(weights: &[f32], best: &[u32]) -> Vec<u32> {
     next
 }
 
-fn by_bound(work: &Work, quest: &Quest, scratch: &mut Scratch) -> Pages {
-    let Spec::Units(spec) = work.store.spec else {
-        unreachable!("a sequence's store is made for its selector")
-    };
-    let scale = work.call.params.scale;
-    let query = UnitQuery::new(Isa::level(), spec, work.q, work.group, scale, false);
-    let cells = work.cells();
-    let (unit, stored) = (quest.unit_tokens, cells.len() * spec.units());
-    let estimates = sized(&mut scratch.estimates, work.group * stored);
-    score::units(&query, &cells, estimates);
-    let weights = sized(&mut scratch.weights, stored);
-    select::fold_max(estimates, stored, weights);
-    // The last unit is always read.
-    let last = (work.len - 1) / unit * unit;
-    let candidates = work.candidates(&[0..0, last..work.len]);
-    let of_page = |page: usize| {
-        let tokens = work.tokens_of(page);
-        let units = &weights[tokens.start / unit..tokens.end.div_ceil(unit)];
-        // A NaN weight counts as the largest, as it does for units.
-        units.iter().fold(f32::NEG_INFINITY, |m, &w| if w > m || w.is_nan() { w } else { m })
-    };
+/// A page weighs what its heaviest unit does.
+fn by_units(work: &Work, parts: &Parts, weighed: &Weighed) -> Pages {
+    let candidates = work.candidates(&weighed.keep);
+    let of_page = |page| weighed.heaviest(work.tokens_of(page));
     let of_page: Vec<f32> = candidates.clone().map(of_page).collect();
-    let n = work.affordable(quest.budget, &candidates);
+    let n = match parts.rule {
+        Rule::Budget(tokens) => work.affordable(tokens, &candidates),
+        Rule::Share(share) => ((share * work.len as f32) as usize).div_ceil(work.page_tokens()),
+    };
     let mut pages = pick(work, &candidates, &of_page, &Count { least: n, most: n, mass: None });
-    let units = work.len.div_ceil(unit);
-    pages.summary_bytes = (units * 2 * spec.dim() * spec.dtype().size()) as u64;
-    if work.call.options.bound {
-        let mut upper = vec![0f32; work.group * stored];
+    pages.summary_bytes = weighed.summary_bytes;
+    if let Some(Refine::TopP { p, .. }) = parts.refine {
+        pages.summary_bytes += refine(work, p, &candidates, &mut pages.chosen);
+    }
+    if work.call.options.bound && matches!(parts.digest, Digest::Units { row: Row::Box, .. }) {
+        let (spec, cells) = work.units();
+        let scale = work.call.params.scale;
+        let query = UnitQuery::new(Isa::level(), spec, work.q, work.group, scale, false);
+        let mut upper = vec![0f32; work.group * cells.len() * spec.units()];
         score::units_upper(&query, &cells, &mut upper);
         if work.call.params.soft_cap > 0.0 {
             work.cap(&mut upper);
         }
-        pages.proof = Some(Proof::of_units(work, &upper, unit, &pages.chosen));
+        pages.proof = Some(Proof::of_units(work, &upper, spec.unit_tokens(), &pages.chosen));
     }
     pages
 }
 
+/// Leaves the fewest of the candidates among `chosen` whose estimated mass, with that of the kept pages,
+/// reaches the share `p` of all these; returns the bytes of the digests that were read.
+fn refine(work: &Work, p: f32, candidates: &Range<usize>, chosen: &mut Vec<u32>) -> u64 {
+    let tokens = |&page: &u32| work.tokens_of(page as usize).map(|t| t as u32);
+    let all: Vec<u32> = chosen.iter().flat_map(tokens).collect();
+    let (mass, bytes) = compose::low_bit(work, &all);
+    let mut mass = mass.into_iter();
+    let mut of_page = |page: &u32| mass.by_ref().take(tokens(page).len()).sum::<f32>();
+    let masses: Vec<(u32, f32)> = chosen.iter().map(|page| (*page, of_page(page))).collect();
+    let (picked, kept): (Vec<_>, Vec<_>) =
+        masses.into_iter().partition(|(page, _)| candidates.contains(&(*page as usize)));
+    let only = |part: &[(u32, f32)]| part.iter().map(|m| m.1).collect::<Vec<f32>>();
+    let ids = compose::reach(work, p, &only(&picked), &only(&kept));
+    *chosen =
+        kept.iter().map(|m| m.0).chain(ids.into_iter().map(|i| picked[i as usize].0)).collect();
+    chosen.sort_unstable();
+    bytes
+}
+
 fn by_mass(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Pages, Error> {
-    let Spec::Boxed(spec) = work.store.spec else {
-        unreachable!("a sequence's store is made for its selector")
-    };
+    let (spec, cells) = work.boxed();
     let proves = boxed.max_missed_mass.is_some() || work.call.options.bound;
     let planes = if proves { boxed.planes } else { boxed.planes.min(PLANES_FIRST) };
-    let cells = work.cells();
     let stride = cells.len() * TILE;
     let query = BoxedQuery::new(Isa::level(), spec, work.q, work.group);
     let estimates = sized(&mut scratch.estimates, work.group * stride);

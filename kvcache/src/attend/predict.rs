@@ -19,10 +19,10 @@ impl Call<'_> {
                 continue;
             }
             let next = (self.layer + 1) % sequence.layers.len();
-            let soon = sequence.recent(next).clone();
+            let soon = sequence.memories.of(next).recent.clone();
             send(sequence, tier, next, &soon, true);
             send(sequence, tier, self.layer, &recent, false);
-            *sequence.recent(self.layer) = recent;
+            sequence.memories.of(self.layer).recent = recent;
         }
     }
 }

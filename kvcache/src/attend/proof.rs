@@ -106,7 +106,7 @@ impl Proof {
         left.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         let left = left.into_iter().map(|(_, p)| p).collect();
         let mass = vec![0.0; work.group];
-        let (scale, slack) = (scale(work), slack(work));
+        let (scale, slack) = (scale(work), slack(work, work.head.norm_max()));
         Proof { scale, top, slack, total, upper, mass, chosen: is_chosen, left, cap }
     }
 

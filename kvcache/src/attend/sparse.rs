@@ -4,11 +4,12 @@ use std::sync::Mutex;
 
 use kvist_kernels::attend::{self, Out, Queries};
 use kvist_kernels::{SlotLists, Tensor3, Tensor3Mut};
-use kvist_policies::Select;
+use kvist_policies::{Method, Scope};
 
+use super::compose::{self, Weighed};
 use super::head::{Choice, Work};
-use super::{AttendInfo, Call, Run, boxed, quest};
-use crate::Error;
+use super::{AttendInfo, Call, Run, boxed};
+use crate::{Error, Sequence};
 
 pub(super) fn attend(
     call: &Call,
@@ -17,7 +18,11 @@ pub(super) fn attend(
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
     let g = call.cache.geometry();
-    let choices = each_head(call, run, q, |_, work, select| choose(work, select))?;
+    let votes = votes(call, run, q)?;
+    let choices = each_head(call, run, q, |i, work, method| {
+        choose(work, method, votes[i / g.kv_heads].as_ref())
+    })?;
+    call.remember(run, &choices);
     let (mut indptr, mut slots) = (vec![0u32], Vec::new());
     for (i, choice) in choices.iter().enumerate() {
         let ids = run.ids(call, i / g.kv_heads, i % g.kv_heads);
@@ -47,51 +52,93 @@ pub(super) fn each_head<T: Default + Send>(
     call: &Call,
     run: &Run,
     q: &Tensor3,
-    choose: impl Fn(usize, &Work, &Select) -> Result<T, Error> + Sync,
+    choose: impl Fn(usize, &Work, &Method) -> Result<T, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
     let heads = call.cache.geometry().kv_heads;
     let tasks = run.sequences.len() * heads;
     let slots: Vec<Mutex<Option<Result<T, Error>>>> =
         (0..tasks).map(|_| Mutex::new(None)).collect();
     call.cache.shared.exec.run(tasks, |i| {
-        let select = &run.sequences[i / heads].selector.select;
-        let choice = with_work(call, run, q, i, |work| choose(i, work, select));
+        let method = &run.sequences[i / heads].selector.method;
+        let choice = with_work(call, run, q, i, |work| choose(i, work, method));
         if let Ok(mut slot) = slots[i].lock() {
-            *slot = choice;
+            *slot = Some(choice);
         }
     });
     let taken = slots.into_iter().map(|s| s.into_inner().ok().flatten());
     taken.map(|c| c.unwrap_or_else(|| Ok(T::default()))).collect()
 }
 
-/// Does something with the query group of a (sequence, KV head); nothing without summaries.
+/// Does something with the query group of a (sequence, KV head).
 pub(super) fn with_work<T>(
     call: &Call,
     run: &Run,
     q: &Tensor3,
     i: usize,
     f: impl FnOnce(&Work) -> T,
-) -> Option<T> {
+) -> T {
     let g = call.cache.geometry();
-    let (row, head) = (i / g.kv_heads, i % g.kv_heads);
+    let (row, number) = (i / g.kv_heads, i % g.kv_heads);
     let sequence = run.sequences[row];
     let layer = &sequence.layers[call.layer];
-    let store = Work::sequence_of(sequence)?;
+    let store = sequence.selector.store.as_ref();
     let group = g.group();
     let mut rows = vec![0f32; group * g.dim_k];
     for (i, row_of) in rows.chunks_mut(g.dim_k).enumerate() {
-        q.read_f32(row, head * group + i, row_of);
+        q.read_f32(row, number * group + i, row_of);
     }
     let first = if run.whole.is_empty() { layer.sealed.len() } else { 0 };
-    let (ids, len) = (run.ids(call, row, head), layer.len);
-    Some(f(&Work { call, head: &layer.heads[head], ids, first, store, len, q: &rows, group }))
+    f(&Work {
+        call,
+        head: &layer.heads[number],
+        ids: run.ids(call, row, number),
+        first,
+        store,
+        len: layer.len,
+        q: &rows,
+        group,
+        sequence,
+        number,
+        row: run.rows.start + row,
+        all: q,
+        row_of_run: row,
+    })
 }
 
-fn choose(work: &Work, select: &Select) -> Result<Choice, Error> {
-    let mut choice = match select {
-        Select::Full => Choice { positions: (0..work.len as u32).collect(), ..Choice::default() },
-        Select::Quest(quest) => quest::choose(work, quest)?,
-        Select::Boxed(boxed) => boxed::choose(work, boxed)?,
+/// What the heads of a layer think together, by sequence, where they choose together and anew.
+pub(super) fn votes(call: &Call, run: &Run, q: &Tensor3) -> Result<Vec<Option<Weighed>>, Error> {
+    let together = |s: &&Sequence| match &s.selector.method {
+        Method::Parts(parts) => parts.scope == Scope::Layer,
+        Method::Full | Method::Boxed(_) => false,
+    };
+    if !run.sequences.iter().any(together) {
+        return Ok(run.sequences.iter().map(|_| None).collect());
+    }
+    let own = each_head(call, run, q, |_, work, method| match method {
+        Method::Parts(parts) if parts.scope == Scope::Layer => compose::vote(work, parts),
+        _ => Ok(None),
+    })?;
+    let mut votes: Vec<Option<Weighed>> = Vec::new();
+    for (i, own) in own.into_iter().enumerate() {
+        match (votes.last_mut(), own) {
+            (Some(Some(sum)), Some(own)) if i % call.cache.geometry().kv_heads > 0 => {
+                sum.join(&own)
+            }
+            (_, own) if i % call.cache.geometry().kv_heads == 0 => votes.push(own),
+            _ => {}
+        }
+    }
+    Ok(votes)
+}
+
+fn choose(work: &Work, method: &Method, vote: Option<&Weighed>) -> Result<Choice, Error> {
+    let mut choice = match method {
+        Method::Full => {
+            let positions = (0..work.len as u32).collect();
+            Choice { positions, ..Choice::default() }
+        }
+        Method::Boxed(boxed) => boxed::choose(work, boxed)?,
+        Method::Parts(parts) => compose::choose(work, parts, vote)?,
     };
     choice.bytes.kv = choice.positions.len() as u64 * work.token_bytes();
     Ok(choice)

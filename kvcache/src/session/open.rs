@@ -9,7 +9,7 @@ use crate::disk::{BlobPlan, reason};
 use crate::format::{BlockKey, SessionAbout};
 use crate::layer::{Chunk, Layer};
 use crate::live::{Kept, Shelf, Stored};
-use crate::sequence::no_recent;
+use crate::memory::Memories;
 use crate::summaries::Store;
 use crate::{Cache, Error, Geometry, MissReason, Sequence};
 
@@ -129,8 +129,9 @@ impl Opening<'_> {
             }
         }
         let layers = layers.into_iter().map(Arc::new).collect();
-        let (cache, recent) = (self.cache.clone(), no_recent(self.cache));
-        Ok(Sequence { cache, selector: selector.clone(), layers, recent })
+        let memories = Memories::new(self.cache.geometry().layers);
+        let cache = self.cache.clone();
+        Ok(Sequence { cache, selector: selector.clone(), layers, memories })
     }
 
     /// The records of a layer: the next of all.

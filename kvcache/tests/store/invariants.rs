@@ -3,6 +3,7 @@
 use half::bf16;
 use kvist::{AttendInfo, AttendOptions, Boxed, Quest, Select, Sequence};
 use proptest::prelude::*;
+use serde_json::json;
 
 use crate::common::{DIM, GROUP, HEADS, ROW, Random, attend, cache, masses, rows};
 
@@ -24,7 +25,15 @@ fn selectors() -> Vec<Select> {
         boxed(Boxed { planes: 4, ..Boxed::with_budget(96) }),
         boxed(top_p),
         boxed(Boxed::with_max_missed_mass(0.1)),
+        changed("arkvale", json!({ "budget": 192, "sinks": 4, "recent": 16, "layer_wide": false })),
+        changed("tokenselect", json!({ "budget": 96, "sinks": 4, "recent": 16 })),
+        changed("tidaldecode", json!({ "budget": 96, "anchors": [0] })),
+        changed("twilight", json!({ "budget": 120, "top_p": 0.7 })),
     ]
+}
+
+fn changed(name: &str, settings: serde_json::Value) -> Select {
+    Select::configured(name, settings.as_object().cloned().unwrap()).unwrap()
 }
 
 fn sequence(select: &Select, k: &[bf16], v: &[bf16]) -> Sequence {

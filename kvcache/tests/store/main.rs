@@ -9,3 +9,4 @@ mod invariants;
 mod keys;
 mod memory;
 mod model;
+mod presets;

@@ -34,6 +34,7 @@ fn cell_bytes(select: &Select, dim: usize, dtype: DType) -> usize {
             UnitSpec::new(UnitKind::Box, dim, dtype, q.unit_tokens).unwrap().cell_bytes()
         }
         Select::Boxed(b) => BoxedSpec::new(dim, b.planes).unwrap().cell_bytes(),
+        other => unreachable!("not among those counted here: {other:?}"),
     }
 }
 

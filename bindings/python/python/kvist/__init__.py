@@ -41,13 +41,11 @@ from ._errors import (
 )
 from ._kvist import (
     AttendInfo,
-    Boxed,
     Cache,
-    Full,
     Lease,
     Prefix,
     PrefixStore,
-    Quest,
+    Select,
     Sequence,
     Space,
     Ticket,
@@ -72,7 +70,6 @@ from ._stats import Saved, SequenceStats, SessionInfo, Stats
 
 __all__ = [
     "AttendInfo",
-    "Boxed",
     "BudgetError",
     "Cache",
     "ClosedError",
@@ -80,7 +77,6 @@ __all__ = [
     "DTypeError",
     "DiskStats",
     "ForkedError",
-    "Full",
     "InUseError",
     "KvistError",
     "Lease",
@@ -91,7 +87,7 @@ __all__ = [
     "PrefixStats",
     "PrefixStore",
     "Published",
-    "Quest",
+    "Select",
     "RangeError",
     "Restored",
     "Saved",

@@ -16,6 +16,8 @@ use half::bf16;
 
 use self::common::{DIM, GROUP, HEADS, ROW, Random, rows};
 use self::memory::{Faults, Handle, Memory};
+use kvist_policies::{ArkVale, Streaming, Twilight};
+
 use crate::{
     AttendInfo, AttendOptions, Boxed, Builder, Cache, DType, Error, Geometry, Quest, Select,
     Sequence, Tensor3, Tensor3Mut,
@@ -47,7 +49,7 @@ fn roomy(select: &Select, page_tokens: usize) -> Cache {
     builder(select, 64 << 20, page_tokens).below(below).build().unwrap()
 }
 
-fn selects() -> [Select; 4] {
+fn selects() -> [Select; 7] {
     let boxed = Boxed { sinks: 4, recent: 16, ..Boxed::with_budget(256) };
     let proven = Boxed { sinks: 4, recent: 16, ..Boxed::with_max_missed_mass(0.3) };
     [
@@ -55,6 +57,9 @@ fn selects() -> [Select; 4] {
         Select::Quest(Quest { budget: 192, unit_tokens: 16 }),
         Select::Boxed(boxed),
         Select::Boxed(proven),
+        ArkVale { budget: 256, unit_tokens: 32, sinks: 4, recent: 16, layer_wide: true }.into(),
+        Twilight { budget: 256, unit_tokens: 16, top_p: 0.8 }.into(),
+        Streaming { sinks: 4, recent: 100 }.into(),
     ]
 }
 

@@ -80,7 +80,7 @@ def rows_to_run(tokens: int, quick: bool) -> list[tuple[str, Any, int | None]]:
     for share in shares:
         for select in ("quest", "boxed"):
             rows.append((f"kvist {select} 1/{share}", select, tokens // share))
-    certified = kvist.Boxed(max_missed_mass=0.1)
+    certified = kvist.Select("boxed", max_missed_mass=0.1)
     return [*rows, ("kvist boxed, missed <= 0.1", certified, None)]
 
 

@@ -123,7 +123,7 @@ class KvistCache(Cache):
         cls,
         model: PreTrainedModel,
         *,
-        select: str | kvist.Full | kvist.Quest | kvist.Boxed = "full",
+        select: str | kvist.Select = "full",
         budget: int | None = None,
         host: str | int = "4GiB",
         dense_layers: Iterable[int] = (0, 1),
@@ -157,7 +157,7 @@ class KvistCache(Cache):
         cls,
         config: PreTrainedConfig,
         *,
-        select: str | kvist.Full | kvist.Quest | kvist.Boxed = "full",
+        select: str | kvist.Select = "full",
         budget: int | None = None,
         host: str | int = "4GiB",
         dense_layers: Iterable[int] = (0, 1),
@@ -280,7 +280,7 @@ class KvistCache(Cache):
     def fork(
         self,
         *,
-        select: str | kvist.Full | kvist.Quest | kvist.Boxed | None = None,
+        select: str | kvist.Select | None = None,
         budget: int | None = None,
     ) -> KvistCache:
         """A second cache that continues from here, over the same pages (copied when written).

@@ -1,0 +1,99 @@
+//! Selections that are used again: at later steps, or in later layers.
+
+use kvist_policies::{Parts, Reuse, Scope};
+
+use super::head::{Choice, Origin, Work};
+use super::{Call, Run};
+use crate::memory::Last;
+
+/// The earlier selection that this query may use, if there is one.
+///
+/// Its kept recent tokens begin where they did then: what left the window since was never a candidate, so
+/// it is read.
+pub(super) fn choose(work: &Work, parts: &Parts) -> Option<Choice> {
+    let fits = |last: &Last| match &parts.reuse {
+        Reuse::Never => false,
+        Reuse::Cosine(theta) => cosine(&work.queries(parts.scope), &last.q) >= *theta,
+        Reuse::Steps(steps) => last.steps < *steps,
+        Reuse::Prompt => true,
+        Reuse::Layers(_) => last.len == work.len,
+    };
+    let (layer, origin) = match &parts.reuse {
+        Reuse::Layers(anchors) => {
+            let below = anchors.iter().rev().find(|&&a| a <= work.call.layer);
+            (*below.filter(|&&a| a < work.call.layer)?, Origin::Borrowed)
+        }
+        _ => (work.call.layer, Origin::Again),
+    };
+    let memory = work.sequence.memories.of(layer);
+    let last = memory.last.get(work.number)?.as_ref()?;
+    if last.len > work.len || !fits(last) {
+        return None;
+    }
+    let sinks = parts.keep.sinks.next_multiple_of(parts.unit_tokens()).min(last.from);
+    let mut choice = Choice { origin, ..Choice::default() };
+    choice.set(&[0..sinks, last.from..work.len], &last.chosen);
+    Some(choice)
+}
+
+/// Cosine of two lists of queries; NaN where one is zero or not finite.
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()) as f32
+}
+
+impl Work<'_> {
+    /// The queries that share a selection.
+    pub(super) fn queries(&self, scope: Scope) -> Vec<f32> {
+        let g = self.call.cache.geometry();
+        if scope == Scope::KvHead {
+            return self.q.to_vec();
+        }
+        let mut rows = vec![0f32; g.q_heads * g.dim_k];
+        for (head, row) in rows.chunks_mut(g.dim_k).enumerate() {
+            self.all.read_f32(self.row_of_run, head, row);
+        }
+        rows
+    }
+}
+
+impl Call<'_> {
+    /// Notes what was selected at this step, for the sequences whose selectors may use it again.
+    pub(super) fn remember(&self, run: &Run, choices: &[Choice]) {
+        let heads = self.cache.geometry().kv_heads;
+        for (sequence, choices) in run.sequences.iter().zip(choices.chunks(heads)) {
+            let kvist_policies::Method::Parts(parts) = &sequence.selector.method else { continue };
+            if parts.reuse == Reuse::Never {
+                continue;
+            }
+            let len = sequence.layers[self.layer].len;
+            let mut memory = sequence.memories.of(self.layer);
+            memory.last.resize(heads, None);
+            for (last, choice) in memory.last.iter_mut().zip(choices) {
+                match (choice.origin, last) {
+                    (Origin::Fresh, last) => {
+                        let (q, from) = (choice.q.clone(), choice.from);
+                        let chosen = choice.positions[choice.picked.clone()].to_vec();
+                        *last = Some(Last { q, chosen, from, len, steps: 1 });
+                    }
+                    (Origin::Again, Some(last)) => last.steps += 1,
+                    (Origin::Again | Origin::Borrowed, _) => {}
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cosine;
+
+    #[test]
+    fn cosines() {
+        assert_eq!(cosine(&[1.0, 2.0], &[2.0, 4.0]), 1.0);
+        assert_eq!(cosine(&[1.0, 0.0], &[0.0, 3.0]), 0.0);
+        assert!(cosine(&[0.0], &[1.0]).is_nan() && cosine(&[f32::NAN], &[1.0]).is_nan());
+    }
+}

@@ -1,0 +1,90 @@
+//! What the last queries of the prompt attended to (SnapKV).
+
+use kvist_kernels::Tensor3;
+use kvist_kernels::select;
+
+use super::head::Work;
+use super::{Call, Run};
+use crate::Error;
+use crate::memory::Observed;
+
+/// Keys scored at a time; bounds the scores held.
+const PIECE: usize = 4096;
+
+impl Call<'_> {
+    /// Notes the queries of a prompt's chunk, where a sequence's selector looks at them.
+    pub(super) fn observe(&self, run: &Run, q: &Tensor3) {
+        let g = self.cache.geometry();
+        let mut row = 0;
+        for (sequence, &n) in run.sequences.iter().zip(run.queries) {
+            let most = match &sequence.selector.method {
+                kvist_policies::Method::Parts(parts) => parts.observed(),
+                _ => 0,
+            };
+            // A single query is a step, not a prompt.
+            if most > 0 && n > 1 {
+                let (len, seen) = (sequence.layers[self.layer].len, n.min(most));
+                let mut rows = vec![0f32; seen * g.q_heads * g.dim_k];
+                for (i, out) in rows.chunks_mut(g.dim_k).enumerate() {
+                    q.read_f32(row + n - seen + i / g.q_heads, i % g.q_heads, out);
+                }
+                let positions = len - seen..len;
+                let new = Observed { positions, q: rows };
+                sequence.memories.of(self.layer).observe(&new, most);
+            }
+            row += n;
+        }
+    }
+}
+
+/// Softmax mass that the observed queries of the head's group give each token in front of them, summed over
+/// queries and group and averaged over `pool` neighbours.
+pub(super) fn weigh(work: &Work, observed: &Observed, pool: usize) -> Result<Vec<f32>, Error> {
+    let dim = work.call.cache.geometry().dim_k;
+    let (start, end) = (observed.positions.start, observed.positions.end);
+    let row = observed.q.len() / observed.positions.len();
+    let scale = work.scale_log2();
+    let mut mass = vec![0f32; start];
+    for (at, queries) in observed.positions.clone().zip(observed.q.chunks(row)) {
+        let group = &queries[work.number * work.group * dim..][..work.group * dim];
+        let rows = work.query_rows(group, false);
+        let mut raw = vec![0f32; work.group * end];
+        for from in (0..=at).step_by(PIECE) {
+            let to = (from + PIECE).min(at + 1);
+            let part = work.logits(&rows, from as u32..to as u32)?;
+            for (all, part) in raw.chunks_mut(end).zip(part.chunks(to - from)) {
+                all[from..to].copy_from_slice(part);
+            }
+        }
+        let mut lse = vec![f32::NEG_INFINITY; work.group];
+        select::lse2_strided(&raw, end, at + 1, scale, &mut lse);
+        let mut one = vec![0f32; start];
+        if start > 0 {
+            select::fold_mass_strided(&raw, end, start, scale, &lse, &mut one);
+        }
+        mass.iter_mut().zip(one).for_each(|(m, o)| *m += o);
+    }
+    Ok(pooled(&mass, pool))
+}
+
+/// Mean over `pool` neighbours, zeros beyond the ends.
+fn pooled(x: &[f32], pool: usize) -> Vec<f32> {
+    let half = pool / 2;
+    let mean = |i: usize| {
+        let near = &x[i.saturating_sub(half)..(i + half + 1).min(x.len())];
+        near.iter().sum::<f32>() / pool as f32
+    };
+    (0..x.len()).map(mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pooled;
+
+    #[test]
+    fn neighbours_are_averaged() {
+        assert_eq!(pooled(&[3.0, 0.0, 6.0, 0.0], 3), [1.0, 3.0, 2.0, 2.0]);
+        assert_eq!(pooled(&[3.0, 0.0], 1), [3.0, 0.0]);
+        assert!(pooled(&[], 5).is_empty());
+    }
+}

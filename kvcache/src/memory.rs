@@ -1,0 +1,126 @@
+//! What a sequence remembers of a layer from one step to the next: hints and selections, never keys or
+//! values. Losing it costs time, not exactness.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use kvist_policies::prefetch::Recent;
+use parking_lot::{Mutex, MutexGuard};
+
+/// Of one layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// What each head read last, for prefetching. Only with a lower tier.
+    pub(crate) recent: Vec<Recent>,
+    /// What each head selected last, where its selector may use that again.
+    pub(crate) last: Vec<Option<Last>>,
+    /// The last queries of the prompt, where the selector looks at them.
+    pub(crate) observed: Option<Arc<Observed>>,
+}
+
+/// A selection and the step that made it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Last {
+    /// The queries it was made for.
+    pub(crate) q: Vec<f32>,
+    /// Positions picked, ascending; those kept anyway are not among them.
+    pub(crate) chosen: Vec<u32>,
+    /// Where the kept recent tokens began.
+    pub(crate) from: usize,
+    /// Tokens of the layer then.
+    pub(crate) len: usize,
+    /// Steps that used it, the one that made it included.
+    pub(crate) steps: usize,
+}
+
+/// Queries of consecutive positions, `[positions][q_heads, dim_k]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Observed {
+    pub(crate) positions: Range<usize>,
+    pub(crate) q: Vec<f32>,
+}
+
+impl Memory {
+    /// Forgets what speaks of tokens from `len` on.
+    fn cut(&mut self, len: usize) {
+        self.last.iter_mut().for_each(|last| drop(last.take_if(|last| last.len > len)));
+        self.observed.take_if(|observed| observed.positions.end > len);
+    }
+
+    /// Notes queries, of which the last `most` are kept. What they select is another thing than before.
+    pub(crate) fn observe(&mut self, new: &Observed, most: usize) {
+        let width = new.q.len() / new.positions.len().max(1);
+        let before = self.observed.take().filter(|o| o.positions.end == new.positions.start);
+        let mut all = before.map_or(new.clone(), |before| Observed {
+            positions: before.positions.start..new.positions.end,
+            q: [&before.q[..], &new.q].concat(),
+        });
+        let surplus = all.positions.len().saturating_sub(most);
+        all.q.drain(..surplus * width);
+        all.positions.start += surplus;
+        self.observed = Some(Arc::new(all));
+        self.last.clear();
+    }
+}
+
+/// The memories of all layers of a sequence.
+#[derive(Debug)]
+pub(crate) struct Memories(Vec<Mutex<Memory>>);
+
+impl Memories {
+    pub(crate) fn new(layers: usize) -> Memories {
+        Memories(std::iter::repeat_with(Mutex::default).take(layers).collect())
+    }
+
+    pub(crate) fn of(&self, layer: usize) -> MutexGuard<'_, Memory> {
+        self.0[layer].lock()
+    }
+
+    /// For a fork with the same selector.
+    pub(crate) fn forked(&self) -> Memories {
+        let of_layer = |memory: &Mutex<Memory>| {
+            let Memory { last, observed, .. } = memory.lock().clone();
+            Mutex::new(Memory { last, observed, ..Memory::default() })
+        };
+        Memories(self.0.iter().map(of_layer).collect())
+    }
+
+    /// For a fork with another selector.
+    pub(crate) fn with_selector(&self) -> Memories {
+        let of_layer = |memory: &Mutex<Memory>| {
+            Mutex::new(Memory { observed: memory.lock().observed.clone(), ..Memory::default() })
+        };
+        Memories(self.0.iter().map(of_layer).collect())
+    }
+
+    /// Forgets what speaks of tokens from `len` on.
+    pub(crate) fn cut(&mut self, len: usize) {
+        self.0.iter_mut().for_each(|memory| memory.get_mut().cut(len));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed(positions: Range<usize>) -> Observed {
+        let q = positions.clone().flat_map(|p| [p as f32, 0.5]).collect();
+        Observed { positions, q }
+    }
+
+    #[test]
+    fn the_last_queries_stay_whatever_the_chunks() {
+        for chunks in [vec![0..10], vec![0..4, 4..10], vec![0..4, 4..5, 5..10], vec![2..3, 6..10]] {
+            let mut memory = Memory::default();
+            chunks.into_iter().for_each(|c| memory.observe(&observed(c), 4));
+            assert_eq!(memory.observed.as_deref(), Some(&observed(6..10)));
+        }
+        let mut memory = Memory::default();
+        memory.observe(&observed(3..5), 4);
+        assert_eq!(memory.observed.as_deref(), Some(&observed(3..5)));
+        memory.cut(5);
+        assert!(memory.observed.is_some());
+        memory.cut(4);
+        assert!(memory.observed.is_none());
+    }
+}
