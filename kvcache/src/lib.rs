@@ -50,7 +50,9 @@ pub mod inspect;
 mod layer;
 mod lend;
 mod live;
+mod means;
 mod memory;
+
 mod miss;
 mod pages;
 mod prefix;

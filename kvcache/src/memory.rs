@@ -7,6 +7,9 @@ use std::sync::Arc;
 use kvist_policies::prefetch::Recent;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::means::Means;
+use crate::summaries::TILE;
+
 /// Of one layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
@@ -14,6 +17,8 @@ pub(crate) struct Memory {
     pub(crate) recent: Vec<Recent>,
     /// What each head selected last, where its selector may use that again.
     pub(crate) last: Vec<Option<Last>>,
+    /// Means of each head's tiles, where a long sequence is searched by them.
+    pub(crate) means: Vec<Arc<Means>>,
     /// The last queries of the prompt, where the selector looks at them.
     pub(crate) observed: Option<Arc<Observed>>,
 }
@@ -45,6 +50,7 @@ impl Memory {
     fn cut(&mut self, len: usize) {
         self.last.iter_mut().for_each(|last| drop(last.take_if(|last| last.len > len)));
         self.observed.take_if(|observed| observed.positions.end > len);
+        self.means.iter_mut().for_each(|means| Arc::make_mut(means).truncate(len / TILE));
     }
 
     /// Notes queries, of which the last `most` are kept. What they select is another thing than before.
@@ -79,8 +85,8 @@ impl Memories {
     /// For a fork with the same selector.
     pub(crate) fn forked(&self) -> Memories {
         let of_layer = |memory: &Mutex<Memory>| {
-            let Memory { last, observed, .. } = memory.lock().clone();
-            Mutex::new(Memory { last, observed, ..Memory::default() })
+            let Memory { last, observed, means, .. } = memory.lock().clone();
+            Mutex::new(Memory { last, observed, means, ..Memory::default() })
         };
         Memories(self.0.iter().map(of_layer).collect())
     }

@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kvist_kernels::score::CellList;
 use kvist_kernels::summary::{self, BoxedSpec, LowBitSpec, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
 use kvist_policies::{Digest, Method, Refine, Row, Select};
 
 use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
+use crate::means::{self, Means};
+use crate::pages::Head;
 use crate::{Error, Geometry};
 
 /// Tokens of a summary cell, whatever the page size.
@@ -96,6 +99,8 @@ pub(crate) struct Selector {
 pub(crate) struct Store {
     pub(crate) spec: Spec,
     pub(crate) arena: Arc<Arena>,
+    /// Rows of means, for boxed cells.
+    pub(crate) means: Option<Arc<Arena>>,
 }
 
 /// One arena per kind of summary, made when first needed.
@@ -127,13 +132,13 @@ impl Stores {
         let store = match stores.iter().find(|s| s.spec == spec) {
             Some(store) => store.clone(),
             None => {
-                let arena = Arena::new(
-                    spec.cell_bytes(),
-                    u32::MAX as usize,
-                    budget.clone(),
-                    Care::default(),
-                )?;
-                stores.push(Store { spec, arena });
+                let arena =
+                    |bytes| Arena::new(bytes, u32::MAX as usize, budget.clone(), Care::default());
+                let means = match spec {
+                    Spec::Boxed(_) => Some(arena(means::spec(geometry.dim_k)?.cell_bytes())?),
+                    Spec::Units(_) | Spec::Pruned(..) => None,
+                };
+                stores.push(Store { spec, arena: arena(spec.cell_bytes())?, means });
                 stores[stores.len() - 1].clone()
             }
         };
@@ -143,17 +148,30 @@ impl Stores {
     /// Bytes of summary cells in use.
     pub(crate) fn bytes(&self) -> u64 {
         let stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.iter().map(|s| (s.arena.used() * s.arena.cell_bytes()) as u64).sum()
+        stores.iter().flat_map(Store::arenas).map(|a| (a.used() * a.cell_bytes()) as u64).sum()
     }
 
     /// Summary cells in use.
     pub(crate) fn cells(&self) -> u64 {
         let stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.iter().map(|s| s.arena.used() as u64).sum()
+        stores.iter().flat_map(Store::arenas).map(|a| a.used() as u64).sum()
     }
 }
 
 impl Store {
+    fn arenas(&self) -> impl Iterator<Item = &Arc<Arena>> {
+        std::iter::once(&self.arena).chain(&self.means)
+    }
+
+    /// Brings the means of a head up to its finished tiles.
+    pub(crate) fn means(&self, head: &Head, means: &mut Means) -> Result<(), Error> {
+        let (Spec::Boxed(spec), Some(arena)) = (&self.spec, &self.means) else { return Ok(()) };
+        let (base, bytes) = (self.arena.at(0), self.arena.cell_bytes());
+        // SAFETY: the cells are the head's, written when they were made.
+        let cells = unsafe { CellList::new(base, bytes, head.cell_ids()) };
+        means.extend(arena, spec, &cells)
+    }
+
     /// Writes what cell `tile` must say once the sequence has `len` tokens, given that it was right
     /// for `had` tokens before. `row` gives the address of a key.
     ///

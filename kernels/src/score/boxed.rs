@@ -114,6 +114,16 @@ impl BoxedQuery {
     pub fn spec(&self) -> &BoxedSpec {
         &self.spec
     }
+
+    /// The level it was prepared for.
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The query heads, each padded with zeros.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.q.chunks_exact(BoxedQuery::stride(&self.spec))
+    }
 }
 
 /// Where scores go: head h of tile t to `est[h * est_stride + 64 t ..]`, its bound to

@@ -43,9 +43,9 @@ pub fn low_bit_at(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was limited to the CPU's, which has AVX2 and FMA from there on.
         Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
-            wide(spec, q, heads, cells, tokens, out);
+            wide(spec, q, cells, tokens, out);
         },
-        _ => each::<false>(spec, q, heads, cells, tokens, out),
+        _ => each::<false>(spec, q, cells, tokens, out),
     }
 }
 
@@ -55,27 +55,20 @@ pub fn low_bit_at(
 /// The CPU must have both.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn wide(
-    spec: &LowBitSpec,
-    q: &[f32],
-    heads: usize,
-    cells: &CellList,
-    tokens: &[u32],
-    out: &mut [f32],
-) {
-    each::<true>(spec, q, heads, cells, tokens, out);
+unsafe fn wide(spec: &LowBitSpec, q: &[f32], cells: &CellList, tokens: &[u32], out: &mut [f32]) {
+    each::<true>(spec, q, cells, tokens, out);
 }
 
 #[inline(always)]
 fn each<const FUSED: bool>(
     spec: &LowBitSpec,
     q: &[f32],
-    heads: usize,
     cells: &CellList,
     tokens: &[u32],
     out: &mut [f32],
 ) {
     let dim = spec.dim();
+    let sums: Vec<f32> = q.chunks_exact(dim).map(|q| q.iter().sum()).collect();
     let mut codes = [0f32; DIM_MAX + 1];
     for (i, &token) in tokens.iter().enumerate() {
         let (tile, token) = (token as usize / TILE, token as usize % TILE);
@@ -85,9 +78,8 @@ fn each<const FUSED: bool>(
         let number = |at: usize| f32::from_le_bytes([0, 1, 2, 3].map(|i| cell[at + i]));
         let (low, step) = (number(range), number(range + 4));
         unpack(spec, &cell[at..at + spec.code_bytes()], &mut codes);
-        for h in 0..heads {
-            let (sum, dot) = sums::<FUSED>(&q[h * dim..][..dim], &codes[..dim]);
-            out[h * tokens.len() + i] = low * sum + step * dot;
+        for (h, (q, sum)) in q.chunks_exact(dim).zip(&sums).enumerate() {
+            out[h * tokens.len() + i] = low * sum + step * dot::<FUSED>(q, &codes[..dim]);
         }
     }
 }
@@ -104,22 +96,18 @@ fn unpack(spec: &LowBitSpec, bytes: &[u8], codes: &mut [f32; DIM_MAX + 1]) {
     }
 }
 
-/// Sum of the query and its dot product with the codes.
+/// Dot product of a query with codes.
 #[inline(always)]
-fn sums<const FUSED: bool>(q: &[f32], codes: &[f32]) -> (f32, f32) {
-    const LANES: usize = 8;
-    let (mut sum, mut dot) = ([0f32; LANES], [0f32; LANES]);
+fn dot<const FUSED: bool>(q: &[f32], codes: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut dot = [0f32; LANES];
     let (body, tail) = q.as_chunks::<LANES>();
     let (code_body, code_tail) = codes.as_chunks::<LANES>();
     for (q, c) in body.iter().zip(code_body) {
         for i in 0..LANES {
-            sum[i] += q[i];
             dot[i] = if FUSED { q[i].mul_add(c[i], dot[i]) } else { q[i] * c[i] + dot[i] };
         }
     }
-    for (i, (q, c)) in tail.iter().zip(code_tail).enumerate() {
-        sum[i] += q;
-        dot[i] += q * c;
-    }
-    (sum.iter().sum(), dot.iter().sum())
+    tail.iter().zip(code_tail).enumerate().for_each(|(i, (q, c))| dot[i] += q * c);
+    dot.iter().sum()
 }

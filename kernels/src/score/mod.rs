@@ -1,13 +1,14 @@
 //! Scores of tokens and units from summaries, one KV head at a time.
 //!
 //! [`boxed`] estimates q.k of every token from boxed codes, with rigorous bounds on request, and
-//! [`refine`] adds planes where it matters; [`units`] scores unit rows (Quest's bound, means, mean and
+//! [`refine`] adds planes where it matters, [`tile_means`] and [`tile_uppers`] sum up whole tiles; [`units`] scores unit rows (Quest's bound, means, mean and
 //! variance), [`low_bit`] listed tokens by keys of a few bits. All work on a [`CellList`], the summaries of one KV head in tile order. The result for a
 //! tile depends on nothing but that tile and the query, so lists may be split anywhere.
 
 mod boxed;
 mod low_bit;
 pub(crate) mod plain;
+mod tiles;
 mod units;
 
 use std::marker::PhantomData;
@@ -17,6 +18,7 @@ use crate::Error;
 pub use boxed::{BoxedQuery, RawScores, boxed, boxed_raw, refine, refine_raw};
 pub(crate) use boxed::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, TINY, half_cell, slack};
 pub use low_bit::{low_bit, low_bit_at};
+pub use tiles::{tile_means, tile_uppers};
 pub use units::{UnitQuery, units, units_upper};
 
 /// The cells of one KV head's tiles, in tile order.
@@ -62,6 +64,18 @@ impl<'a> CellList<'a> {
         }
         // SAFETY: every cell was just checked against the slice.
         Ok(unsafe { CellList::new(cells.as_ptr(), cell_bytes, ids) })
+    }
+
+    /// Other cells of the same memory.
+    ///
+    /// # Safety
+    /// Every listed cell must be readable and unchanged for `'b`.
+    #[must_use]
+    pub unsafe fn listed<'b>(&self, ids: &'b [u32]) -> CellList<'b>
+    where
+        'a: 'b,
+    {
+        CellList { ids, ..*self }
     }
 
     /// Number of tiles.

@@ -28,7 +28,7 @@ pub(crate) fn dot(codes: &[u8], q: &[i8], out: &mut [i32; TILE]) {
 }
 
 /// A tile's cell as slices.
-struct Cell<'a> {
+pub(crate) struct Cell<'a> {
     boxes: &'a [u8],
     planes: &'a [u8],
 }
@@ -36,21 +36,21 @@ struct Cell<'a> {
 impl<'a> Cell<'a> {
     /// # Safety
     /// `cell` must be readable for a cell of `spec`, unchanged for `'a`.
-    unsafe fn new(spec: &BoxedSpec, cell: *const u8) -> Cell<'a> {
+    pub(crate) unsafe fn new(spec: &BoxedSpec, cell: *const u8) -> Cell<'a> {
         // SAFETY: passed on from the caller.
         let bytes = unsafe { std::slice::from_raw_parts(cell, spec.cell_bytes()) };
         let (boxes, planes) = bytes.split_at(spec.box_bytes());
         Cell { boxes, planes }
     }
 
-    fn word(&self, channel: usize) -> u16 {
+    pub(crate) fn word(&self, channel: usize) -> u16 {
         u16::from_le_bytes([self.boxes[2 * channel], self.boxes[2 * channel + 1]])
     }
 }
 
 /// Assembles the codes of `planes` bits.
 #[inline(always)]
-fn unpack_codes(spec: &BoxedSpec, cell: &Cell, planes: u32, codes: &mut Codes) {
+pub(crate) fn unpack_codes(spec: &BoxedSpec, cell: &Cell, planes: u32, codes: &mut Codes) {
     let groups = spec.padded() / 4;
     let (first, rest) = cell.planes.split_at(2 * spec.plane_bytes());
     for (g, out) in codes.chunks_exact_mut(4 * TILE).take(groups).enumerate() {
@@ -82,7 +82,7 @@ fn add_bits(spec: &BoxedSpec, plane: &[u8], keep: u8, codes: &mut Codes) {
 
 /// Box widths and middles.
 #[inline(always)]
-fn boxes(spec: &BoxedSpec, cell: &Cell, width: &mut [f32], middle: &mut [f32]) {
+pub(crate) fn boxes(spec: &BoxedSpec, cell: &Cell, width: &mut [f32], middle: &mut [f32]) {
     for i in 0..spec.padded() {
         let (low, w) = unpack(cell.word(i));
         width[i] = w;

@@ -4,4 +4,5 @@
 mod boxed;
 mod common;
 mod low_bit;
+mod tiles;
 mod units;

@@ -8,6 +8,7 @@ use kvist_policies::Boxed;
 
 use super::certify;
 use super::head::{Choice, Scratch, Work, sized};
+use super::tree::{self, Tiles};
 use crate::Error;
 use crate::summaries::TILE;
 
@@ -20,12 +21,15 @@ const NEGLIGIBLE: f32 = 1e-4;
 /// Planes read for every token: three cost no more time than two, and spare a second look.
 pub(super) const PLANES_FIRST: u32 = 3;
 
-/// Estimates of one head group and where its candidates lie.
+/// Estimates of one head group and where its candidates lie. Tokens are counted within the tiles that were
+/// scored.
 pub(super) struct Scored<'a> {
     pub(super) query: BoxedQuery,
+    pub(super) tiles: Tiles,
     /// Raw q.k estimates, `[group, stride]`.
     pub(super) estimates: &'a mut [f32],
     pub(super) stride: usize,
+    /// Kept positions.
     pub(super) keep: [Range<usize>; 2],
     /// Raw exact logits of the kept tokens, `[group, kept]`.
     pub(super) kept: Vec<f32>,
@@ -34,7 +38,12 @@ pub(super) struct Scored<'a> {
 impl Scored<'_> {
     /// Tokens that may be picked or left.
     pub(super) fn candidates(&self) -> Range<usize> {
-        self.keep[0].end..self.keep[1].start
+        self.tiles.index(self.keep[0].end)..self.tiles.index(self.keep[1].start)
+    }
+
+    /// The position of a candidate, counted from the first one.
+    pub(super) fn position(&self, candidate: u32) -> u32 {
+        self.tiles.position(self.candidates().start + candidate as usize)
     }
 
     /// The candidates of a tile, counted from the first candidate.
@@ -67,19 +76,21 @@ pub(super) fn keep(work: &Work, boxed: &Boxed) -> [Range<usize>; 2] {
     boxed.keep().ranges(work.len, work.boxed().1.len() * TILE)
 }
 
-/// Scores every tile with `planes` planes, and the kept tokens exactly.
+/// Scores these tiles with `planes` planes, and the kept tokens exactly.
 pub(super) fn score<'a>(
     work: &Work,
     boxed: &Boxed,
+    tiles: Tiles,
     planes: u32,
     estimates: &'a mut Vec<f32>,
     bounds: Option<&mut [f32]>,
     sigma: Option<&mut [f32]>,
     precise: bool,
 ) -> Result<Scored<'a>, Error> {
-    let (spec, cells) = work.boxed();
+    let (spec, _) = work.boxed();
     let query = BoxedQuery::new(Isa::level(), spec, work.q, work.group);
-    let stride = cells.len() * TILE;
+    let stride = tiles.len() * TILE;
+    let cells = tiles.cells(work);
     let estimates = sized(estimates, work.group * stride);
     score::boxed(&query, &cells, planes, estimates, bounds, sigma);
     if work.call.params.soft_cap > 0.0 {
@@ -88,25 +99,27 @@ pub(super) fn score<'a>(
     let keep = keep(work, boxed);
     let positions = keep.clone().into_iter().flatten().map(|p| p as u32);
     let kept = work.logits(&work.exact_query(precise), positions)?;
-    Ok(Scored { query, estimates, stride, keep, kept })
+    Ok(Scored { query, tiles, estimates, stride, keep, kept })
 }
 
 /// Picks by estimated softmax mass: a fixed number of tokens, or as many as cover `top_p`.
 fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choice, Error> {
-    let (spec, cells) = work.boxed();
-    let tiles = cells.len();
-    let sigma = sized(&mut scratch.sigma, tiles);
+    let (spec, _) = work.boxed();
+
     // A plane is added to raw estimates; capped ones would no longer be that.
     let first =
         if work.call.params.soft_cap > 0.0 { boxed.planes } else { boxed.planes.min(PLANES_FIRST) };
+    let tiles = tree::open(work, boxed, first)?;
+    let mut summary_bytes = tiles.bytes;
+    let sigma = sized(&mut scratch.sigma, tiles.len());
     let estimates = &mut scratch.estimates;
-    let scored = score(work, boxed, first, estimates, None, Some(&mut *sigma), false)?;
+    let scored = score(work, boxed, tiles, first, estimates, None, Some(&mut *sigma), false)?;
     let candidates = scored.candidates();
     let weights = sized(&mut scratch.weights, candidates.len());
     let lse = lse2(work, &scored);
     fold(work, &scored, &lse, 0..candidates.len(), weights);
     let plane_bytes = spec.plane_bytes() + spec.box_bytes();
-    let mut summary_bytes = tiles * spec.bytes_read(first);
+    summary_bytes += scored.tiles.len() * spec.bytes_read(first);
     let negligible = NEGLIGIBLE * work.group as f32 / candidates.len().max(1) as f32;
     let mut plane = first;
     let near = loop {
@@ -123,7 +136,15 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
         }
         plane += 1;
         let (estimates, sigma) = (&mut *scored.estimates, Some(&mut *sigma));
-        score::refine(&scored.query, &cells, &near.tiles, plane, estimates, None, sigma);
+        score::refine(
+            &scored.query,
+            &scored.tiles.cells(work),
+            &near.tiles,
+            plane,
+            estimates,
+            None,
+            sigma,
+        );
         for &tile in &near.tiles {
             fold(work, &scored, &lse, scored.of_tile(tile as usize), weights);
         }
@@ -142,7 +163,7 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     let spared = near.tokens.iter().filter(|t| chosen.binary_search(t).is_err()).count();
     choice.bytes.summary = summary_bytes as u64;
     choice.bytes.keys = spared as u64 * work.key_bytes();
-    chosen.iter_mut().for_each(|i| *i += candidates.start as u32);
+    chosen.iter_mut().for_each(|i| *i = scored.position(*i));
     choice.set(&scored.keep, chosen);
     Ok(choice)
 }
@@ -158,8 +179,7 @@ fn read_keys(
     if near.is_empty() {
         return Ok(());
     }
-    let first = scored.candidates().start as u32;
-    let exact = work.logits(&work.exact_query(false), near.iter().map(|&t| t + first))?;
+    let exact = work.logits(&work.exact_query(false), near.iter().map(|&t| scored.position(t)))?;
     let mut mass = vec![0f32; near.len()];
     select::fold_mass_strided(&exact, near.len(), near.len(), work.scale_log2(), lse, &mut mass);
     near.iter().zip(&mass).for_each(|(&t, &m)| weights[t as usize] = m);
@@ -176,10 +196,11 @@ fn fill_up(count: usize, near: &Near, weights: &[f32], chosen: &mut Vec<u32>) {
     chosen.sort();
 }
 
-/// Base-2 log-sum-exp per head over kept tokens (exact) and candidates (estimated).
+/// Base-2 log-sum-exp per head over kept tokens (exact), candidates (estimated) and what the tiles that were
+/// not scored promise.
 fn lse2(work: &Work, scored: &Scored) -> Vec<f32> {
     let scale = work.scale_log2();
-    let mut lse = vec![f32::NEG_INFINITY; work.group];
+    let mut lse = scored.tiles.rest.clone();
     let kept = scored.kept_tokens();
     if kept > 0 {
         select::lse2_strided(&scored.kept, kept, kept, scale, &mut lse);

@@ -8,6 +8,7 @@ use kvist_policies::{Boxed, cover};
 
 use super::boxed::{self, Scored};
 use super::head::{Choice, Scratch, Work, sized};
+use super::tree::Tiles;
 use crate::Error;
 use crate::summaries::TILE;
 
@@ -96,7 +97,7 @@ fn bounded<'a>(
     estimates: &'a mut Vec<f32>,
     bounds: &mut [f32],
 ) -> Result<Scored<'a>, Error> {
-    boxed::score(work, boxed, boxed.planes, estimates, Some(bounds), None, true)
+    boxed::score(work, boxed, Tiles::all(work), boxed.planes, estimates, Some(bounds), None, true)
 }
 
 fn plane_bytes(work: &Work, boxed: &Boxed) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvist_kernels::rows::QueryRows;
 use kvist_kernels::score::CellList;
@@ -9,6 +10,7 @@ use kvist_kernels::summary::{BoxedSpec, LowBitSpec, UnitSpec};
 use kvist_kernels::{Isa, Tensor3, convert};
 
 use super::{BytesRead, Call};
+use crate::means::Means;
 use crate::pages::{self, Head};
 use crate::summaries::{Spec, Store};
 use crate::{Error, Sequence};
@@ -34,6 +36,8 @@ pub(super) struct Work<'a> {
     /// All heads of all queries of the run, and the query's number among them.
     pub(super) all: &'a Tensor3<'a>,
     pub(super) row_of_run: usize,
+    /// What a long sequence is searched by.
+    pub(super) means: Option<Arc<Means>>,
 }
 
 /// What the query group reads.
@@ -128,6 +132,20 @@ impl Work<'_> {
             Some(Spec::Boxed(spec)) => (spec, self.all_cells()),
             _ => unreachable!("a sequence's store is made for its selector"),
         }
+    }
+
+    /// Some of those cells.
+    pub(super) fn boxed_of<'b>(&'b self, ids: &'b [u32]) -> CellList<'b> {
+        // SAFETY: as for all cells; callers list some of the head's.
+        unsafe { self.all_cells().listed(ids) }
+    }
+
+    /// Cells of means.
+    pub(super) fn mean_cells<'b>(&'b self, ids: &'b [u32]) -> CellList<'b> {
+        let arena = self.store.and_then(|s| s.means.as_ref());
+        let (base, bytes) = arena.map_or((std::ptr::null(), 0), |a| (a.at(0), a.cell_bytes()));
+        // SAFETY: the ids are those of cells that are held and not written to while others hold them.
+        unsafe { CellList::new(base, bytes, ids) }
     }
 
     /// Shape of the cells' unit rows, and those parts of the cells.

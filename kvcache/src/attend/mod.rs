@@ -15,6 +15,7 @@ mod parts;
 mod predict;
 mod proof;
 mod sparse;
+mod tree;
 
 use std::ops::Range;
 

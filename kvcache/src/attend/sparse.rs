@@ -18,6 +18,7 @@ pub(super) fn attend(
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
     let g = call.cache.geometry();
+    call.prepare(run)?;
     let votes = votes(call, run, q)?;
     let choices = each_head(call, run, q, |i, work, method| {
         choose(work, method, votes[i / g.kv_heads].as_ref())
@@ -88,6 +89,7 @@ pub(super) fn with_work<T>(
         q.read_f32(row, number * group + i, row_of);
     }
     let first = if run.whole.is_empty() { layer.sealed.len() } else { 0 };
+    let means = sequence.memories.of(call.layer).means.get(number).cloned();
     f(&Work {
         call,
         head: &layer.heads[number],
@@ -102,6 +104,7 @@ pub(super) fn with_work<T>(
         row: run.rows.start + row,
         all: q,
         row_of_run: row,
+        means,
     })
 }
 

@@ -10,3 +10,4 @@ mod keys;
 mod memory;
 mod model;
 mod presets;
+mod tree;

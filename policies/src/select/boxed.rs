@@ -31,6 +31,9 @@ pub struct Boxed {
     pub sinks: usize,
     /// Most recent tokens always read (and every token of the unfinished box).
     pub recent: usize,
+    /// Sequences of at least this many tokens are searched by the mean keys of 64-token tiles first, and only tiles that promise much are scored: the cost of selection then grows far slower than
+    /// the sequence. A key that is alone in its tile may be missed that way.
+    pub tree_from: usize,
 }
 
 impl Default for Boxed {
@@ -44,6 +47,7 @@ impl Default for Boxed {
             max_tokens: None,
             sinks: 16,
             recent: 64,
+            tree_from: 65_536,
         }
     }
 }

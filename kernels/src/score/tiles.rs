@@ -1,0 +1,121 @@
+//! What a whole tile says, from its boxed cell: the mean key, and a rigorous bound of every score.
+
+use super::boxed::{BoxedQuery, TINY, slack};
+use super::plain::{self, Cell};
+use super::{CellList, plain::Codes};
+use crate::summary::{BoxedSpec, OPEN, TILE, unpack};
+use crate::{DIM_MAX, Isa};
+
+/// Mean key of each tile as all its planes tell it, `out` `[tiles][dim]`; NaN for open tiles.
+///
+/// # Panics
+/// If a length does not fit.
+pub fn tile_means(spec: &BoxedSpec, cells: &CellList, out: &mut [f32]) {
+    check(spec, cells);
+    assert_eq!(out.len(), cells.len() * spec.dim(), "means of {} tiles", cells.len());
+    match Isa::level() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level is one that the CPU has, with AVX2 from there on.
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unsafe { wide_means(spec, cells, out) },
+        _ => means(spec, cells, out),
+    }
+}
+
+/// Largest possible q.k of any token of each tile, unscaled, by its box alone: `out` `[heads][tiles]`.
+/// Rigorous; infinite for open tiles and for queries that are not finite.
+///
+/// # Panics
+/// If a length does not fit.
+pub fn tile_uppers(query: &BoxedQuery, cells: &CellList, out: &mut [f32]) {
+    check(query.spec(), cells);
+    assert_eq!(out.len(), query.heads() * cells.len(), "bounds of {} tiles", cells.len());
+    match query.isa() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a query's level is one that the CPU has, with AVX2 and FMA from there on.
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unsafe { wide_uppers(query, cells, out) },
+        _ => uppers(query, cells, out),
+    }
+}
+
+fn check(spec: &BoxedSpec, cells: &CellList) {
+    let found = cells.cell_bytes();
+    assert!(cells.is_empty() || found == spec.cell_bytes(), "cell of {found} bytes for {spec:?}");
+}
+
+/// # Safety
+/// The CPU must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn wide_means(spec: &BoxedSpec, cells: &CellList, out: &mut [f32]) {
+    means(spec, cells, out);
+}
+
+/// # Safety
+/// The CPU must have AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn wide_uppers(query: &BoxedQuery, cells: &CellList, out: &mut [f32]) {
+    uppers(query, cells, out);
+}
+
+#[inline(always)]
+fn means(spec: &BoxedSpec, cells: &CellList, out: &mut [f32]) {
+    let planes = spec.planes();
+    let mut codes: Codes = [0; DIM_MAX * TILE];
+    for (tile, out) in out.chunks_exact_mut(spec.dim()).enumerate() {
+        // SAFETY: the list vouches for its cells, whose size was checked.
+        let cell = unsafe { Cell::new(spec, cells.cell(tile)) };
+        if cell.word(0) == OPEN {
+            out.fill(f32::NAN);
+            continue;
+        }
+        plain::unpack_codes(spec, &cell, planes, &mut codes);
+        let cells_per_box = (1u32 << planes) as f32;
+        let groups = codes.chunks_exact(4 * TILE).zip(out.chunks_mut(4));
+        for (group, (codes, out)) in groups.enumerate() {
+            let mut sums = [0u16; 4];
+            for c in codes.as_chunks::<4>().0 {
+                (0..4).for_each(|i| sums[i] += u16::from(c[i]));
+            }
+            for (i, (o, sum)) in out.iter_mut().zip(sums).enumerate() {
+                let (low, width) = unpack(cell.word(4 * group + i));
+                *o = low + (f32::from(sum) / TILE as f32 + 0.5) * (width / cells_per_box);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn uppers(query: &BoxedQuery, cells: &CellList, out: &mut [f32]) {
+    let (spec, n) = (query.spec(), cells.len());
+    let (mut middle, mut half) = ([0f32; DIM_MAX], [0f32; DIM_MAX]);
+    let padded = spec.padded();
+    for tile in 0..n {
+        // SAFETY: the list vouches for its cells, whose size was checked.
+        let cell = unsafe { Cell::new(spec, cells.cell(tile)) };
+        let open = cell.word(0) == OPEN;
+        plain::boxes(spec, &cell, &mut half, &mut middle);
+        half[..padded].iter_mut().for_each(|w| *w *= 0.5);
+        for (head, q) in query.rows().enumerate() {
+            let upper = upper(spec, &q[..padded], &middle[..padded], &half[..padded]);
+            out[head * n + tile] = if open || upper.is_nan() { f32::INFINITY } else { upper };
+        }
+    }
+}
+
+/// `sum q_i middle_i + |q_i| half_i`, rounded up far enough.
+#[inline(always)]
+fn upper(spec: &BoxedSpec, q: &[f32], middle: &[f32], half: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let (mut sum, mut size) = ([0f32; LANES], [0f32; LANES]);
+    let blocks = q.as_chunks::<LANES>().0.iter().zip(middle.as_chunks::<LANES>().0);
+    for ((q, m), h) in blocks.zip(half.as_chunks::<LANES>().0) {
+        for i in 0..LANES {
+            let (a, b) = (q[i] * m[i], q[i].abs() * h[i]);
+            sum[i] += a + b;
+            size[i] += a.abs() + b;
+        }
+    }
+    let (sum, size): (f32, f32) = (sum.iter().sum(), size.iter().sum());
+    sum + slack(spec) * size + TINY
+}
