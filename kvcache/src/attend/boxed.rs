@@ -76,12 +76,11 @@ pub(super) fn keep(work: &Work, boxed: &Boxed) -> [Range<usize>; 2] {
     boxed.keep().ranges(work.len, work.boxed().1.len() * TILE)
 }
 
-/// Scores these tiles with `planes` planes, and the kept tokens exactly.
+/// Scores these tiles, and the kept tokens exactly.
 pub(super) fn score<'a>(
     work: &Work,
     boxed: &Boxed,
     tiles: Tiles,
-    planes: u32,
     estimates: &'a mut Vec<f32>,
     bounds: Option<&mut [f32]>,
     sigma: Option<&mut [f32]>,
@@ -92,7 +91,7 @@ pub(super) fn score<'a>(
     let stride = tiles.len() * TILE;
     let cells = tiles.cells(work);
     let estimates = sized(estimates, work.group * stride);
-    score::boxed(&query, &cells, planes, estimates, bounds, sigma);
+    score::boxed(&query, &cells, tiles.planes, estimates, bounds, sigma);
     if work.call.params.soft_cap > 0.0 {
         work.cap(estimates);
     }
@@ -113,7 +112,7 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     let mut summary_bytes = tiles.bytes;
     let sigma = sized(&mut scratch.sigma, tiles.len());
     let estimates = &mut scratch.estimates;
-    let scored = score(work, boxed, tiles, first, estimates, None, Some(&mut *sigma), false)?;
+    let scored = score(work, boxed, tiles, estimates, None, Some(&mut *sigma), false)?;
     let candidates = scored.candidates();
     let weights = sized(&mut scratch.weights, candidates.len());
     let lse = lse2(work, &scored);

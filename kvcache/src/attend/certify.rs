@@ -97,7 +97,7 @@ fn bounded<'a>(
     estimates: &'a mut Vec<f32>,
     bounds: &mut [f32],
 ) -> Result<Scored<'a>, Error> {
-    boxed::score(work, boxed, Tiles::all(work), boxed.planes, estimates, Some(bounds), None, true)
+    boxed::score(work, boxed, Tiles::all(work, boxed.planes), estimates, Some(bounds), None, true)
 }
 
 fn plane_bytes(work: &Work, boxed: &Boxed) -> u64 {

@@ -29,6 +29,8 @@ pub(super) struct Tiles {
     opened: Option<Vec<u32>>,
     /// Their cells.
     ids: Vec<u32>,
+    /// Planes that they are scored with.
+    pub(super) planes: u32,
     /// Base-2 log-sum-exp of what the others promise, by head.
     pub(super) rest: Vec<f32>,
     /// Bytes read to tell.
@@ -37,9 +39,9 @@ pub(super) struct Tiles {
 
 impl Tiles {
     /// All of them.
-    pub(super) fn all(work: &Work) -> Tiles {
+    pub(super) fn all(work: &Work, planes: u32) -> Tiles {
         let rest = vec![f32::NEG_INFINITY; work.group];
-        Tiles { opened: None, ids: work.head.cell_ids().to_vec(), rest, bytes: 0 }
+        Tiles { opened: None, ids: work.head.cell_ids().to_vec(), planes, rest, bytes: 0 }
     }
 
     /// How many.
@@ -113,7 +115,7 @@ impl Call<'_> {
 pub(super) fn open(work: &Work, boxed: &Boxed, planes: u32) -> Result<Tiles, Error> {
     let means = match &work.means {
         Some(means) if work.len >= boxed.tree_from => means,
-        _ => return Ok(Tiles::all(work)),
+        _ => return Ok(Tiles::all(work, planes)),
     };
     let keep = keep(work, boxed);
     let tiles = keep[0].end / TILE..keep[1].start.div_ceil(TILE);
@@ -123,7 +125,7 @@ pub(super) fn open(work: &Work, boxed: &Boxed, planes: u32) -> Result<Tiles, Err
     let affordable = BYTES_MOST.saturating_sub(bytes) / work.boxed().0.bytes_read(planes);
     let (least, most) = (OVER.0 * wanted, (OVER.1 * wanted).min(affordable));
     if most >= tiles.len() || means.tiles < tiles.end {
-        return Ok(Tiles::all(work));
+        return Ok(Tiles::all(work, planes));
     }
     let raw = promises(work, &spec, means, tiles.clone());
     let n = tiles.len();
@@ -139,7 +141,7 @@ pub(super) fn open(work: &Work, boxed: &Boxed, planes: u32) -> Result<Tiles, Err
     let rest = rest(&raw, n, &chosen, scale);
     chosen.iter_mut().for_each(|t| *t += tiles.start as u32);
     let ids = chosen.iter().map(|&t| work.head.cell_ids()[t as usize]).collect();
-    Ok(Tiles { opened: Some(chosen), ids, rest, bytes })
+    Ok(Tiles { opened: Some(chosen), ids, planes, rest, bytes })
 }
 
 /// Scores of the tiles' mean keys, `[group][tiles]`.

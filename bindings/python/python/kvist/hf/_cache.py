@@ -21,7 +21,7 @@ from .._errors import OptionError, UnsupportedError
 from ._attention import NAME
 from ._masks import KvLength
 from ._report import Report, report_of
-from ._store import Handle, Options, Store
+from ._store import Handle, Options, Scorer, Store
 
 _pending = threading.local()
 
@@ -129,12 +129,15 @@ class KvistCache(Cache):
         dense_layers: Iterable[int] = (0, 1),
         threads: int | None = None,
         page_tokens: int = 64,
+        scorer: Scorer | None = None,
     ) -> KvistCache:
         """A cache for `model`, whose attention implementation becomes "kvist".
 
         `select`, `budget`: which tokens a decode step reads (see `kvist.selection_presets()`);
         `dense_layers`: model layers that always read everything; `host`: most bytes of host memory;
-        `threads`: of kvist's kernels, by default as many as torch uses.
+        `threads`: of kvist's kernels, by default as many as torch uses; `scorer`: for selectors that go by
+        a trained indexer's scores ("nsa", "dsa"), called at every decode step with the layer, the
+        queries `[batch, q_heads, dim]` and the tokens there are, returns `[batch, heads, units]`.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
@@ -148,6 +151,7 @@ class KvistCache(Cache):
             dense_layers=dense_layers,
             threads=threads,
             page_tokens=page_tokens,
+            scorer=scorer,
         )
         _switch(model, config)
         return cache
@@ -163,6 +167,7 @@ class KvistCache(Cache):
         dense_layers: Iterable[int] = (0, 1),
         threads: int | None = None,
         page_tokens: int = 64,
+        scorer: Scorer | None = None,
     ) -> KvistCache:
         """Like `for_model`, for a model that already uses attention implementation "kvist"."""
         types, kwargs = get_layer_types_and_kwargs(config)
@@ -188,6 +193,8 @@ class KvistCache(Cache):
                 dense_slots=tuple(slots[i] for i in dense if i in slots),
                 threads=torch.get_num_threads() if threads is None else threads,
                 page_tokens=page_tokens,
+                scorer=scorer,
+                layers=tuple(slots),
             )
         )
         store.foreign = len(slots) < len(types)

@@ -6,6 +6,7 @@ only, so a left-padded batch is a ragged batch here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,9 @@ import kvist
 from .._errors import ClosedError, KvistError, ShapeError, UnsupportedError
 from ._masks import Plan, plan_of_tensor
 from ._recorder import Recorder
+
+Scorer = Callable[[int, torch.Tensor, int], torch.Tensor]
+"""`(layer, query [batch, q_heads, dim], tokens)` to scores `[batch, heads, units]`."""
 
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -51,6 +55,9 @@ class Options:
     dense_slots: tuple[int, ...]
     threads: int | None
     page_tokens: int
+    scorer: Scorer | None
+    layers: tuple[int, ...]
+    """The model's layer of each slot."""
 
 
 class Store:
@@ -169,6 +176,9 @@ class Store:
         assert self.cache is not None
         want = self.counting or self.tracing
         options = {**options, "info": want, "selected": self.tracing, "bound": self.tracing}
+        if self.options.scorer is not None:
+            layer = self.options.layers[slot]
+            options["scores"] = self.options.scorer(layer, query[:, 0], self.seen[slot])
         infos: list[kvist.AttendInfo] = []
         if len(self.rows) == 1:
             out: Any = self.rows[0].attend(slot, query[0], **options)
