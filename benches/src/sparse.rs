@@ -34,6 +34,10 @@ fn selectors(budget: usize) -> Vec<(&'static str, Select)> {
         ("quest", Select::Quest(Quest { budget, ..Quest::default() })),
         ("boxed, 2 planes", boxed(2)),
         ("boxed, 3 planes", boxed(3)),
+        (
+            "boxed, every tile",
+            Select::Boxed(Boxed { tree_from: usize::MAX, ..Boxed::with_budget(budget) }),
+        ),
     ]
 }
 

@@ -8,9 +8,11 @@ mod truth;
 use std::path::PathBuf;
 use std::process::Command;
 
-use kvist::{AttendInfo, AttendOptions, Boxed, Cache, Geometry, Quest, Select, Sequence};
+use kvist::policies::{Keep, Twilight};
+use kvist::{AttendInfo, AttendOptions, Boxed, Cache, Geometry, Select, Sequence};
 use kvist_kernels::summary::UnitKind;
 use kvist_kernels::{DType, Tensor3, Tensor3Mut};
+use serde_json::json;
 
 use crate::python::interpreter;
 use crate::{Error, Line, Options, Params, Sink};
@@ -31,21 +33,39 @@ enum Row {
     Store(Select),
 }
 
-fn rows(budget: usize) -> Vec<(&'static str, Row)> {
-    let boxed = |planes| {
-        let boxed = Boxed { sinks: SINKS, recent: RECENT, ..Boxed::with_budget(budget) };
-        Row::Store(Select::Boxed(Boxed { planes, ..boxed }))
+fn rows(budget: usize) -> Result<Vec<(&'static str, Row)>, Error> {
+    let flat =
+        Boxed { sinks: SINKS, recent: RECENT, tree_from: usize::MAX, ..Boxed::with_budget(budget) };
+    let boxed = |planes| Row::Store(Select::Boxed(Boxed { planes, ..flat.clone() }));
+    // The systems of the literature, with the same kept tokens as far as they keep any.
+    let preset = |name: &str, settings: serde_json::Value| {
+        let mut all = settings.as_object().cloned().unwrap_or_default();
+        let known = Select::parse(name).map_err(kvist::Error::from)?.settings();
+        for (setting, value) in [("sinks", SINKS), ("recent", RECENT)] {
+            if known.contains_key(setting) {
+                all.insert(setting.to_owned(), value.into());
+            }
+        }
+        let select = Select::configured(name, all).map_err(kvist::Error::from)?;
+        Ok::<Row, Error>(Row::Store(select.with_budget(budget)))
     };
-    vec![
+    Ok(vec![
         ("oracle token", Row::OracleTokens),
         ("oracle page", Row::OracleUnits),
         ("boxed, 2 planes", boxed(2)),
         ("boxed, 3 planes", boxed(3)),
         ("boxed, 4 planes", boxed(4)),
+        ("boxed, tiles first", Row::Store(Select::Boxed(Boxed { tree_from: 1, ..flat.clone() }))),
         ("moment2 page", Row::Units(UnitKind::Moment2)),
         ("mean page", Row::Units(UnitKind::Mean)),
-        ("quest box page", Row::Store(Select::Quest(Quest { budget, ..Quest::default() }))),
-    ]
+        ("quest", preset("quest", json!({}))?),
+        ("arkvale", preset("arkvale", json!({}))?),
+        ("arkvale, per KV head", preset("arkvale", json!({ "layer_wide": false }))?),
+        ("tokenselect", preset("tokenselect", json!({ "theta": null }))?),
+        ("tidaldecode, anchor", preset("tidaldecode", json!({ "anchors": [0] }))?),
+        ("twilight", Row::Store(Select::Twilight(Twilight::default()))),
+        ("streaming", preset("streaming", json!({}))?),
+    ])
 }
 
 /// What one row gathers over steps, layers and heads.
@@ -71,12 +91,12 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     let Some(path) = dump_path(options, sink)? else { return Ok(()) };
     let dump = Dump::open(&path)?;
     for &budget in options.budget.as_deref().unwrap_or(&[256, 512, 1024]) {
-        for (name, row) in rows(budget) {
+        for (name, row) in rows(budget)? {
             let mut tally = Tally::default();
             for layer in 0..dump.layers.len() {
                 measure(&dump, layer, &row, budget, &mut tally)?;
             }
-            sink.push(mass_line(&dump, name, budget, &tally));
+            sink.push(mass_line(&dump, name, budget, &row, &tally));
         }
     }
     for planes in [3, 4] {
@@ -216,6 +236,8 @@ fn measure(
             let tokens = (len * dump.kv_heads) as f64;
             tally.summary += info.bytes.summary as f64 / tokens * dump.kv_heads as f64;
             tally.keys += info.bytes.keys as f64 / tokens * dump.kv_heads as f64;
+            let dense = tokens * ((dump.dim_k + dump.dim_v) * DType::Bf16.size()) as f64;
+            tally.bytes += info.bytes.total() as f64 / dense * dump.kv_heads as f64;
         }
         Ok(())
     })
@@ -272,17 +294,17 @@ fn params(dump: &Dump, name: &str) -> Params {
     params.with("layers", dump.layers.len()).with("select", name)
 }
 
-fn mass_line(dump: &Dump, name: &str, budget: usize, t: &Tally) -> Line {
+fn mass_line(dump: &Dump, name: &str, budget: usize, row: &Row, t: &Tally) -> Line {
     let mut mass = t.mass.clone();
     mass.sort_by(f64::total_cmp);
     let mean = mass.iter().sum::<f64>() / mass.len().max(1) as f64;
     // Bytes per token and KV head, as if the head dimension were 128.
     let wide = 128.0 / dump.dim_k as f64 / t.count;
-    // Quest forces its last page only, as published.
-    let keep = match name.starts_with("quest") {
-        true => "last page".to_owned(),
-        false => format!("{SINKS} sinks + {RECENT} recent"),
+    let keep = match row {
+        Row::Store(select) => select.keep(),
+        _ => Keep { sinks: SINKS, recent: RECENT },
     };
+    let keep = format!("{} sinks + {} recent", keep.sinks, keep.recent);
     let columns = Params::new()
         .with("of_oracle", t.relative / t.count)
         .with("p05", mass.get(mass.len() / 20).copied().unwrap_or(0.0))
@@ -292,7 +314,8 @@ fn mass_line(dump: &Dump, name: &str, budget: usize, t: &Tally) -> Line {
         .with("keep", keep)
         .with("tokens_read", t.tokens / t.count)
         .with("summary_bytes_per_token_d128", t.summary * wide)
-        .with("extra_key_bytes_per_token_d128", t.keys * wide);
+        .with("extra_key_bytes_per_token_d128", t.keys * wide)
+        .with("bytes_of_dense", t.bytes / t.count);
     Line::new("selection-quality", params(dump, name).with("budget", budget), mean, "mass")
         .repeated(t.count as usize, 0.0)
         .columns(columns)

@@ -1,11 +1,10 @@
 //! Which tiles of a long sequence are scored token by token: those whose mean key promises most.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use kvist_kernels::score::{self, CellList};
-use kvist_kernels::select;
-use kvist_kernels::summary::LowBitSpec;
+use kvist_kernels::score::{self, BoxedQuery, CellList};
+use kvist_kernels::summary::BoxedSpec;
+use kvist_kernels::{Isa, select};
 use kvist_policies::{Boxed, Method};
 
 use super::boxed::keep;
@@ -91,7 +90,7 @@ impl Call<'_> {
                 memory.means.resize_with(heads, Default::default);
                 memory.means.clone()
             };
-            if known.iter().all(|means| means.tiles == layer.len / TILE) {
+            if !known.iter().any(|means| means.lack(layer.len / TILE)) {
                 continue;
             }
             let more = || {
@@ -119,36 +118,41 @@ pub(super) fn open(work: &Work, boxed: &Boxed, planes: u32) -> Result<Tiles, Err
     };
     let keep = keep(work, boxed);
     let tiles = keep[0].end / TILE..keep[1].start.div_ceil(TILE);
+    // Behind the last whole cell of means, all tiles are scored.
+    let known = tiles.start..means.tiles().min(tiles.end).max(tiles.start);
     let spec = means::spec(work.call.cache.geometry().dim_k)?;
-    let bytes = tiles.len() * spec.token_bytes();
+    let bytes = means.ids.len() * spec.cell_bytes();
     let wanted = boxed.floor_tokens().div_ceil(TILE);
     let affordable = BYTES_MOST.saturating_sub(bytes) / work.boxed().0.bytes_read(planes);
     let (least, most) = (OVER.0 * wanted, (OVER.1 * wanted).min(affordable));
-    if most >= tiles.len() || means.tiles < tiles.end {
+    if most >= known.len() {
         return Ok(Tiles::all(work, planes));
     }
-    let raw = promises(work, &spec, means, tiles.clone());
-    let n = tiles.len();
-    let scale = work.scale_log2();
+    let raw = promises(work, spec, means);
+    let (stride, n, scale) = (means.tiles(), known.len(), work.scale_log2());
+    let raw = &raw[known.start..];
     let mut lse = vec![f32::NEG_INFINITY; work.group];
-    select::lse2(&raw, n, scale, &mut lse);
+    select::lse2_strided(raw, stride, n, scale, &mut lse);
     let mut weights = vec![0f32; n];
-    select::fold_mass(&raw, n, scale, &lse, &mut weights);
+    select::fold_mass_strided(raw, stride, n, scale, &lse, &mut weights);
+    let open = means.open.iter().map(|&t| t as usize).filter(|t| known.contains(t));
+    open.for_each(|t| weights[t - known.start] = f32::NAN);
     // The first and the last hold kept tokens, too: where the candidates begin and end.
     (weights[0], weights[n - 1]) = (f32::INFINITY, f32::INFINITY);
     let mut chosen = Vec::new();
     select::top_p(&weights, PROMISED * work.group as f64, least.min(most), most, &mut chosen);
-    let rest = rest(&raw, n, &chosen, scale);
-    chosen.iter_mut().for_each(|t| *t += tiles.start as u32);
+    let rest = rest(raw, stride, n, &chosen, scale);
+    chosen.iter_mut().for_each(|t| *t += known.start as u32);
+    chosen.extend(known.end as u32..tiles.end as u32);
     let ids = chosen.iter().map(|&t| work.head.cell_ids()[t as usize]).collect();
     Ok(Tiles { opened: Some(chosen), ids, planes, rest, bytes })
 }
 
 /// Scores of the tiles' mean keys, `[group][tiles]`.
-fn promises(work: &Work, spec: &LowBitSpec, means: &Means, tiles: Range<usize>) -> Vec<f32> {
-    let rows: Vec<u32> = tiles.map(|t| t as u32).collect();
-    let mut raw = vec![0f32; work.group * rows.len()];
-    score::low_bit(spec, work.q, work.group, &work.mean_cells(&means.ids), &rows, &mut raw);
+fn promises(work: &Work, spec: BoxedSpec, means: &Means) -> Vec<f32> {
+    let query = BoxedQuery::new(Isa::level(), spec, work.q, work.group);
+    let mut raw = vec![0f32; work.group * means.tiles()];
+    score::boxed(&query, &work.mean_cells(&means.ids), spec.planes(), &mut raw, None, None);
     if work.call.params.soft_cap > 0.0 {
         work.cap(&mut raw);
     }
@@ -157,7 +161,7 @@ fn promises(work: &Work, spec: &LowBitSpec, means: &Means, tiles: Range<usize>) 
 
 /// Base-2 log-sum-exp by head of what tiles promise that were not chosen: not more than they hold, as the
 /// mean of exponentials is at least the exponential of the mean.
-fn rest(raw: &[f32], n: usize, chosen: &[u32], scale: f32) -> Vec<f32> {
+fn rest(raw: &[f32], stride: usize, n: usize, chosen: &[u32], scale: f32) -> Vec<f32> {
     let mut left = vec![true; n];
     chosen.iter().for_each(|&t| left[t as usize] = false);
     let of_head = |row: &[f32]| {
@@ -167,5 +171,5 @@ fn rest(raw: &[f32], n: usize, chosen: &[u32], scale: f32) -> Vec<f32> {
         select::lse2(&others, others.len(), scale, &mut lse);
         lse[0] + (TILE as f32).log2()
     };
-    raw.chunks(n).map(of_head).collect()
+    raw.chunks(stride).map(of_head).collect()
 }

@@ -141,6 +141,8 @@ impl Parts {
         let keeps = self.keep.sinks.saturating_add(self.keep.recent);
         match (self.digest, self.rule) {
             (Digest::Nothing, _) => keeps,
+            // However much is looked at, what is read follows from the masses.
+            _ if self.refine.is_some() => keeps.saturating_add(self.unit_tokens()),
             (_, Rule::Budget(tokens)) => tokens,
             (_, Rule::Share(_)) => keeps.saturating_add(self.unit_tokens()),
         }
