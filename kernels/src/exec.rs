@@ -82,3 +82,55 @@ impl Executor {
         }
     }
 }
+
+/// A slice of which every task takes another part.
+struct Parts<T>(*mut T, usize);
+
+// SAFETY: parts are handed to one task each, see `Executor::chunks2`.
+unsafe impl<T: Send> Sync for Parts<T> {}
+
+impl<T> Parts<T> {
+    /// The `i`th part of `size` elements; the last may be shorter.
+    ///
+    /// # Safety
+    /// No other task may hold the same part.
+    #[expect(clippy::mut_from_ref, reason = "the parts are disjoint")]
+    unsafe fn part(&self, i: usize, size: usize) -> &mut [T] {
+        let from = (i * size).min(self.1);
+        let to = (from + size).min(self.1);
+        // SAFETY: inside the slice that `self` was made of; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), to - from) }
+    }
+}
+
+impl Executor {
+    /// Runs `task(i, part)` for the consecutive parts of `size` elements of `data`.
+    ///
+    /// # Panics
+    /// If `size` is 0.
+    pub(crate) fn chunks<T: Send>(
+        &self,
+        data: &mut [T],
+        size: usize,
+        task: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let tasks = data.len().div_ceil(size);
+        self.chunks2((data, size), (&mut [(); 0], 1), tasks, |i, part, _| task(i, part));
+    }
+
+    /// Runs `task(i, a, b)` for `i` in `0..tasks` with the `i`th parts of two slices, given with the
+    /// size of their parts.
+    pub(crate) fn chunks2<A: Send, B: Send>(
+        &self,
+        (a, a_size): (&mut [A], usize),
+        (b, b_size): (&mut [B], usize),
+        tasks: usize,
+        task: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+    ) {
+        let (a, b) = (Parts(a.as_mut_ptr(), a.len()), Parts(b.as_mut_ptr(), b.len()));
+        self.run(tasks, |i| {
+            // SAFETY: `run` calls each task once, so each part has one holder.
+            unsafe { task(i, a.part(i, a_size), b.part(i, b_size)) }
+        });
+    }
+}

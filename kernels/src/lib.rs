@@ -8,6 +8,7 @@
 
 mod arch;
 pub mod attend;
+pub mod cluster;
 pub mod convert;
 pub mod copy;
 mod dtype;

@@ -143,6 +143,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
+    unsafe fn ge(a: __m512, b: __m512) -> u32 {
+        // SAFETY: as above.
+        unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn dots<E: Elem>(x: &Dots) {
         // SAFETY: passed on from the caller.
         unsafe { fused::dots::<Floats<E>>(x) }

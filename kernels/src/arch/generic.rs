@@ -92,4 +92,8 @@ impl Simd for Generic {
     unsafe fn hmax(a: V) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
+    #[inline(always)]
+    unsafe fn ge(a: V, b: V) -> u32 {
+        (0..8).fold(0, |bits, i| bits | u32::from(a[i] >= b[i]) << i)
+    }
 }

@@ -6,9 +6,11 @@
     reason = "inner loops: raw pointers by argument, register arrays by index"
 )]
 
+pub(crate) mod cluster;
 pub(crate) mod expw;
 mod generic;
 mod loops;
+pub(crate) mod nearest;
 mod simd;
 mod tile;
 
@@ -42,11 +44,13 @@ mod expw_encode;
 mod expw_lanes;
 #[cfg(target_arch = "x86_64")]
 mod fused;
+#[cfg(target_arch = "x86_64")]
+mod nearest_vnni;
 
 use crate::{DType, Isa};
 use generic::Generic;
 use simd::{ElemBf16, ElemF16, ElemF32, Simd};
-pub(crate) use tile::{BLOCK, Dots, Step, TILE, Window, zero_row};
+pub(crate) use tile::{BLOCK, Dots, Step, TILE, Window, touch, zero_row};
 
 /// Computes dot products.
 ///

@@ -110,6 +110,12 @@ pub(crate) trait Simd: Copy {
     /// The CPU must have the features of `Self`.
     unsafe fn hmax(a: Self::F) -> f32;
 
+    /// Bit `i` is set where lane `i` of `a` is at least that of `b`.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
+    unsafe fn ge(a: Self::F, b: Self::F) -> u32;
+
     /// Dot products of query rows with rows of `E`: `out[r * stride + t] = q[r] . row(t)`.
     ///
     /// # Safety

@@ -134,8 +134,9 @@ impl<'a> Ahead<'a> {
     }
 }
 
+/// Asks the second-level cache for a line.
 #[inline(always)]
-fn touch(row: *const u8, at: usize) {
+pub(crate) fn touch(row: *const u8, at: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {

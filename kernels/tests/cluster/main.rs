@@ -1,0 +1,7 @@
+//! Clusters against a plain k-means, and what is promised of them.
+
+mod balance;
+mod common;
+mod index;
+mod plain;
+mod same;
