@@ -11,6 +11,7 @@ pub(crate) mod expw;
 mod generic;
 mod loops;
 pub(crate) mod nearest;
+pub(crate) mod pq;
 mod simd;
 mod tile;
 

@@ -21,6 +21,7 @@ mod index;
 mod lloyd;
 mod members;
 mod points;
+pub mod pq;
 mod rows;
 mod settings;
 mod targets;

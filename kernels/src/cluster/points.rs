@@ -187,7 +187,6 @@ impl Points {
     }
 
     /// Rows as those given, `[count][dim]`, in the form of `x`, `[count][stride]`.
-    #[cfg(test)]
     pub(super) fn taken(&self, rows: &[f32]) -> Vec<f32> {
         let by = self.scale();
         let mut x = vec![0f32; rows.len() / self.dim * self.stride];

@@ -4,4 +4,5 @@ mod balance;
 mod common;
 mod index;
 mod plain;
+mod pq;
 mod same;
