@@ -29,6 +29,9 @@ pub enum Last {
 ///
 /// No randomness: centroids begin at every `floor(n / clusters)`-th key of their segment, equal scores go
 /// to the lower cluster, sums run in token order. A centroid whose cluster is empty stays where it was.
+///
+/// Leave the first few tokens (attention sinks) out and read them always, as all published systems do: their
+/// keys are unlike all others, and in a cluster with others they are not found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KMeans {
     /// Clusters of a segment; never more than it has keys.

@@ -136,11 +136,13 @@ fn target(points: &Points, metric: Metric, centroid: &[f32], w: &mut [f32]) -> f
     }
 }
 
-/// A vector near the mean of the targets.
+/// A vector near the mean of the targets, not longer than the longest may be.
 pub(super) fn away(points: &Points, metric: Metric) -> Vec<f32> {
+    // SAFETY: the level is one this CPU has.
+    let norm = unsafe { (points.loops.dot)(&points.middle, &points.middle) }.sqrt();
     let by = match metric {
-        Metric::Euclidean => 1.0,
-        Metric::Cosine => 1.0 / points.typical_norm().max(f64::MIN_POSITIVE),
+        Metric::Cosine if norm > 0.0 => 1.0 / points.typical_norm().max(norm),
+        Metric::Cosine | Metric::Euclidean => 1.0,
     };
     points.middle.iter().map(|&m| (f64::from(m) * by) as f32).collect()
 }

@@ -182,6 +182,17 @@ fn presets_are_what_they_say() {
 }
 
 #[test]
+fn a_sample_of_zeros_misleads_nobody() {
+    // Every other key is zero, so that whatever looks at some keys only may see nothing else.
+    let mut keys = Keys::random(7, Kind::Groups, DType::F32, 500, 24).values;
+    keys.chunks_exact_mut(24).step_by(2).for_each(|key| key.fill(0.0));
+    check(
+        &Keys::new(DType::F32, 24, keys),
+        &KMeans { size_max: 0, size_min: 0, ..KMeans::default() },
+    );
+}
+
+#[test]
 fn many_centroids_are_searched_in_blocks() {
     // More than fit into one block of panels, in f32 and in bytes.
     let keys = Keys::random(2, Kind::Groups, DType::Bf16, 1100, 300);
