@@ -65,7 +65,7 @@ bench: tools setup ## measure kernels and selectors against peers (ARGS="--help"
 	cargo run --release --package kvist-cli --bin kvist -- bench $(ARGS)
 
 .PHONY: bench-peers
-bench-peers: tools setup ## make what `bench store` compares with: LMCache, foyer
+bench-peers: tools setup ## make what `bench store` and `cluster` compare with: LMCache, foyer, faiss
 	@scripts/bench-peers.sh
 
 .PHONY: wheel

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes what `kvist bench store` compares with: .venv-peers with LMCache, and the foyer peer.
+# Makes what `kvist bench store` and `cluster` compare with: .venv-peers with LMCache, faiss and
+# scikit-learn, and the foyer peer.
 # Returns at once when nothing changed. Redis is a system package: said, not installed.
 #
 #   KVIST_VENV=DIR        the environment that has torch and safetensors (default: .venv); only read
@@ -24,7 +25,7 @@ fail() { printf 'bench-peers: error: %s\n' "$*" >&2; exit 1; }
 site() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 hash=$({ "$base/bin/python" --version; printf '%s\n' "$base"; cat "$requirements"; } | cksum)
 if [[ ! -f $venv/.peers || $(<"$venv/.peers") != "$hash" ]]; then
-    say "installing LMCache into $venv ($requirements)"
+    say "installing the Python peers into $venv ($requirements)"
     rm -rf "$venv"
     "$base/bin/python" -m venv "$venv" || fail "'python -m venv' failed"
     printf '%s\n' "$(site "$base")" >"$(site "$venv")/base.pth"

@@ -11,6 +11,7 @@
 
 mod arena;
 mod attend;
+mod cluster;
 mod codec;
 mod data;
 mod error;

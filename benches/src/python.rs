@@ -24,6 +24,15 @@ pub(crate) fn interpreter() -> PathBuf {
     found.unwrap_or_else(|| PathBuf::from("python3"))
 }
 
+/// Python with the peers: `KVIST_PEERS_PYTHON`, else `.venv-peers`, else the benchmarks' own.
+#[must_use]
+pub(crate) fn peers_interpreter() -> PathBuf {
+    let given = std::env::var_os("KVIST_PEERS_PYTHON").map(PathBuf::from);
+    let local = [".venv-peers", "../.venv-peers"].map(|v| PathBuf::from(v).join("bin/python"));
+    let found = local.into_iter().find(|p| p.exists());
+    given.or(found).unwrap_or_else(interpreter)
+}
+
 /// Time of one form of the same attention in PyTorch.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PeerTime {

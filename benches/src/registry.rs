@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use crate::error::nearest;
 use crate::{
-    Error, Machine, Options, Sink, attend, codec, hf, live, page_layout, quality, score, select,
-    sparse, store,
+    Error, Machine, Options, Sink, attend, cluster, codec, hf, live, page_layout, quality, score,
+    select, sparse, store,
 };
 
 /// A benchmark.
@@ -34,6 +34,11 @@ pub fn all() -> &'static [Bench] {
             name: "selection-quality",
             about: "softmax mass and certificates on real q, k, v",
             run: quality::run,
+        },
+        Bench {
+            name: "cluster",
+            about: "clustering keys against faiss and scikit-learn",
+            run: cluster::run,
         },
         Bench { name: "codec", about: "lossless codec against memcpy, lz4, zstd", run: codec::run },
         Bench { name: "hf-decode", about: "tokens/s of a real model", run: hf::run },

@@ -36,6 +36,18 @@ pub fn multiply_adds(dtype: DType, steps: usize) -> usize {
     steps * CHAINS * 4
 }
 
+/// The same with products of bytes where the CPU has them, else as for f32.
+#[must_use]
+pub fn byte_products(steps: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the feature was just detected.
+        unsafe { x86::dot_bytes(steps) };
+        return steps * CHAINS * 64;
+    }
+    multiply_adds(DType::F32, steps)
+}
+
 /// What the compiler makes of independent multiply-adds without any feature.
 fn plain(steps: usize) {
     let (a, mut acc) = (std::hint::black_box([1.000_1f32; 4]), [[0.5f32; 4]; CHAINS]);
@@ -52,8 +64,8 @@ fn plain(steps: usize) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-        _mm512_set1_epi16, _mm512_set1_ps,
+        __m512bh, __m512i, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+        _mm512_fmadd_ps, _mm512_set1_epi16, _mm512_set1_ps, _mm512_setzero_si512,
     };
     use std::hint::black_box;
 
@@ -68,6 +80,18 @@ mod x86 {
         for _ in 0..steps {
             for chain in &mut acc {
                 *chain = _mm512_dpbf16_ps(*chain, ones, ones);
+            }
+        }
+        black_box(acc);
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) fn dot_bytes(steps: usize) {
+        let ones: __m512i = black_box(_mm512_set1_epi16(0x0101));
+        let mut acc = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..steps {
+            for chain in &mut acc {
+                *chain = _mm512_dpbusd_epi32(*chain, ones, ones);
             }
         }
         black_box(acc);

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use kvist_kernels::DType;
 
-pub use compute::multiply_adds;
+pub use compute::{byte_products, multiply_adds};
 pub use copy::{CopyLoop, best_copy, copy_hash_seconds, copy_seconds, gather_seconds};
 #[cfg(target_os = "linux")]
 pub use disk::{DiskFile, ReadPlan, WriteSync};
@@ -70,16 +70,25 @@ pub fn best_read(bytes: &[u8], threads: usize) -> ReadLoop {
 }
 
 /// Billions of multiply-adds per second that `threads` cores do on operands in registers:
-/// `vdpbf16ps` for bf16 where the CPU has it, f32 FMA else. Best of several short runs, because
-/// nothing but a disturbance can make it slower.
+/// `vdpbf16ps` for bf16 where the CPU has it, f32 FMA else.
 #[must_use]
 pub fn multiply_add_rate(dtype: DType, threads: usize) -> f64 {
+    rate(threads, |steps| multiply_adds(dtype, steps))
+}
+
+/// The same of [`byte_products`].
+#[must_use]
+pub fn product_rate(threads: usize) -> f64 {
+    rate(threads, byte_products)
+}
+
+/// Best of several short runs, because nothing but a disturbance can make it slower.
+fn rate(threads: usize, work: impl Fn(usize) -> usize + Sync) -> f64 {
     const STEPS: usize = 200_000;
     let run = || {
         let done = std::sync::atomic::AtomicUsize::new(0);
         let seconds = together(threads, |_| {
-            let n = multiply_adds(dtype, STEPS);
-            done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+            done.fetch_add(work(STEPS), std::sync::atomic::Ordering::Relaxed);
         });
         done.into_inner() as f64 / seconds * 1e-9
     };
@@ -108,6 +117,7 @@ mod tests {
     fn rates_are_positive_on_one_and_two_threads() {
         for threads in [1, 2] {
             assert!(multiply_add_rate(DType::F32, threads) > 0.0);
+            assert!(product_rate(threads) > 0.0);
             assert!(read_seconds(ReadLoop::PLAIN, &[1; 100_000], threads) > 0.0);
         }
     }

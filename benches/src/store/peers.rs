@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::python::{Server, interpreter};
+use crate::python::{Server, peers_interpreter};
 use crate::{Error, Options, Sample, Sink};
 
 use super::case::{Case, Plan};
@@ -60,7 +60,7 @@ impl Peers {
             }
             None => sink.note("peer foyer not built (make bench-peers)"),
         }
-        let mut python = Command::new(python());
+        let mut python = Command::new(peers_interpreter());
         peers.python = start("python", python.args(["-u", "-c", PYTHON]), sink);
         Ok(peers)
     }
@@ -138,14 +138,6 @@ fn take(answer: Result<Answer, Error>, found: &mut Vec<(String, Sample)>, sink: 
         }
         Err(problem) => sink.note(&format!("peers: {problem}")),
     }
-}
-
-/// Python with the peers: `KVIST_PEERS_PYTHON`, else `.venv-peers`, else the benchmarks' own.
-fn python() -> PathBuf {
-    let given = std::env::var_os("KVIST_PEERS_PYTHON").map(PathBuf::from);
-    let local = [".venv-peers", "../.venv-peers"].map(|v| Path::new(v).join("bin/python"));
-    let found = local.into_iter().find(|p| p.exists());
-    given.or(found).unwrap_or_else(interpreter)
 }
 
 /// `KVIST_PEER_FOYER`, else where `make bench-peers` puts it: below the target directory of this
