@@ -110,18 +110,30 @@ macro_rules! level {
         mod $name {
             use super::*;
 
+            /// Scores rows against targets.
+            ///
+            /// # Safety
+            /// The CPU must have the features; `x` must be as [`Sweep`] says.
             $(#[target_feature(enable = $feature)])?
             unsafe fn sweep(x: &mut Sweep) {
                 // SAFETY: passed on from the caller; the feature is enabled above (so below).
                 unsafe { nearest::sweep::<Floats<$simd>, $rows, $vectors>(x) }
             }
 
+            /// Finds what reaches a threshold.
+            ///
+            /// # Safety
+            /// The CPU must have the features; otherwise as for [`reaching`].
             $(#[target_feature(enable = $feature)])?
             unsafe fn reach(upper: *const f32, count: usize, least: f32, ids: *mut u32) -> usize {
                 // SAFETY: as above.
                 unsafe { reaching::<$simd>(upper, count, least, ids) }
             }
 
+            /// Widens a row.
+            ///
+            /// # Safety
+            /// The CPU must have the features; otherwise as for [`widen_as`].
             $(#[target_feature(enable = $feature)])?
             unsafe fn widen_row(dtype: DType, src: *const u8, out: &mut [f32]) -> f32 {
                 // SAFETY: passed on from the caller.
@@ -134,21 +146,37 @@ macro_rules! level {
                 }
             }
 
+            /// Adds a row.
+            ///
+            /// # Safety
+            /// The CPU must have the features.
             $(#[target_feature(enable = $feature)])?
             unsafe fn add_row(sum: &mut [f32], row: &[f32]) {
                 add(sum, row);
             }
 
+            /// Adds a row in f64.
+            ///
+            /// # Safety
+            /// The CPU must have the features.
             $(#[target_feature(enable = $feature)])?
             unsafe fn add64_row(sum: &mut [f64], row: &[f32]) {
                 add64(sum, row);
             }
 
+            /// Dot product in f64.
+            ///
+            /// # Safety
+            /// The CPU must have the features.
             $(#[target_feature(enable = $feature)])?
             unsafe fn dot_rows(a: &[f32], b: &[f32]) -> f64 {
                 dot(a, b)
             }
 
+            /// Square of the distance in f64.
+            ///
+            /// # Safety
+            /// The CPU must have the features.
             $(#[target_feature(enable = $feature)])?
             unsafe fn distance2_rows(a: &[f32], b: &[f32]) -> f64 {
                 distance2(a, b)

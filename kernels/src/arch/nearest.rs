@@ -48,11 +48,8 @@ pub(crate) struct Sweep<'a> {
     pub(crate) lower: &'a mut [f32; ROWS],
 }
 
-/// How elements are multiplied.
-///
-/// # Safety
-/// Every method may only be called inside a function that enables the instruction set of `S` and what
-/// the implementing type needs beside it. Pointers are valid for the words they name.
+/// How elements are multiplied. Only a function that enables the features of `Self` makes the methods
+/// inline. Pointers need no alignment.
 pub(crate) trait Product {
     /// Lanes of f32.
     type S: Simd;
@@ -61,11 +58,34 @@ pub(crate) trait Product {
     /// Words of a row, and of a panel.
     type X: Copy;
 
+    /// What sums of a row begin with.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn start(stats: &RowStats) -> Self::Sum;
+
     /// One word of a row in every lane.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `p` must be readable for 4 bytes.
     unsafe fn row(p: *const u8) -> Self::X;
+
+    /// A word of each of the lanes' targets.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`; `p` must be readable for a vector.
     unsafe fn panel(p: *const u32) -> Self::X;
+
+    /// Adds the products.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn add(sum: Self::Sum, row: Self::X, panel: Self::X) -> Self::Sum;
+
+    /// Sums as f32.
+    ///
+    /// # Safety
+    /// The CPU must have the features of `Self`.
     unsafe fn float(sum: Self::Sum) -> <Self::S as Simd>::F;
 }
 

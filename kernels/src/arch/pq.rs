@@ -54,6 +54,9 @@ mod x86 {
     }
 
     /// Entries of 16 codes.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 F; `table` must be readable for `2^BITS` entries, and codes be below.
     #[inline(always)]
     unsafe fn look16<const BITS: usize>(table: *const f32, codes: __m512i) -> __m512 {
         // SAFETY: the caller enabled AVX-512 and has a table of 2^BITS entries.
@@ -73,6 +76,9 @@ mod x86 {
     }
 
     /// Entries of 8 codes.
+    ///
+    /// # Safety
+    /// The CPU must have AVX2; `table` must be readable for `2^BITS` entries, and codes be below.
     #[inline(always)]
     unsafe fn look8<const BITS: usize>(table: *const f32, codes: __m256i) -> __m256 {
         // SAFETY: the caller enabled AVX2 and has a table of 2^BITS entries.
@@ -88,17 +94,23 @@ mod x86 {
         }
     }
 
-    /// How the codes of a part are looked up.
-    ///
-    /// # Safety
-    /// Methods may only be called inside a function that enables what the implementing type needs;
-    /// pointers are valid for the codes of a part, `2^BITS` entries and a tile's scores.
+    /// How the codes of a part are looked up. Only a function that enables the features of `Self` makes
+    /// the methods inline.
     trait Lookup<const BITS: usize> {
         /// Codes of a tile.
         type Codes: Copy;
 
+        /// Reads the codes of a part.
+        ///
+        /// # Safety
+        /// The CPU must have the features of `Self`; `p` must be readable for the codes of a part.
         unsafe fn codes(p: *const u8) -> Self::Codes;
+
         /// Adds the entries to the scores, or writes them if this is the first part.
+        ///
+        /// # Safety
+        /// The CPU must have the features of `Self`; `table` must be readable for `2^BITS` entries, `out`
+        /// writable for a tile's scores.
         unsafe fn add(codes: Self::Codes, table: *const f32, out: *mut f32, first: bool);
     }
 
@@ -186,12 +198,20 @@ mod x86 {
         }
     }
 
+    /// Scores with AVX-512.
+    ///
+    /// # Safety
+    /// As for [`avx512`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn wide<const BITS: usize>(job: &mut Job) {
         // SAFETY: passed on from the caller; the features are enabled above.
         unsafe { walk::<BITS, Wide>(job) }
     }
 
+    /// Scores with AVX2.
+    ///
+    /// # Safety
+    /// As for [`avx2`].
     #[target_feature(enable = "avx2")]
     unsafe fn narrow<const BITS: usize>(job: &mut Job) {
         // SAFETY: as above.
