@@ -1,19 +1,25 @@
 //! Clusters of sizes that suit reading: large ones split, tiny ones merged.
 
-use super::members::{Members, mean};
+use super::members::{CHUNK, Members, mean};
 use super::points::Points;
 use super::settings::KMeans;
 use super::targets::Metric;
+use crate::Executor;
 
 /// Lists of members of the clusters that have any, each ascending, with sizes as the settings want
 /// them.
-pub(super) fn balance(points: &Points, members: &Members, settings: &KMeans) -> Vec<Vec<u32>> {
+pub(super) fn balance(
+    points: &Points,
+    members: &Members,
+    settings: &KMeans,
+    exec: &Executor,
+) -> Vec<Vec<u32>> {
     let mut lists = Vec::with_capacity(members.len());
     for cluster in (0..members.len()).map(|c| members.of(c)).filter(|m| !m.is_empty()) {
         split(points, cluster.to_vec(), settings.size_max, &mut lists);
     }
-    if settings.size_min > 1 {
-        Merge::new(points, settings, &lists).run(&mut lists);
+    if lists.iter().any(|list| list.len() < settings.size_min) {
+        Merge::new(points, settings, &lists, exec).run(&mut lists);
         lists.retain(|list| !list.is_empty());
     }
     lists
@@ -51,21 +57,30 @@ fn split(points: &Points, mut list: Vec<u32>, most: usize, lists: &mut Vec<Vec<u
 struct Merge<'a> {
     points: &'a Points,
     settings: &'a KMeans,
-    /// Means before any merge, `[clusters][stride]`, and what their scores are divided by and less.
+    /// Means before any merge, `[clusters][stride]`, and their norms.
     means: Vec<f32>,
     norms: Vec<f64>,
 }
 
 impl Merge<'_> {
-    fn new<'a>(points: &'a Points, settings: &'a KMeans, lists: &[Vec<u32>]) -> Merge<'a> {
+    fn new<'a>(
+        points: &'a Points,
+        settings: &'a KMeans,
+        lists: &[Vec<u32>],
+        exec: &Executor,
+    ) -> Merge<'a> {
         let stride = points.stride;
-        let mut means = vec![0f32; lists.len() * stride];
-        for (list, to) in lists.iter().zip(means.chunks_exact_mut(stride)) {
-            mean(points, list, to);
-        }
-        // SAFETY: the level is one this CPU has.
-        let norm = |m: &[f32]| unsafe { (points.loops.dot)(m, m) }.sqrt();
-        let norms = means.chunks_exact(stride).map(norm).collect();
+        let (mut means, mut norms) = (vec![0f32; lists.len() * stride], vec![0f64; lists.len()]);
+        let parts = (&mut means[..], CHUNK * stride);
+        let tasks = lists.len().div_ceil(CHUNK);
+        exec.chunks2(parts, (&mut norms, CHUNK), tasks, |task, means, norms| {
+            let lists = &lists[task * CHUNK..];
+            for ((mean_of, norm), list) in means.chunks_exact_mut(stride).zip(norms).zip(lists) {
+                mean(points, list, mean_of);
+                // SAFETY: the level is one this CPU has.
+                *norm = unsafe { (points.loops.dot)(mean_of, mean_of) }.sqrt();
+            }
+        });
         Merge { points, settings, means, norms }
     }
 

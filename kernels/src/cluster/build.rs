@@ -76,7 +76,7 @@ impl Span<'_> {
         let points = Points::new(isa, &self.keys, settings.centre, 0.0, exec);
         let state = clustered(&points, settings, self.keys.len(), exec);
         let members = state.members(&points, 0);
-        let lists = balance(&points, &members, settings);
+        let lists = balance(&points, &members, settings, exec);
         let mut clusters = Clusters::empty(self.keys.dim(), self.values.map_or(0, |v| v.dim()));
         clusters.tokens = self.keys.len();
         clusters.unclustered.clone_from(&points.unclustered);

@@ -7,7 +7,7 @@ use crate::Executor;
 use crate::arch::touch;
 
 /// Clusters whose means one task computes.
-const CHUNK: usize = 32;
+pub(super) const CHUNK: usize = 32;
 /// Members whose rows are asked for ahead of their use.
 const AHEAD: usize = 4;
 
