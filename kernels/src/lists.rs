@@ -34,7 +34,12 @@ pub struct SlotLists<'a> {
     pub per_head: bool,
 }
 
-fn check_indptr(what: &'static str, indptr: &[u32], lists: usize, nnz: usize) -> Result<(), Error> {
+pub(crate) fn check_indptr(
+    what: &'static str,
+    indptr: &[u32],
+    lists: usize,
+    nnz: usize,
+) -> Result<(), Error> {
     if indptr.len() != lists + 1 {
         return Err(Error::shape(what, format!("{} offsets", lists + 1), indptr.len()));
     }
@@ -45,6 +50,18 @@ fn check_indptr(what: &'static str, indptr: &[u32], lists: usize, nnz: usize) ->
         return Err(Error::shape(what, format!("last offset {nnz}"), indptr[lists]));
     }
     Ok(())
+}
+
+/// Checks that numbers rise and stay below `end`.
+pub(crate) fn ascending(what: &'static str, ids: &[u32], end: usize) -> Result<(), Error> {
+    if let Some(w) = ids.windows(2).find(|w| w[0] >= w[1]) {
+        let found = format!("{} before {}", w[0], w[1]);
+        return Err(Error::range(what, "strictly ascending numbers", found));
+    }
+    match ids.last() {
+        Some(&last) if last as usize >= end => Err(Error::range(what, format!("0..{end}"), last)),
+        _ => Ok(()),
+    }
 }
 
 impl PageLists<'_> {

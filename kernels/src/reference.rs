@@ -1,6 +1,6 @@
 //! Attention in f64, token by token: the oracle of every kernel. Slow and plain on purpose.
 
-use crate::attend::{Params, Queries};
+use crate::attend::{BlockLists, Params, Queries};
 use crate::{KvPool, PageLists, SlotLists};
 
 /// Frame, offset and position of each token of a list.
@@ -58,36 +58,95 @@ pub fn attend(
     per_head: bool,
     params: &Params,
 ) -> Attended {
+    attend_where(queries, pool, tokens, per_head, params, |_, _, _| true)
+}
+
+/// Attention over listed blocks and columns, all arithmetic in f64.
+///
+/// # Panics
+/// As [`attend`].
+#[must_use]
+pub fn attend_blocks(
+    queries: &Queries,
+    pool: &KvPool,
+    pages: &PageLists,
+    lists: &BlockLists,
+    params: &Params,
+) -> Attended {
+    let tokens = page_tokens(pool, pages);
+    let rows: Vec<usize> = queries.indptr.windows(2).map(|w| (w[1] - w[0]) as usize).collect();
+    let q_heads = queries.q.shape()[1];
+    let kv_heads = kv_heads(pool, tokens.len(), pages.per_head, rows.len());
+    let heads = if lists.per_query_head { q_heads } else { kv_heads };
+    let has = |indptr: &[u32], ids: &[u32], list: usize, id: usize| {
+        ids[indptr[list] as usize..indptr[list + 1] as usize].contains(&(id as u32))
+    };
+    let wanted = |row: usize, q_head: usize, token: usize| {
+        let sequence = sequence_of(queries, row);
+        let head = q_head * heads / q_heads;
+        let blocks = |s: usize| rows[s].div_ceil(lists.query_block);
+        let before: usize = (0..sequence).map(blocks).sum();
+        let block = (row - queries.indptr[sequence] as usize) / lists.query_block;
+        let list = before * heads + head * blocks(sequence) + block;
+        has(lists.indptr, lists.blocks, list, token / lists.key_block)
+            || lists
+                .columns
+                .is_some_and(|c| has(c.indptr, c.tokens, sequence * heads + head, token))
+    };
+    attend_where(queries, pool, &tokens, pages.per_head, params, wanted)
+}
+
+fn kv_heads(pool: &KvPool, lists: usize, per_head: bool, sequences: usize) -> usize {
+    if per_head { lists / sequences.max(1) } else { pool.layout().kv_heads }
+}
+
+fn sequence_of(queries: &Queries, row: usize) -> usize {
+    queries.indptr[1..].iter().take_while(|&&n| n as usize <= row).count()
+}
+
+/// [`attend`] over those tokens of a list for which `wanted(row, query head, index)` holds.
+///
+/// # Panics
+/// As [`attend`].
+#[must_use]
+pub fn attend_where(
+    queries: &Queries,
+    pool: &KvPool,
+    tokens: &[Tokens],
+    per_head: bool,
+    params: &Params,
+    wanted: impl Fn(usize, usize, usize) -> bool,
+) -> Attended {
     let [rows, q_heads, dim_k] = queries.q.shape();
-    let sequences = queries.indptr.len() - 1;
-    let lists_per_sequence = if per_head { tokens.len() / sequences.max(1) } else { 1 };
-    let kv_heads = if per_head { lists_per_sequence } else { pool.layout().kv_heads };
+    let kv_heads = kv_heads(pool, tokens.len(), per_head, queries.indptr.len() - 1);
     let group = q_heads / kv_heads.max(1);
     let mut out = Attended { o: Vec::new(), lse2: Vec::new() };
     for row in 0..rows {
-        let sequence = queries.indptr[1..].iter().take_while(|&&n| n as usize <= row).count();
+        let sequence = sequence_of(queries, row);
         for head in 0..q_heads {
             let kv_head = head / group;
             let list = if per_head { sequence * kv_heads + kv_head } else { sequence };
             let mut q = vec![0f32; dim_k];
             queries.q.read_f32(row, head, &mut q);
             let pool_head = if pool.layout().kv_heads == 1 { 0 } else { kv_head };
-            let seen = visible(&tokens[list], queries.positions.map(|p| p[row]), params);
+            let sees = visible(queries.positions.map(|p| p[row]), params);
+            let all = tokens[list].iter().enumerate();
+            let seen = all.filter(|(i, t)| sees(t.2) && wanted(row, head, *i)).map(|(_, &t)| t);
             let sink = params.sinks.map(|s| f64::from(s[head]));
-            one(&q, pool, pool_head, &seen, params, sink, &mut out);
+            one(&q, pool, pool_head, &seen.collect(), params, sink, &mut out);
         }
     }
     out
 }
 
-fn visible(tokens: &Tokens, position: Option<u32>, params: &Params) -> Tokens {
-    let seen = |p: u32| {
+/// Whether a query at `position` sees a token at another.
+fn visible(position: Option<u32>, params: &Params) -> impl Fn(u32) -> bool {
+    let (causal, window) = (params.causal, u64::from(params.window));
+    move |p: u32| {
         let Some(at) = position else { return true };
-        let in_window =
-            params.window == 0 || u64::from(p) + u64::from(params.window) > u64::from(at);
-        in_window && (!params.causal || p <= at)
-    };
-    tokens.iter().copied().filter(|t| seen(t.2)).collect()
+        let in_window = window == 0 || u64::from(p) + window > u64::from(at);
+        in_window && (!causal || p <= at)
+    }
 }
 
 fn one(

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::avx512::{Avx512, sum16};
 use super::loops;
 use super::simd::{Elem, Simd};
-use super::tile::{Ahead, BLOCK, Dots, Step, TILE, zero_row};
+use super::tile::{Ahead, BLOCK, Dots, Step, zero_row};
 
 /// Tokens of a round.
 const ROUND: usize = 16;
@@ -314,7 +314,7 @@ unsafe fn shape(z: &mut [__m512; 4], x: &Step, first_row: usize, from: usize) {
 
 /// Lanes `[row][token]` of the four tokens from `from` that their row sees.
 fn visible(x: &Step, first_row: usize, from: usize) -> u16 {
-    let there = if x.n == TILE { u64::MAX } else { (1 << x.n) - 1 };
+    let there = x.there();
     let mut lanes = 0;
     for r in 0..BLOCK {
         let seen = x.masks.and_then(|m| m.get(first_row + r)).copied().unwrap_or(u64::MAX) & there;
@@ -381,12 +381,12 @@ unsafe fn finite(m: __m512) -> __m512 {
     }
 }
 
-/// All rounds of the tile for the four query rows from `row`.
+/// All rounds of the tile for the four query rows from `row`, of which any sees the tokens `seen`.
 ///
 /// # Safety
 /// As for [`attend`]; `row` must be a multiple of `BLOCK` below `x.rows`.
 #[inline(always)]
-unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
+unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize, seen: u64) {
     // SAFETY: by the contract of `attend`.
     unsafe {
         let q = query_row::<P>(x.q, x.q_stride, row);
@@ -394,6 +394,9 @@ unsafe fn block<P: Product, const TOUCH: bool>(x: &mut Step, row: usize) {
         let mut state = load_state(&x.m[row..row + BLOCK], &x.l[row..row + BLOCK]);
         let mut weights = Weights([0; BLOCK * ROUND * 4]);
         for from in (0..x.n).step_by(ROUND) {
+            if seen >> from & ((1 << ROUND) - 1) == 0 {
+                continue;
+            }
             let (k, v) = (x.k.as_ptr().add(from), x.v.as_ptr().add(from));
             let mut z = [_mm512_setzero_ps(); 4];
             let mut ahead = Ahead::new(&x.k[from..], x.dim_k, P::SIZE);
@@ -515,10 +518,15 @@ pub(super) unsafe fn dots<P: Product>(x: &Dots) {
 pub(super) unsafe fn attend<P: Product>(x: &mut Step) {
     // SAFETY: by the function's contract.
     unsafe {
-        block::<P, true>(x, 0);
-        // Later blocks find this tile and what was asked for in the caches.
-        for row in (BLOCK..x.rows).step_by(BLOCK) {
-            block::<P, false>(x, row);
+        let mut first = true;
+        for row in (0..x.rows).step_by(BLOCK) {
+            match x.seen(row) {
+                0 => continue,
+                seen if first => block::<P, true>(x, row, seen),
+                // Later blocks find this tile and what was asked for in the caches.
+                seen => block::<P, false>(x, row, seen),
+            }
+            first = false;
         }
     }
 }

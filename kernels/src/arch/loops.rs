@@ -2,7 +2,7 @@
 //! element type.
 
 use super::simd::{Elem, Simd};
-use super::tile::{Ahead, Dots, Step, TILE};
+use super::tile::{Ahead, BLOCK, Dots, Step, TILE};
 
 const LOG2E: f32 = std::f32::consts::LOG2_E;
 
@@ -210,8 +210,12 @@ unsafe fn acc_rows<S: Simd, E: Elem, const R: usize>(
 #[inline(always)]
 unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
     let (values, dim, o_stride) = (&x.v[..x.n], x.dim_v, x.o_stride);
-    for r in (0..x.rows).step_by(4) {
-        let ahead = || (r == 0).then(|| Ahead::new(x.v, dim, E::SIZE));
+    let mut first = true;
+    for r in (0..x.rows).step_by(BLOCK) {
+        if x.seen(r) == 0 {
+            continue;
+        }
+        let ahead = || first.then(|| Ahead::new(x.v, dim, E::SIZE));
         // SAFETY: by the function's contract; r stays below `rows`.
         unsafe {
             let (p, a) = (x.s.as_ptr().add(r * TILE), x.alpha.as_ptr().add(r));
@@ -223,6 +227,7 @@ unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
                 _ => acc_rows::<S, E, 4>(p, values, ahead(), dim, a, o, o_stride),
             }
         }
+        first = false;
     }
 }
 
@@ -232,18 +237,26 @@ unsafe fn accumulate<S: Simd, E: Elem>(x: &mut Step) {
 /// The CPU must have the features of `S`; `x` must be as [`Step`] says, with queries in f32.
 #[inline(always)]
 pub(crate) unsafe fn attend<S: Simd, E: Elem>(x: &mut Step) {
-    // SAFETY: by the function's contract.
+    // SAFETY: by the function's contract; rows of a block that sees nothing keep old scores, which
+    // their masks hide.
     unsafe {
-        dots::<S, E>(&Dots {
-            q: x.q,
-            q_stride: x.q_stride,
-            rows: x.rows,
-            dim: x.dim_k,
-            keys: &x.k[..x.n],
-            later: x.k,
-            out: x.s.as_mut_ptr(),
-            stride: TILE,
-        });
+        let mut later: &[*const u8] = x.k;
+        for r in (0..x.rows).step_by(BLOCK) {
+            if x.seen(r) == 0 {
+                continue;
+            }
+            dots::<S, E>(&Dots {
+                q: x.q.add(r * x.q_stride * size_of::<f32>()),
+                q_stride: x.q_stride,
+                rows: BLOCK.min(x.rows - r),
+                dim: x.dim_k,
+                keys: &x.k[..x.n],
+                later,
+                out: x.s.as_mut_ptr().add(r * TILE),
+                stride: TILE,
+            });
+            later = &[];
+        }
         softmax::<S>(x);
         accumulate::<S, E>(x);
     }

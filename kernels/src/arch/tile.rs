@@ -66,6 +66,22 @@ pub(crate) struct Step<'a> {
     pub(crate) alpha: &'a mut [f32],
 }
 
+impl Step<'_> {
+    /// The tile's tokens, as bits.
+    #[inline(always)]
+    pub(crate) fn there(&self) -> u64 {
+        if self.n == TILE { u64::MAX } else { (1 << self.n) - 1 }
+    }
+
+    /// Tokens of the tile that any row of the block of rows from `row` sees.
+    #[inline(always)]
+    pub(crate) fn seen(&self, row: usize) -> u64 {
+        let Some(masks) = self.masks else { return self.there() };
+        let rows = &masks[row..self.rows.min(row + BLOCK)];
+        rows.iter().fold(0, |seen, mask| seen | mask) & self.there()
+    }
+}
+
 /// Asks for the lines of rows ahead of their use, in the order in which the rows lie: a tile ahead,
 /// and again a quarter of a tile ahead; for f32 also half a tile ahead.
 ///

@@ -1,5 +1,5 @@
-//! Exact attention of a few or many query rows over listed pages or slots, with log-sum-exp out,
-//! and the merge of partial results.
+//! Exact attention of a few or many query rows over listed pages, slots or blocks of keys, with
+//! log-sum-exp out, and the merge of partial results.
 //!
 //! One core operation: everything else (prefix sharing, tiers, KV-parallel) is a list builder in
 //! front of it or a [`merge`] behind it. The query heads of a KV head are rows of one block, so K
@@ -9,13 +9,20 @@
 //! Sources: FlashAttention (online softmax), FlashInfer (arXiv 2501.01005, page lists and
 //! composable (o, lse) states), LeanAttention (arXiv 2405.10480, stream-K).
 
+mod blocks;
 mod engine;
 mod merge;
+mod pick;
+mod reach;
 mod sink;
 mod source;
+mod walk;
 
 use crate::{Error, Executor, Isa, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
+pub use blocks::{BlockLists, Columns, blocks, blocks_at};
+use engine::Job;
 pub use merge::merge;
+use pick::Pick;
 use source::Source;
 
 /// Ragged queries: sequence `b` owns rows `indptr[b]..indptr[b + 1]` of `q`.
@@ -97,7 +104,8 @@ pub fn pages_at(
         sequences,
         pool_heads(queries, pool, lists.per_head, sequences, lists.lens.len())?,
     )?;
-    engine::run(isa, queries, pool, &Source::Pages(lists), params, exec, out)
+    Job::new(isa, queries, pool, &Source::Pages(lists), &Pick::All, params).run(exec, out);
+    Ok(())
 }
 
 /// Attention over listed tokens.
@@ -135,7 +143,8 @@ pub fn slots_at(
     if (params.causal || params.window > 0) && lists.positions.is_none() {
         return Err(Error::shape("slot positions", "one per slot for a mask", "none"));
     }
-    engine::run(isa, queries, pool, &Source::Slots(lists), params, exec, out)
+    Job::new(isa, queries, pool, &Source::Slots(lists), &Pick::All, params).run(exec, out);
+    Ok(())
 }
 
 /// Chunked prefill: many causal query rows over pages that already hold their keys.

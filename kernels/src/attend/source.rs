@@ -1,7 +1,5 @@
 //! Where the tokens of a list lie: turns 64 of them at a time into row pointers.
 
-use std::ops::Range;
-
 use crate::arch::{TILE, Window, zero_row};
 use crate::{KvPool, PageLists, SlotLists};
 
@@ -39,13 +37,18 @@ impl Tiles {
         self.v[TILE + self.next..].fill(zero_row());
     }
 
-    /// Keeps the tokens of `span` only.
-    pub(super) fn keep(&mut self, span: Range<usize>) {
-        self.n = span.len();
-        for rows in [&mut self.k, &mut self.v] {
-            rows.copy_within(span.clone(), 0);
-            rows[span.len()..TILE].fill(zero_row());
+    /// Keeps the tokens whose bit is set.
+    pub(super) fn keep(&mut self, mut bits: u64) {
+        let mut n = 0;
+        while bits != 0 {
+            let t = bits.trailing_zeros() as usize;
+            (self.k[n], self.v[n]) = (self.k[t], self.v[t]);
+            n += 1;
+            bits &= bits - 1;
         }
+        self.k[n..TILE].fill(zero_row());
+        self.v[n..TILE].fill(zero_row());
+        self.n = n;
     }
 }
 
@@ -109,18 +112,10 @@ impl Source<'_> {
         }
     }
 
-    /// Points rows at tokens `64 * index ..` of the list, as many as there are; returns how many.
-    pub(super) fn fill(
-        &self,
-        pool: &KvPool,
-        list: usize,
-        head: usize,
-        index: usize,
-        (k, v): Rows,
-    ) -> usize {
+    /// Points rows at as many tokens of the list, from token `from` on.
+    pub(super) fn fill(&self, pool: &KvPool, list: usize, head: usize, from: usize, (k, v): Rows) {
         let head = if pool.layout().kv_heads == 1 { 0 } else { head };
-        let from = index * TILE;
-        let n = (self.len(list) - from).min(TILE);
+        let n = k.len();
         let page = pool.layout().page_tokens;
         match self {
             Source::Pages(p) => {
@@ -144,7 +139,6 @@ impl Source<'_> {
                 }
             }
         }
-        n
     }
 }
 

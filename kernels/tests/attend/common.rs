@@ -230,7 +230,14 @@ pub(crate) fn check_built<T: Element>(case: &Case, built: &Built<T>) {
     }
 }
 
-fn check_rows(case: &Case, dtype: DType, isa: Isa, got: &(Vec<f32>, Vec<f32>), want: &Attended) {
+/// Compares one level's output and log-sum-exp with the oracle's.
+pub(crate) fn check_rows(
+    case: &Case,
+    dtype: DType,
+    isa: Isa,
+    got: &(Vec<f32>, Vec<f32>),
+    want: &Attended,
+) {
     // Of the row's norm: a little above what f32 sums and a rounding of 16-bit queries cost.
     let (tol_o, tol_lse) = if dtype == DType::F32 { (2e-5, 1e-4) } else { (6e-3, 2e-2) };
     let rows = got.0.chunks(case.dim_v).zip(want.o.chunks(case.dim_v));
