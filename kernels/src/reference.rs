@@ -1,6 +1,6 @@
 //! Attention in f64, token by token: the oracle of every kernel. Slow and plain on purpose.
 
-use crate::attend::{BlockLists, Params, Queries};
+use crate::attend::{BlockLists, Params, Queries, ROOT};
 use crate::{KvPool, PageLists, SlotLists};
 
 /// Frame, offset and position of each token of a list.
@@ -94,6 +94,60 @@ pub fn attend_blocks(
                 .is_some_and(|c| has(c.indptr, c.tokens, sequence * heads + head, token))
     };
     attend_where(queries, pool, &tokens, pages.per_head, params, wanted)
+}
+
+/// Attention of draft trees, all arithmetic in f64. `context` and `own` are a pool, its tokens and
+/// whether there is a list for each KV head; `parents[row]` as in
+/// [`Trees::new`](crate::attend::Trees::new).
+///
+/// # Panics
+/// As [`attend`].
+#[must_use]
+pub fn attend_tree(
+    queries: &Queries,
+    context: (&KvPool, &[Tokens], bool),
+    own: (&KvPool, &[Tokens], bool),
+    parents: &[u32],
+    params: &Params,
+) -> Attended {
+    let params = Params { causal: false, ..*params };
+    let below = Params { sinks: None, window: 0, ..params };
+    let most = if params.window == 0 { usize::MAX } else { params.window as usize };
+    let wanted = |row: usize, _: usize, token: usize| {
+        let first = queries.indptr[sequence_of(queries, row)] as usize;
+        let mut at = (row - first) as u32;
+        for _ in 0..most {
+            if at as usize == token {
+                return true;
+            }
+            match parents[first + at as usize] {
+                ROOT => return false,
+                parent => at = parent,
+            }
+        }
+        false
+    };
+    let above = attend(queries, context.0, context.1, context.2, &params);
+    let tree = attend_where(queries, own.0, own.1, own.2, &below, wanted);
+    merge(&above, &tree)
+}
+
+/// Joins two results over disjoint tokens.
+fn merge(a: &Attended, b: &Attended) -> Attended {
+    let dim = a.o.len() / a.lse2.len().max(1);
+    let mut out = Attended { o: Vec::new(), lse2: Vec::new() };
+    for (row, (&x, &y)) in a.lse2.iter().zip(&b.lse2).enumerate() {
+        let top = if x > y || x.is_nan() { x } else { y };
+        let weigh = |lse: f64| if lse == f64::NEG_INFINITY { 0.0 } else { (lse - top).exp2() };
+        let sum = weigh(x) + weigh(y);
+        let (p, q) = if sum == 0.0 { (0.0, 0.0) } else { (weigh(x) / sum, weigh(y) / sum) };
+        // A part without weight does not count, whatever it holds.
+        let times = |p: f64, x: f64| if p == 0.0 { 0.0 } else { p * x };
+        let rows = a.o[row * dim..(row + 1) * dim].iter().zip(&b.o[row * dim..]);
+        out.o.extend(rows.map(|(&a, &b)| times(p, a) + times(q, b)));
+        out.lse2.push(if sum == 0.0 { f64::NEG_INFINITY } else { top + sum.log2() });
+    }
+    out
 }
 
 fn kv_heads(pool: &KvPool, lists: usize, per_head: bool, sequences: usize) -> usize {

@@ -112,6 +112,12 @@ impl<'a> Tensor3<'a> {
         self.shape
     }
 
+    /// Strides of rows and heads, in elements.
+    #[must_use]
+    pub fn strides(&self) -> [i64; 2] {
+        self.strides
+    }
+
     /// Rows `from..to` of this view.
     ///
     /// # Panics

@@ -168,6 +168,22 @@ pub(super) struct Members {
 }
 
 impl Members {
+    /// A list for each query token of a unit, shared by its heads.
+    pub(super) fn each_row(unit: &Unit) -> Members {
+        Members {
+            first_row: unit.tokens.start,
+            query_block: 1,
+            blocks: 0..unit.tokens.len(),
+            heads: unit.head..unit.head + 1,
+            sharing: unit.heads.len(),
+        }
+    }
+
+    /// The query tokens, if each has a list.
+    pub(super) fn rows(&self) -> Range<usize> {
+        self.first_row..self.first_row + self.blocks.len()
+    }
+
     /// Number of lists.
     pub(super) fn len(&self) -> usize {
         self.blocks.len() * self.heads.len()
@@ -303,7 +319,7 @@ fn sweep(
         while let Some((token, also)) = columns.next_if(|c| c.0 < end) {
             if token < at {
                 reach.push(token..token + 1, also);
-            } else if also & !who != 0 {
+            } else {
                 reach.push(at..token, who);
                 reach.push(token..token + 1, who | also);
                 at = token + 1;

@@ -16,6 +16,7 @@ mod pick;
 mod reach;
 mod sink;
 mod source;
+mod tree;
 mod walk;
 
 use crate::{Error, Executor, Isa, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
@@ -24,6 +25,7 @@ use engine::Job;
 pub use merge::merge;
 use pick::Pick;
 use source::Source;
+pub use tree::{DraftKeys, Listed, ROOT, Trees, tree, tree_at};
 
 /// Ragged queries: sequence `b` owns rows `indptr[b]..indptr[b + 1]` of `q`.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@ use super::blocks::{Members, Picked};
 use super::engine::Unit;
 use super::reach::Reach;
 use super::source::Source;
+use super::tree::Ancestors;
 
 /// What is read of a list, before the causal mask and the window.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub(super) enum Pick<'a> {
     All,
     /// Listed blocks.
     Blocks(Picked<'a>),
+    /// Of a draft tree, the query's own node and those above it.
+    Ancestors(&'a Ancestors),
 }
 
 /// The tokens of the unit that a thread works on.
@@ -40,8 +43,8 @@ impl Opened {
         self.members.as_ref().map(Members::sharing)
     }
 
-    /// Notes what each list wants of a tile.
-    pub(super) fn look(&mut self, tile: usize) {
+    /// Notes what each list wants of a tile, by the runs.
+    fn look(&mut self, tile: usize) {
         let Some(members) = &self.members else { return };
         self.wanted.clear();
         self.wanted.resize(members.len(), 0);
@@ -84,7 +87,7 @@ impl Pick<'_> {
         group: usize,
     ) -> (usize, usize, usize) {
         match self {
-            Pick::All => ((rows / group).max(1), group, usize::MAX),
+            Pick::All | Pick::Ancestors(_) => ((rows / group).max(1), group, usize::MAX),
             Pick::Blocks(b) => {
                 let (tokens, heads) = b.unit_shape(rows, queries, group);
                 (tokens, heads, b.step())
@@ -95,19 +98,37 @@ impl Pick<'_> {
     /// Finds what a unit reads.
     pub(super) fn open(&self, unit: &Unit, source: &Source, opened: &mut Opened) {
         let len = source.len(unit.list);
-        opened.members = None;
-        opened.lists.clear();
-        match self {
-            Pick::All => opened.reach.all(len),
+        opened.members = match self {
+            Pick::All => {
+                opened.reach.all(len);
+                None
+            }
             Pick::Blocks(blocks) => {
                 let members = blocks.members(unit);
                 blocks.reach(unit, &members, len, &mut opened.buffers, &mut opened.reach);
-                if members.len() > 1 {
-                    let of = |token| unit.heads.clone().map(move |head| (token, head));
-                    let rows = unit.tokens.clone().flat_map(of);
-                    opened.lists.extend(rows.map(|(token, head)| members.of(token, head) as u8));
-                    opened.members = Some(members);
-                }
+                Some(members).filter(|m| m.len() > 1)
+            }
+            Pick::Ancestors(ancestors) => {
+                opened.reach.all(ancestors.end(unit).min(len));
+                Some(Members::each_row(unit))
+            }
+        };
+        opened.lists.clear();
+        if let Some(members) = &opened.members {
+            let of = |token| unit.heads.clone().map(move |head| members.of(token, head) as u8);
+            opened.lists.extend(unit.tokens.clone().flat_map(of));
+        }
+    }
+
+    /// Notes what each list of the unit wants of a tile.
+    pub(super) fn look(&self, tile: usize, opened: &mut Opened) {
+        match self {
+            Pick::All => {}
+            Pick::Blocks(_) => opened.look(tile),
+            Pick::Ancestors(ancestors) => {
+                let rows = opened.members.as_ref().map_or(0..0, Members::rows);
+                opened.wanted.clear();
+                opened.wanted.extend(rows.map(|row| ancestors.bits(row, tile)));
             }
         }
     }

@@ -56,21 +56,32 @@ impl Tiles {
 pub(super) type Rows<'a> = (&'a mut [*const u8], &'a mut [*const u8]);
 
 impl Source<'_> {
-    /// The list that a (sequence, KV head) reads.
-    pub(super) fn list(&self, sequence: usize, head: usize, kv_heads: usize) -> usize {
-        let per_head = match self {
+    /// Whether there is a list for each KV head.
+    pub(super) fn per_head(&self) -> bool {
+        match self {
             Source::Pages(p) => p.per_head,
             Source::Slots(s) => s.per_head,
-        };
-        if per_head { sequence * kv_heads + head } else { sequence }
+        }
+    }
+
+    /// Number of lists.
+    pub(super) fn lists(&self) -> usize {
+        match self {
+            Source::Pages(p) => p.lens.len(),
+            Source::Slots(s) => s.indptr.len().saturating_sub(1),
+        }
+    }
+
+    /// The list that a (sequence, KV head) reads.
+    pub(super) fn list(&self, sequence: usize, head: usize, kv_heads: usize) -> usize {
+        if self.per_head() { sequence * kv_heads + head } else { sequence }
     }
 
     /// KV heads the lists cover.
     pub(super) fn kv_heads(&self, pool: &KvPool, sequences: usize) -> usize {
-        match (self, pool.layout().kv_heads) {
-            (Source::Pages(p), 1) if p.per_head => p.lens.len() / sequences.max(1),
-            (Source::Slots(s), 1) if s.per_head => (s.indptr.len() - 1) / sequences.max(1),
-            (_, heads) => heads,
+        match pool.layout().kv_heads {
+            1 if self.per_head() => self.lists() / sequences.max(1),
+            heads => heads,
         }
     }
 

@@ -139,7 +139,7 @@ impl Job<'_> {
                 false => self.fill_next(then, rows),
             });
             let all = span(0..window.n);
-            opened.look(index);
+            self.pick.look(index, opened);
             let masked = if alike {
                 let wanted = opened.wanted(unit.tokens.start, unit.heads.start);
                 let bits = all & wanted & inside(&seen[0], index);

@@ -10,3 +10,4 @@ mod grid;
 mod laws;
 mod misuse;
 mod special;
+mod tree;
