@@ -112,12 +112,6 @@ impl<'a> Tensor3<'a> {
         self.shape
     }
 
-    /// Strides of rows and heads, in elements.
-    #[must_use]
-    pub fn strides(&self) -> [i64; 2] {
-        self.strides
-    }
-
     /// Rows `from..to` of this view.
     ///
     /// # Panics
@@ -329,6 +323,30 @@ impl<'a> KvPool<'a> {
         }
         // SAFETY: all rows were just checked against the slices.
         unsafe { Self::from_raw(k.as_ptr().cast(), v.as_ptr().cast(), T::DTYPE, layout, frames) }
+    }
+
+    /// A pool of one frame whose tokens are the rows of `k` `[rows, kv_heads, dim_k]` and `v` `[rows,
+    /// kv_heads, dim_v]`: an engine's own tensors.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DType`] if the two do not go together, [`Error::Range`] if there
+    /// are no heads or a dimension is impossible.
+    pub fn from_rows(k: &Tensor3<'a>, v: &Tensor3<'a>) -> Result<Self, Error> {
+        let ([rows, kv_heads, dim_k], [v_rows, v_heads, dim_v]) = (k.shape, v.shape);
+        if [v_rows, v_heads] != [rows, kv_heads] {
+            let want = format!("{rows} rows of {kv_heads} heads");
+            return Err(Error::shape("v", want, format!("{v_rows} of {v_heads}")));
+        }
+        if k.dtype != v.dtype {
+            return Err(Error::DType { what: "v", expected: k.dtype, found: v.dtype });
+        }
+        let strides = |x: &Tensor3| [0, x.strides[1], x.strides[0]];
+        let (k_strides, v_strides) = (strides(k), strides(v));
+        // A frame has at least one token; of no rows none is listed.
+        let page_tokens = rows.max(1);
+        let layout = KvLayout { page_tokens, kv_heads, dim_k, dim_v, k_strides, v_strides };
+        // SAFETY: the frame's rows are those of the tensors, which vouch for them.
+        unsafe { KvPool::from_raw(k.ptr, v.ptr, k.dtype, layout, usize::from(rows > 0)) }
     }
 
     /// A pool over memory the caller vouches for.

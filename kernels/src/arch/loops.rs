@@ -323,7 +323,7 @@ unsafe fn softmax<S: Simd>(x: &mut Step) {
 /// # Safety
 /// The CPU must have the features of `S`; the length of `s` must be a multiple of `S::N`.
 #[inline(always)]
-unsafe fn shape<S: Simd>(s: &mut [f32], scale: f32, cap: f32) {
+pub(super) unsafe fn shape<S: Simd>(s: &mut [f32], scale: f32, cap: f32) {
     for t in (0..s.len()).step_by(S::N) {
         // SAFETY: the caller enabled the instruction set and passes whole vectors.
         unsafe {

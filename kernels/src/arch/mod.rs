@@ -64,12 +64,15 @@ pub(crate) type DotsFn = unsafe fn(&Dots);
 /// # Safety
 /// The CPU must have the features of the level; the argument must be as [`Step`] says.
 pub(crate) type AttendFn = unsafe fn(&mut Step);
+/// Scales and caps scores, a multiple of 16 of them, and turns them to base 2.
+pub(crate) type ShapeFn = unsafe fn(&mut [f32], f32, f32);
 
 /// The loops for one (instruction set, element type).
 #[derive(Clone, Copy)]
 pub(crate) struct Loops {
     pub(crate) dots: DotsFn,
     pub(crate) attend: AttendFn,
+    pub(crate) shape: ShapeFn,
     /// Queries are bf16, output rows are interleaved.
     pub(crate) pairs: bool,
 }
@@ -89,7 +92,15 @@ macro_rules! table {
                     DType::F16 => (with_f16::dots, with_f16::attend),
                     DType::Bf16 => (with_bf16::dots, with_bf16::attend),
                 };
-                Loops { dots, attend, pairs: false }
+                Loops { dots, attend, shape, pairs: false }
+            }
+
+            /// # Safety
+            /// The CPU must have the features of the level; `s` must hold whole vectors.
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn shape(s: &mut [f32], scale: f32, cap: f32) {
+                // SAFETY: passed on from the caller; the feature is enabled above.
+                unsafe { loops::shape::<$simd>(s, scale, cap) }
             }
         }
     };
@@ -132,7 +143,8 @@ pub(crate) fn table(isa: Isa, dtype: DType, precise: bool) -> Loops {
         Isa::Avx2 => on_avx2::table(dtype),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if dtype == DType::Bf16 && !precise => {
-            Loops { dots: bf16::dots, attend: bf16::attend, pairs: true }
+            let shape = on_avx512::table(dtype).shape;
+            Loops { dots: bf16::dots, attend: bf16::attend, shape, pairs: true }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => on_avx512::table(dtype),

@@ -6,7 +6,7 @@ use super::engine::{Job, Unit};
 use super::pick::Pick;
 use super::reach::Reach;
 use super::source::Source;
-use super::{Out, Params, Queries, check, pool_heads};
+use super::{Listed, Out, Params, Queries};
 use crate::lists::{ascending, check_indptr};
 use crate::{Error, Executor, Isa, KvPool, PageLists};
 
@@ -79,9 +79,7 @@ pub fn blocks_at(
     exec: &Executor,
     out: &mut Out,
 ) -> Result<(), Error> {
-    let sequences = check(queries, pool, params, out)?;
-    let kv_heads = pool_heads(queries, pool, lists.per_head, sequences, lists.lens.len())?;
-    lists.check(pool, sequences, kv_heads)?;
+    let kv_heads = Listed::Pages(pool, lists).check_for(queries, params, out)?;
     blocks.check(queries, pool, lists, kv_heads)?;
     let source = Source::Pages(lists);
     let pick = Pick::Blocks(Picked::new(blocks, queries, kv_heads));

@@ -11,21 +11,23 @@
 
 mod blocks;
 mod engine;
+mod listed;
 mod merge;
 mod pick;
 mod reach;
-mod sink;
-mod source;
+pub(crate) mod sink;
+pub(crate) mod source;
 mod tree;
 mod walk;
 
 use crate::{Error, Executor, Isa, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
 pub use blocks::{BlockLists, Columns, blocks, blocks_at};
 use engine::Job;
+pub use listed::Listed;
 pub use merge::merge;
 use pick::Pick;
 use source::Source;
-pub use tree::{DraftKeys, Listed, ROOT, Trees, tree, tree_at};
+pub use tree::{DraftKeys, ROOT, Trees, tree, tree_at};
 
 /// Ragged queries: sequence `b` owns rows `indptr[b]..indptr[b + 1]` of `q`.
 #[derive(Clone, Copy, Debug)]
@@ -100,12 +102,7 @@ pub fn pages_at(
     exec: &Executor,
     out: &mut Out,
 ) -> Result<(), Error> {
-    let sequences = check(queries, pool, params, out)?;
-    lists.check(
-        pool,
-        sequences,
-        pool_heads(queries, pool, lists.per_head, sequences, lists.lens.len())?,
-    )?;
+    Listed::Pages(pool, lists).check_for(queries, params, out)?;
     Job::new(isa, queries, pool, &Source::Pages(lists), &Pick::All, params).run(exec, out);
     Ok(())
 }
@@ -138,13 +135,7 @@ pub fn slots_at(
     exec: &Executor,
     out: &mut Out,
 ) -> Result<(), Error> {
-    let sequences = check(queries, pool, params, out)?;
-    let given = lists.indptr.len().saturating_sub(1);
-    let heads = pool_heads(queries, pool, lists.per_head, sequences, given)?;
-    lists.check(pool, sequences, heads)?;
-    if (params.causal || params.window > 0) && lists.positions.is_none() {
-        return Err(Error::shape("slot positions", "one per slot for a mask", "none"));
-    }
+    Listed::Slots(pool, lists).check_for(queries, params, out)?;
     Job::new(isa, queries, pool, &Source::Slots(lists), &Pick::All, params).run(exec, out);
     Ok(())
 }
@@ -186,20 +177,27 @@ fn pool_heads(
     Ok(heads)
 }
 
-fn check(queries: &Queries, pool: &KvPool, params: &Params, out: &Out) -> Result<usize, Error> {
+/// Checks that the output has room for every row.
+fn check_out(queries: &Queries, pool: &KvPool, out: &Out) -> Result<(), Error> {
+    let [rows, heads, _] = queries.q.shape();
+    let want = [rows, heads, pool.layout().dim_v];
+    if out.o.shape() != want {
+        return Err(Error::shape("out", format!("{want:?}"), format!("{:?}", out.o.shape())));
+    }
+    match &out.lse2 {
+        Some(lse) if lse.len() != rows * heads => {
+            Err(Error::shape("lse2", rows * heads, lse.len()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks queries and parameters against the pool; returns the number of sequences.
+fn check_queries(queries: &Queries, pool: &KvPool, params: &Params) -> Result<usize, Error> {
     let [rows, heads, dim] = queries.q.shape();
     let layout = pool.layout();
     if dim != layout.dim_k {
         return Err(Error::shape("q", format!("dim_k {}", layout.dim_k), dim));
-    }
-    let want = [rows, heads, layout.dim_v];
-    if out.o.shape() != want {
-        return Err(Error::shape("out", format!("{want:?}"), format!("{:?}", out.o.shape())));
-    }
-    if let Some(lse) = &out.lse2
-        && lse.len() != rows * heads
-    {
-        return Err(Error::shape("lse2", rows * heads, lse.len()));
     }
     let indptr = queries.indptr;
     let ordered = indptr.first() == Some(&0) && indptr.windows(2).all(|w| w[0] <= w[1]);

@@ -7,7 +7,7 @@ use crate::{DType, convert};
 
 /// Addresses of the output's rows.
 #[derive(Clone, Copy)]
-pub(super) struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     o: *mut u8,
     dtype: DType,
     shape: [usize; 3],
@@ -22,7 +22,7 @@ unsafe impl Send for Sink<'_> {}
 unsafe impl Sync for Sink<'_> {}
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(out: &'a mut Out) -> Sink<'a> {
+    pub(crate) fn new(out: &'a mut Out) -> Sink<'a> {
         let shape = out.o.shape();
         let o = out.o.row_ptr_mut(0, 0);
         // Byte distances of rows and heads, as the view computes them.
@@ -39,7 +39,7 @@ impl<'a> Sink<'a> {
     ///
     /// # Panics
     /// If row, head or length are out of range.
-    pub(super) unsafe fn write(&self, row: usize, head: usize, o: &[f32], lse: f32) {
+    pub(crate) unsafe fn write(&self, row: usize, head: usize, o: &[f32], lse: f32) {
         let [rows, heads, dim] = self.shape;
         assert!(row < rows && head < heads && o.len() == dim);
         let at = row.wrapping_mul(self.strides[0]).wrapping_add(head.wrapping_mul(self.strides[1]));

@@ -1,34 +1,37 @@
 //! Where the tokens of a list lie: turns 64 of them at a time into row pointers.
 
+use std::ops::Range;
+
+use super::Params;
 use crate::arch::{TILE, Window, zero_row};
 use crate::{KvPool, PageLists, SlotLists};
 
 /// Pages or slots.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Source<'a> {
+pub(crate) enum Source<'a> {
     Pages(&'a PageLists<'a>),
     Slots(&'a SlotLists<'a>),
 }
 
 /// Row pointers of a tile of up to 64 tokens and of the tile behind it.
 #[derive(Debug)]
-pub(super) struct Tiles {
-    pub(super) k: Window,
-    pub(super) v: Window,
+pub(crate) struct Tiles {
+    pub(crate) k: Window,
+    pub(crate) v: Window,
     /// Valid tokens of the tile.
-    pub(super) n: usize,
+    pub(crate) n: usize,
     /// Valid tokens of the tile behind it.
     next: usize,
 }
 
 impl Tiles {
-    pub(super) fn new() -> Tiles {
+    pub(crate) fn new() -> Tiles {
         let none = [zero_row(); 2 * TILE];
         Tiles { k: none, v: none, n: 0, next: 0 }
     }
 
     /// Moves on by a tile; `fill` gets the rows of the new tile behind it and says how many it set.
-    pub(super) fn advance(&mut self, fill: impl FnOnce(Rows) -> usize) {
+    pub(crate) fn advance(&mut self, fill: impl FnOnce(Rows) -> usize) {
         self.k.copy_within(TILE.., 0);
         self.v.copy_within(TILE.., 0);
         self.n = self.next;
@@ -38,7 +41,7 @@ impl Tiles {
     }
 
     /// Keeps the tokens whose bit is set.
-    pub(super) fn keep(&mut self, mut bits: u64) {
+    pub(crate) fn keep(&mut self, mut bits: u64) {
         let mut n = 0;
         while bits != 0 {
             let t = bits.trailing_zeros() as usize;
@@ -53,11 +56,11 @@ impl Tiles {
 }
 
 /// Rows of K and V to point somewhere, [`TILE`] each.
-pub(super) type Rows<'a> = (&'a mut [*const u8], &'a mut [*const u8]);
+pub(crate) type Rows<'a> = (&'a mut [*const u8], &'a mut [*const u8]);
 
 impl Source<'_> {
     /// Whether there is a list for each KV head.
-    pub(super) fn per_head(&self) -> bool {
+    pub(crate) fn per_head(&self) -> bool {
         match self {
             Source::Pages(p) => p.per_head,
             Source::Slots(s) => s.per_head,
@@ -65,7 +68,7 @@ impl Source<'_> {
     }
 
     /// Number of lists.
-    pub(super) fn lists(&self) -> usize {
+    pub(crate) fn lists(&self) -> usize {
         match self {
             Source::Pages(p) => p.lens.len(),
             Source::Slots(s) => s.indptr.len().saturating_sub(1),
@@ -73,12 +76,12 @@ impl Source<'_> {
     }
 
     /// The list that a (sequence, KV head) reads.
-    pub(super) fn list(&self, sequence: usize, head: usize, kv_heads: usize) -> usize {
+    pub(crate) fn list(&self, sequence: usize, head: usize, kv_heads: usize) -> usize {
         if self.per_head() { sequence * kv_heads + head } else { sequence }
     }
 
     /// KV heads the lists cover.
-    pub(super) fn kv_heads(&self, pool: &KvPool, sequences: usize) -> usize {
+    pub(crate) fn kv_heads(&self, pool: &KvPool, sequences: usize) -> usize {
         match pool.layout().kv_heads {
             1 if self.per_head() => self.lists() / sequences.max(1),
             heads => heads,
@@ -86,15 +89,34 @@ impl Source<'_> {
     }
 
     /// Tokens of a list.
-    pub(super) fn len(&self, list: usize) -> usize {
+    pub(crate) fn len(&self, list: usize) -> usize {
         match self {
             Source::Pages(p) => p.lens[list] as usize,
             Source::Slots(s) => (s.indptr[list + 1] - s.indptr[list]) as usize,
         }
     }
 
+    /// Tokens of a list that a query at `position` sees.
+    pub(crate) fn seen(&self, list: usize, position: Option<u32>, params: &Params) -> Range<usize> {
+        let position = position.unwrap_or(u32::MAX - 1);
+        let end = if params.causal { self.visible(list, position) } else { self.len(list) };
+        let start = match params.window {
+            0 => 0,
+            w => self.window_start(list, position, w).min(end),
+        };
+        start..end
+    }
+
+    /// Position of a token of a list.
+    pub(crate) fn position(&self, list: usize, token: usize) -> u32 {
+        match self {
+            Source::Pages(p) => p.first_pos.map_or(0, |f| f[list]).saturating_add(token as u32),
+            Source::Slots(s) => s.positions.map_or(0, |p| p[s.indptr[list] as usize + token]),
+        }
+    }
+
     /// Tokens of a list that a query at `position` may see when the mask is causal.
-    pub(super) fn visible(&self, list: usize, position: u32) -> usize {
+    fn visible(&self, list: usize, position: u32) -> usize {
         let len = self.len(list);
         match self {
             Source::Pages(p) => {
@@ -109,7 +131,7 @@ impl Source<'_> {
     }
 
     /// First token of a list that a query at `position` sees through a window.
-    pub(super) fn window_start(&self, list: usize, position: u32, window: u32) -> usize {
+    fn window_start(&self, list: usize, position: u32, window: u32) -> usize {
         let oldest = (u64::from(position) + 1).saturating_sub(u64::from(window)) as u32;
         match self {
             Source::Pages(p) => {
@@ -124,7 +146,7 @@ impl Source<'_> {
     }
 
     /// Points rows at as many tokens of the list, from token `from` on.
-    pub(super) fn fill(&self, pool: &KvPool, list: usize, head: usize, from: usize, (k, v): Rows) {
+    pub(crate) fn fill(&self, pool: &KvPool, list: usize, head: usize, from: usize, (k, v): Rows) {
         let head = if pool.layout().kv_heads == 1 { 0 } else { head };
         let n = k.len();
         let page = pool.layout().page_tokens;

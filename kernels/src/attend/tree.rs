@@ -6,9 +6,8 @@
 
 use super::engine::{Job, Unit};
 use super::pick::Pick;
-use super::source::Source;
-use super::{Out, Params, Queries, check, merge, pool_heads};
-use crate::{Error, Executor, Isa, KvLayout, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
+use super::{Listed, Out, Params, Queries, merge};
+use crate::{Error, Executor, Isa, KvPool, SlotLists, Tensor3, Tensor3Mut};
 
 /// Parent of a node that continues the context itself.
 pub const ROOT: u32 = u32::MAX;
@@ -21,15 +20,6 @@ pub const ROOT: u32 = u32::MAX;
 pub struct Trees {
     indptr: Vec<u32>,
     parents: Vec<u32>,
-}
-
-/// Keys and values of some tokens of every sequence.
-#[derive(Clone, Copy, Debug)]
-pub enum Listed<'a> {
-    /// Whole pages, all full but the last.
-    Pages(&'a KvPool<'a>, &'a PageLists<'a>),
-    /// Single tokens, such as the sparse view that a draft was made with.
-    Slots(&'a KvPool<'a>, &'a SlotLists<'a>),
 }
 
 /// Keys and values of the trees' nodes.
@@ -224,7 +214,7 @@ pub fn tree_at(
         return Err(Error::shape("trees", want, found));
     }
     let params = Params { causal: false, ..*params };
-    let kv_heads = context.check(queries, &params, out)?;
+    let kv_heads = context.check_for(queries, &params, out)?;
     let slots: Vec<u32> = (0..queries.q.shape()[0] as u32).collect();
     let rows =
         SlotLists { indptr: queries.indptr, slots: &slots, positions: None, per_head: false };
@@ -238,11 +228,11 @@ pub fn tree_at(
     };
     // The sink logits are part of the context's sum.
     let below = Params { sinks: None, window: 0, ..params };
-    let own_heads = own.check(queries, &below, out)?;
+    let own_heads = own.check_for(queries, &below, out)?;
     if own_heads != kv_heads {
         return Err(Error::shape("KV heads of the trees", kv_heads, own_heads));
     }
-    own.check_nodes(trees, kv_heads)?;
+    check_nodes(&own, trees, kv_heads)?;
     let [n, heads, dim] = out.o.shape();
     let mut parts = [(); 2].map(|()| (vec![0f32; n * heads * dim], vec![0f32; n * heads]));
     let ancestors = trees.ancestors(params.window);
@@ -259,74 +249,26 @@ pub fn tree_at(
     merge(&[(view(&context.0)?, &context.1), (view(&own.0)?, &own.1)], out)
 }
 
-/// The rows of two tensors as the tokens of one frame.
+/// The rows of two tensors, a node each, as the tokens of one frame.
 fn rows_pool<'a>(queries: &Queries, k: &Tensor3<'a>, v: &Tensor3<'a>) -> Result<KvPool<'a>, Error> {
-    let ([rows, kv_heads, dim_k], [v_rows, v_heads, dim_v]) = (k.shape(), v.shape());
-    let want = queries.q.shape()[0];
-    if rows != want || v_rows != want {
-        let found = format!("{rows} of K, {v_rows} of V");
+    let (want, found) = (queries.q.shape()[0], k.shape()[0]);
+    if found != want {
         return Err(Error::shape("rows of the trees", want, found));
     }
-    if kv_heads != v_heads {
-        return Err(Error::shape("KV heads of V", kv_heads, v_heads));
-    }
-    if k.dtype() != v.dtype() {
-        return Err(Error::DType { what: "V of the trees", expected: k.dtype(), found: v.dtype() });
-    }
-    let strides = |x: &Tensor3| [0, x.strides()[1], x.strides()[0]];
-    let layout = KvLayout {
-        page_tokens: rows.max(1),
-        kv_heads,
-        dim_k,
-        dim_v,
-        k_strides: strides(k),
-        v_strides: strides(v),
-    };
-    // SAFETY: the frame's rows are those of the tensors, which vouch for them.
-    unsafe { KvPool::from_raw(k.row_ptr(0, 0), v.row_ptr(0, 0), k.dtype(), layout, 1) }
+    KvPool::from_rows(k, v)
 }
 
-impl<'a> Listed<'a> {
-    fn source(&self) -> (&'a KvPool<'a>, Source<'a>) {
-        match *self {
-            Listed::Pages(pool, lists) => (pool, Source::Pages(lists)),
-            Listed::Slots(pool, lists) => (pool, Source::Slots(lists)),
-        }
-    }
-
-    /// Checks everything and returns the number of KV heads.
-    fn check(&self, queries: &Queries, params: &Params, out: &Out) -> Result<usize, Error> {
-        let (pool, source) = self.source();
-        let sequences = check(queries, pool, params, out)?;
-        let heads = pool_heads(queries, pool, source.per_head(), sequences, source.lists())?;
-        match self {
-            Listed::Pages(_, lists) => lists.check(pool, sequences, heads)?,
-            Listed::Slots(_, lists) => {
-                lists.check(pool, sequences, heads)?;
-                if params.window > 0 && lists.positions.is_none() {
-                    return Err(Error::shape(
-                        "slot positions",
-                        "one per slot for a window",
-                        "none",
-                    ));
-                }
+/// Every list holds the nodes of its tree.
+fn check_nodes(own: &Listed, trees: &Trees, kv_heads: usize) -> Result<(), Error> {
+    let (_, source) = own.source();
+    for (sequence, w) in trees.indptr.windows(2).enumerate() {
+        for head in 0..kv_heads {
+            let len = source.len(source.list(sequence, head, kv_heads));
+            if len != (w[1] - w[0]) as usize {
+                let want = format!("{} nodes of sequence {sequence}", w[1] - w[0]);
+                return Err(Error::shape("keys of a tree", want, len));
             }
         }
-        Ok(heads)
     }
-
-    /// Every list holds the nodes of its tree.
-    fn check_nodes(&self, trees: &Trees, kv_heads: usize) -> Result<(), Error> {
-        let (_, source) = self.source();
-        for (sequence, w) in trees.indptr.windows(2).enumerate() {
-            for head in 0..kv_heads {
-                let len = source.len(source.list(sequence, head, kv_heads));
-                if len != (w[1] - w[0]) as usize {
-                    let want = format!("{} nodes of sequence {sequence}", w[1] - w[0]);
-                    return Err(Error::shape("keys of a tree", want, len));
-                }
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }

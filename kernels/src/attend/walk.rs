@@ -72,23 +72,11 @@ fn inside(range: &Range<usize>, tile: usize) -> u64 {
 }
 
 impl Job<'_> {
-    fn position(&self, token: usize) -> u32 {
-        self.queries.positions.map_or(u32::MAX - 1, |p| p[token])
-    }
-
     /// The tokens that are read and that a query token sees, as a range of what is read.
     pub(super) fn visible(&self, list: usize, token: usize, reach: &Reach) -> Range<usize> {
-        let position = self.position(token);
-        let end = if self.params.causal {
-            self.source.visible(list, position)
-        } else {
-            self.source.len(list)
-        };
-        let start = match self.params.window {
-            0 => 0,
-            w => self.source.window_start(list, position, w).min(end),
-        };
-        reach.rank(start)..reach.rank(end)
+        let position = self.queries.positions.map(|p| p[token]);
+        let seen = self.source.seen(list, position, self.params);
+        reach.rank(seen.start)..reach.rank(seen.end)
     }
 
     /// Points rows at tile `index` of what the opened unit reads; returns how many.

@@ -4,10 +4,13 @@
 //! [`refine`] adds planes where it matters, [`tile_means`] and [`tile_uppers`] sum up whole tiles; [`units`] scores unit rows (Quest's bound, means, mean and
 //! variance), [`low_bit`] listed tokens by keys of a few bits. All work on a [`CellList`], the summaries of one KV head in tile order. The result for a
 //! tile depends on nothing but that tile and the query, so lists may be split anywhere.
+//!
+//! [`prefill`] scores keys and blocks of keys for the many queries of a prompt.
 
 mod boxed;
 mod low_bit;
 pub(crate) mod plain;
+pub mod prefill;
 mod tiles;
 mod units;
 

@@ -132,6 +132,15 @@ fn chunk(isa: Isa, x: &[f32], scale: f32, guess: f32) -> (f32, f32) {
     }
 }
 
+/// Base-2 log-sum-exp of a few scores; NaN if any is.
+pub(crate) fn piece_lse2(isa: Isa, x: &[f32]) -> f32 {
+    if x.iter().fold(false, |nan, x| nan | x.is_nan()) {
+        return f32::NAN;
+    }
+    let (top, sum) = chunk(isa, x, 1.0, f32::NEG_INFINITY);
+    top + sum.log2()
+}
+
 /// log2(2^a + 2^b) in f64; minus infinity is the neutral element.
 fn join(a: f64, b: f64) -> f64 {
     let (low, high) = if a < b { (a, b) } else { (b, a) };

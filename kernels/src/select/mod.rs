@@ -8,7 +8,7 @@ mod forced;
 mod radix;
 mod top;
 
-pub(crate) use fold::{EXP2, fold_offset};
+pub(crate) use fold::{EXP2, fold_offset, piece_lse2};
 pub use fold::{
     fold_mass, fold_mass_max, fold_mass_strided, fold_max, fold_mean, log2_add, lse2, lse2_strided,
 };

@@ -1,7 +1,10 @@
 //! Attention in f64, token by token: the oracle of every kernel. Slow and plain on purpose.
 
+mod prefill;
+
 use crate::attend::{BlockLists, Params, Queries, ROOT};
 use crate::{KvPool, PageLists, SlotLists};
+pub use prefill::{pool_blocks, probabilities, sum_columns, sum_diagonals};
 
 /// Frame, offset and position of each token of a list.
 type Tokens = Vec<(usize, usize, u32)>;
@@ -203,6 +206,25 @@ fn visible(position: Option<u32>, params: &Params) -> impl Fn(u32) -> bool {
     }
 }
 
+fn read(pool: &KvPool, ptr: *const u8, dim: usize) -> Vec<f32> {
+    let mut row = vec![0f32; dim];
+    // SAFETY: the pool vouches for the rows of listed tokens.
+    unsafe { crate::convert::widen(pool.dtype(), ptr, &mut row) }
+    row
+}
+
+/// Scaled and capped scores of one query row.
+fn logits(q: &[f32], pool: &KvPool, head: usize, tokens: &Tokens, params: &Params) -> Vec<f64> {
+    let logit = |&(frame, offset, _): &(usize, usize, u32)| {
+        let k = read(pool, pool.k_row(frame, head, offset), pool.layout().dim_k);
+        let dot: f64 = q.iter().zip(&k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        let s = dot * f64::from(params.scale);
+        let cap = f64::from(params.soft_cap);
+        if cap > 0.0 { cap * (s / cap).tanh() } else { s }
+    };
+    tokens.iter().map(logit).collect()
+}
+
 fn one(
     q: &[f32],
     pool: &KvPool,
@@ -213,20 +235,7 @@ fn one(
     out: &mut Attended,
 ) {
     let layout = pool.layout();
-    let read = |ptr: *const u8, dim: usize| {
-        let mut row = vec![0f32; dim];
-        // SAFETY: the pool vouches for the rows of listed tokens.
-        unsafe { crate::convert::widen(pool.dtype(), ptr, &mut row) }
-        row
-    };
-    let logit = |&(frame, offset, _): &(usize, usize, u32)| {
-        let k = read(pool.k_row(frame, head, offset), layout.dim_k);
-        let dot: f64 = q.iter().zip(&k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-        let s = dot * f64::from(params.scale);
-        let cap = f64::from(params.soft_cap);
-        if cap > 0.0 { cap * (s / cap).tanh() } else { s }
-    };
-    let scores: Vec<f64> = tokens.iter().map(logit).collect();
+    let scores = logits(q, pool, head, tokens, params);
     let top = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let reference = if top == f64::NEG_INFINITY { 0.0 } else { top };
     let mut sum = sink.map_or(0.0, |s| (s - reference).exp());
@@ -234,7 +243,7 @@ fn one(
     for (score, &(frame, offset, _)) in scores.iter().zip(tokens) {
         let p = (score - reference).exp();
         sum += p;
-        let v = read(pool.v_row(frame, head, offset), layout.dim_v);
+        let v = read(pool, pool.v_row(frame, head, offset), layout.dim_v);
         o.iter_mut().zip(&v).for_each(|(o, &x)| *o += p * f64::from(x));
     }
     let empty = sum == 0.0;
