@@ -4,7 +4,8 @@
 //!
 //! Here: the selectors of query-aware decoding ([`Select`]) with their defaults and the tokens
 //! they always keep ([`Keep`]), the arithmetic of the missed-mass certificate ([`cover`]), which
-//! pages leave memory ([`place`]), and which come back before they are asked for ([`prefetch`]).
+//! pages leave memory ([`place`]), which come back before they are asked for ([`prefetch`]), and which
+//! blocks of keys the queries of a prompt read ([`prefill`]).
 #![forbid(unsafe_code)]
 
 pub mod cover;
@@ -12,6 +13,7 @@ mod error;
 mod keep;
 pub mod place;
 pub mod prefetch;
+pub mod prefill;
 mod select;
 
 pub use error::Error;
