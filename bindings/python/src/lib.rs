@@ -46,7 +46,7 @@ mod _kvist {
     #[pymodule_export]
     use super::run_cli;
     #[pymodule_export]
-    use super::select::{_select_from_json, PySelect, parse_bytes, selection, selection_presets};
+    use super::select::{PySelect, parse_bytes, selection, selection_presets};
     #[pymodule_export]
     use super::sequence::PySequence;
     use super::{Bound, PyModule, PyModuleMethods, PyResult};

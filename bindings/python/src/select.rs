@@ -58,19 +58,13 @@ impl PySelect {
         Ok(text + ")")
     }
 
-    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (String, String))> {
-        let make = py.import("kvist._kvist")?.getattr("_select_from_json")?;
-        let settings = Value::Object(self.0.settings()).to_string();
-        Ok((make, (self.0.name().to_owned(), settings)))
+    /// For copies and pickles.
+    fn __getnewargs_ex__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<((&'static str,), Bound<'py, PyAny>)> {
+        Ok(((self.0.name(),), self.settings(py)?))
     }
-}
-
-/// A selector from its name and its settings as JSON.
-#[pyfunction]
-pub(crate) fn _select_from_json(name: &str, settings: &str) -> PyResult<PySelect> {
-    let settings =
-        serde_json::from_str(settings).map_err(|e| option_error("settings", "a JSON object", e))?;
-    Select::configured(name, settings).map(PySelect).map_err(|e| from_policy(&e))
 }
 
 /// A setting's value as JSON: whole numbers of any type, floats, text, `None` and lists of these.
