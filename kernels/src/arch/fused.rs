@@ -488,21 +488,22 @@ pub(super) unsafe fn dots<P: Product>(x: &Dots) {
             let q = query_row::<P>(x.q, x.q_stride, first);
             let mut ahead = Ahead::new(x.later, x.dim, P::SIZE);
             for (i, keys) in x.keys.chunks(4).enumerate() {
-                let mut four = [zero_row(); 4];
-                four[..keys.len()].copy_from_slice(keys);
+                // No copies of a variable length: each would be a call.
+                let four = std::array::from_fn(|t| keys.get(t).copied().unwrap_or(zero_row()));
                 let z = match first {
                     0 => scores::<P, true>(q, x.q_stride, x.dim, four, &mut ahead),
                     _ => scores::<P, false>(q, x.q_stride, x.dim, four, &mut ahead),
                 };
-                let mut lanes = [0f32; 16];
-                _mm512_storeu_ps(lanes.as_mut_ptr(), z);
-                for r in 0..(x.rows - first).min(BLOCK) {
+                let rows = [
+                    _mm512_castps512_ps128(z),
+                    _mm512_extractf32x4_ps::<1>(z),
+                    _mm512_extractf32x4_ps::<2>(z),
+                    _mm512_extractf32x4_ps::<3>(z),
+                ];
+                let there = (1u8 << keys.len()) - 1;
+                for (r, row) in rows.into_iter().take(x.rows - first).enumerate() {
                     let to = x.out.add((first + r) * x.stride + 4 * i);
-                    if keys.len() == 4 {
-                        to.cast::<[f32; 4]>().write_unaligned(*lanes.as_ptr().add(4 * r).cast());
-                    } else {
-                        std::ptr::copy_nonoverlapping(&lanes[4 * r], to, keys.len());
-                    }
+                    _mm_mask_storeu_ps(to, there, row);
                 }
             }
         }

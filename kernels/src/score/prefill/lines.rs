@@ -13,7 +13,7 @@ use crate::{Error, Executor, Isa};
 /// distances than there is room for are left out. Both are overwritten.
 ///
 /// With the last 64 queries of a prompt these are the estimates of MInference (NeurIPS 2024, arXiv
-/// 2407.02490, section 3.2); columns alone rank the tokens for SlimInfer (arXiv 2508.06447) and give
+/// 2407.02490); columns alone rank the tokens for SlimInfer (arXiv 2508.06447) and give
 /// ProxyAttn's budgets (arXiv 2509.24745).
 ///
 /// # Errors
