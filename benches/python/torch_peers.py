@@ -1,4 +1,4 @@
-"""What PyTorch does with one decode step of one layer: a small server for `kvist bench`.
+"""What PyTorch does with one decode step or one prompt of one layer: a small server for `kvist bench`.
 
 Reads one JSON request per line, answers with one JSON object per line, ends with its input.
 The first line it writes says which torch it found, or why it has none.
@@ -10,6 +10,9 @@ for three forms of the same attention (one query token over the whole context):
 - `sdpa-gqa`: `scaled_dot_product_attention(..., enable_gqa=True)`, what users run today;
 - `sdpa-folded`: the query heads of a group as rows of one query, so that K and V are read once;
 - `matmul`: `softmax(q @ k.T) @ v` with the group folded into rows.
+
+A request with `"op": "prefill"` is answered for one form of causal attention of `context` queries:
+`sdpa-flash`, the flash kernel of `scaled_dot_product_attention(.., is_causal=True, enable_gqa=True)`.
 """
 
 import json
@@ -92,6 +95,31 @@ def dense(torch, request):
         }
 
 
+def prefill(torch, request):
+    """The first step counts if it alone takes longer than all repeats shall."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    functional = torch.nn.functional
+    heads, kv_heads = request["q_heads"], request["kv_heads"]
+    dim, context = request["head_dim"], request["context"]
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[request["dtype"]]
+    torch.set_num_threads(request["threads"])
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, n, context, dim).to(dtype) for n in (heads, kv_heads, kv_heads))
+
+    def step(_):
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    # Another kernel would hold the whole matrix of scores.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        start = time.perf_counter()
+        step(0)
+        first = time.perf_counter() - start
+        if request.get("repeats") is None and first >= request["seconds"]:
+            return {"sdpa-flash": summary([first])}
+        return {"sdpa-flash": measure(step, 1, request["seconds"], request.get("repeats"))}
+
+
 def main():
     try:
         import torch
@@ -101,7 +129,8 @@ def main():
     say({"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()})
     for line in sys.stdin:
         try:
-            say(dense(torch, json.loads(line)))
+            request = json.loads(line)
+            say({"dense": dense, "prefill": prefill}[request["op"]](torch, request))
         except Exception as problem:
             say({"error": f"{type(problem).__name__}: {problem}"})
 

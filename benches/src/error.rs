@@ -53,6 +53,9 @@ pub enum Error {
         /// What it did.
         problem: String,
     },
+    /// A policy refused its input.
+    #[error(transparent)]
+    Policy(#[from] kvist::policies::Error),
     /// A kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] kvist_kernels::Error),

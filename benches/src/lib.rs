@@ -21,6 +21,7 @@ mod live;
 mod machine;
 mod options;
 mod page_layout;
+mod prefill;
 mod python;
 mod quality;
 mod registry;

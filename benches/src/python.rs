@@ -92,9 +92,36 @@ impl Torch {
         options: &Options,
         sink: &Sink,
     ) -> Vec<PeerTime> {
+        self.forms("dense", shape, context, dtype, threads, options, sink)
+    }
+
+    /// Times causal attention of a whole prompt; empty without torch.
+    pub(crate) fn prefill(
+        &mut self,
+        shape: Shape,
+        context: usize,
+        dtype: DType,
+        threads: usize,
+        options: &Options,
+        sink: &Sink,
+    ) -> Vec<PeerTime> {
+        self.forms("prefill", shape, context, dtype, threads, options, sink)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the axes of the table")]
+    fn forms(
+        &mut self,
+        op: &str,
+        shape: Shape,
+        context: usize,
+        dtype: DType,
+        threads: usize,
+        options: &Options,
+        sink: &Sink,
+    ) -> Vec<PeerTime> {
         let Some(server) = &mut self.server else { return vec![] };
         let request = json!({
-            "op": "dense", "q_heads": shape.q_heads, "kv_heads": shape.kv_heads,
+            "op": op, "q_heads": shape.q_heads, "kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim, "context": context, "dtype": dtype.name(),
             "threads": threads, "seconds": options.repeats().seconds, "repeats": options.repeats,
         });

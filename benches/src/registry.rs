@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use crate::error::nearest;
 use crate::{
-    Error, Machine, Options, Sink, attend, cluster, codec, hf, live, page_layout, quality, score,
-    select, sparse, store,
+    Error, Machine, Options, Sink, attend, cluster, codec, hf, live, page_layout, prefill, quality,
+    score, select, sparse, store,
 };
 
 /// A benchmark.
@@ -27,6 +27,11 @@ pub fn all() -> &'static [Bench] {
             name: "sparse-step",
             about: "score, select and attend in one step, against dense torch",
             run: sparse::run,
+        },
+        Bench {
+            name: "prefill",
+            about: "dense and block-sparse attention of a prompt, against dense torch",
+            run: prefill::run,
         },
         Bench { name: "score", about: "scoring page summaries", run: score::run },
         Bench { name: "select", about: "top-k, top-p and the group fold", run: select::run },

@@ -75,6 +75,24 @@ pub fn repeat(how: Repeats, mut f: impl FnMut()) -> Sample {
     Sample::of(times)
 }
 
+/// As [`repeat`], for work that can fail and may take long: the first call counts if it alone takes
+/// longer than all repeats shall.
+pub(crate) fn repeat_slow<E>(
+    how: Repeats,
+    mut f: impl FnMut() -> Result<(), E>,
+) -> Result<Sample, E> {
+    let mut timed = || {
+        let mut done = Ok(());
+        let seconds = time(|| done = f());
+        done.map(|()| seconds)
+    };
+    let first = timed()?;
+    if how.exact.is_none() && first >= how.seconds {
+        return Ok(Sample::of(vec![first]));
+    }
+    repeat_result(how, timed)
+}
+
 /// As [`repeat`], for work that times itself and can fail.
 pub(crate) fn repeat_result<E>(
     how: Repeats,

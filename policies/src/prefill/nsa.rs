@@ -74,7 +74,7 @@ impl Nsa {
 
     /// Adds a query head's `p` over compressed keys to the scores of the blocks to read:
     /// `p_slc[j] += sum_{m < l'/d} sum_{n < l/d} p_cmp[(l'/d) j - m - n]`, blocks and compressed keys
-    /// counted from 1 (equation 9 of the paper). Each compressed key so counts once for every stride that
+    /// counted from 1. Each compressed key so counts once for every stride that
     /// its window and the block have in common.
     pub fn add_scores(&self, p: &[f32], scores: &mut [f32]) {
         let (per_block, per_window) = (self.block / self.stride, self.window / self.stride);
