@@ -40,6 +40,30 @@ pub enum Error {
         /// What it is, as JSON.
         found: String,
     },
+    /// A profile cannot be what it is said to be.
+    #[error("profile: {problem}")]
+    Profile {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A profile was made for something else.
+    #[error("the profile was made for {what} {found}, this cache has {expected}")]
+    OtherProfile {
+        /// What is different: `model` or `geometry`.
+        what: &'static str,
+        /// That of the cache.
+        expected: String,
+        /// That of the profile.
+        found: String,
+    },
+    /// A selector that means nothing without a profile.
+    #[error(
+        "{selector}: needs a profile that says how each KV head is read, found none; make one with `kvist calibrate`"
+    )]
+    NeedsProfile {
+        /// The selector.
+        selector: &'static str,
+    },
     /// No policy of that name.
     #[error("unknown selector {name:?}{}; there are: {known}", hint(*.suggestion))]
     UnknownName {
@@ -57,6 +81,10 @@ fn hint(suggestion: Option<&str>) -> String {
 }
 
 impl Error {
+    pub(crate) fn profile(problem: impl Into<String>) -> Error {
+        Error::Profile { problem: problem.into() }
+    }
+
     pub(crate) fn setting(
         selector: &'static str,
         setting: &'static str,

@@ -3,9 +3,10 @@
 //! replayed alone.
 //!
 //! Here: the selectors of query-aware decoding ([`Select`]) with their defaults and the tokens
-//! they always keep ([`Keep`]), the arithmetic of the missed-mass certificate ([`cover`]), which
-//! pages leave memory ([`place`]), which come back before they are asked for ([`prefetch`]), and which
-//! blocks of keys the queries of a prompt read ([`prefill`]).
+//! they always keep ([`Keep`]), how each head of a model is read ([`Profile`]), the arithmetic of
+//! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which come back
+//! before they are asked for ([`prefetch`]), and which blocks of keys the queries of a prompt read
+//! ([`prefill`]).
 #![forbid(unsafe_code)]
 
 pub mod cover;
@@ -14,12 +15,14 @@ mod keep;
 pub mod place;
 pub mod prefetch;
 pub mod prefill;
+mod profile;
 mod select;
 
 pub use error::Error;
 pub use keep::Keep;
+pub use profile::{Class, Expected, HeadStats, Missed, Profile, Rules, Shape, Window};
 pub use select::{
-    ArkVale, Boxed, Digest, Dsa, Fold, MagicDec, Method, Nsa, PRESETS, Parts, Preset, Quest,
-    Refine, Reuse, Row, Rule, Scope, Select, SnapKv, Streaming, TidalDecode, TokenSelect, Twilight,
-    nearest, selection_presets,
+    ArkVale, Boxed, Digest, Dsa, DuoAttention, Fold, MagicDec, Method, Nsa, PRESETS, Parts, Preset,
+    Quest, Refine, Reuse, Row, Rule, Scope, Select, SnapKv, Streaming, TidalDecode, TokenSelect,
+    Twilight, nearest, selection_presets,
 };

@@ -98,6 +98,17 @@ impl Boxed {
         }
     }
 
+    /// Tokens kept at most: those of the unfinished box are, too, up to 63 of them.
+    fn most_kept(&self) -> usize {
+        self.sinks.saturating_add(self.recent.max(63))
+    }
+
+    /// The smallest budget: what is kept, and a token.
+    #[must_use]
+    pub fn least_budget(&self) -> usize {
+        self.most_kept().saturating_add(1)
+    }
+
     pub(super) fn validate(&self) -> Result<(), Error> {
         let err = |setting, expected: &str, found: String| {
             Err(Error::setting("boxed", setting, expected, found))
@@ -112,8 +123,7 @@ impl Boxed {
                 return err(setting, "above 0 and below 1", x.to_string());
             }
         }
-        // The tokens of the unfinished box are kept too: up to 63 of them.
-        let keeps = self.sinks.saturating_add(self.recent.max(63));
+        let keeps = self.most_kept();
         if let Some(budget) = self.budget
             && budget <= keeps
         {

@@ -1,6 +1,7 @@
 //! The selectors: which tokens a decoding query reads.
 
 mod boxed;
+mod duo;
 mod given;
 mod parts;
 mod tokens;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use boxed::Boxed;
+pub use duo::DuoAttention;
 pub use given::{Dsa, MagicDec, Nsa, SnapKv};
 pub use parts::{Digest, Fold, Parts, Refine, Reuse, Row, Rule, Scope};
 pub use tokens::{Streaming, TidalDecode, TokenSelect, Twilight};
@@ -60,6 +62,8 @@ macro_rules! presets {
             Full,
             /// kvist's own: nested bit planes inside page boxes.
             Boxed(Boxed),
+            /// Streaming heads beside others, as a profile says (DuoAttention).
+            DuoAttention(DuoAttention),
             $($(#[$doc])* $variant($variant),)*
         }
 
@@ -70,6 +74,11 @@ macro_rules! presets {
                 name: "boxed",
                 about: "tokens ranked by nested bit planes inside 64-token key boxes, folded by softmax mass",
                 source: "kvist",
+            },
+            Preset {
+                name: "duoattention",
+                about: "some KV heads read first and recent tokens only, the others everything; needs a profile",
+                source: "DuoAttention, ICLR 2025, arXiv 2410.10819",
             },
             $(Preset {
                 name: $variant::NAME,
@@ -96,6 +105,7 @@ macro_rules! presets {
                 match name {
                     "full" => Ok(Select::Full),
                     "boxed" => Ok(Select::Boxed(Boxed::default())),
+                    "duoattention" => Ok(Select::DuoAttention(DuoAttention::default())),
                     _ => Err(Error::UnknownName {
                         name: name.to_owned(),
                         suggestion: nearest(name, PRESETS.iter().map(|p| p.name)),
@@ -110,6 +120,7 @@ macro_rules! presets {
                 match &mut self {
                     Select::Full => {}
                     Select::Boxed(boxed) => boxed.budget = Some(tokens),
+                    Select::DuoAttention(duo) => duo.budget = Some(tokens),
                     $(Select::$variant(settings) => settings.set_budget(tokens),)*
                 }
                 self
@@ -121,6 +132,7 @@ macro_rules! presets {
                 match self {
                     Select::Full => "full",
                     Select::Boxed(_) => "boxed",
+                    Select::DuoAttention(_) => "duoattention",
                     $(Select::$variant(_) => $variant::NAME,)*
                 }
             }
@@ -131,6 +143,7 @@ macro_rules! presets {
                 match self {
                     Select::Full => Method::Full,
                     Select::Boxed(boxed) => Method::Boxed(boxed.clone()),
+                    Select::DuoAttention(duo) => duo.method(),
                     $(Select::$variant(settings) => Method::Parts(settings.parts()),)*
                 }
             }
@@ -164,6 +177,12 @@ presets! {
 impl From<Boxed> for Select {
     fn from(boxed: Boxed) -> Select {
         Select::Boxed(boxed)
+    }
+}
+
+impl From<DuoAttention> for Select {
+    fn from(duo: DuoAttention) -> Select {
+        Select::DuoAttention(duo)
     }
 }
 
@@ -252,6 +271,37 @@ impl Select {
             Method::Parts(parts) => parts.floor_tokens(),
         }
     }
+
+    /// Tokens read per KV head and query, keeps included, where that is a fixed number: not for `full`, a
+    /// share of the context, or a share of the mass.
+    #[must_use]
+    pub fn budget(&self) -> Option<usize> {
+        match self.method() {
+            Method::Full => None,
+            Method::Boxed(boxed) => {
+                let fixed = boxed.top_p.is_none() && boxed.max_missed_mass.is_none();
+                fixed.then(|| boxed.floor_tokens())
+            }
+            Method::Parts(Parts { rule: Rule::Share(_), .. }) => None,
+            Method::Parts(parts) => Some(parts.floor_tokens()),
+        }
+    }
+
+    /// The smallest budget that it can be given: what is always read and a token or unit more.
+    #[must_use]
+    pub fn least_budget(&self) -> usize {
+        match self.method() {
+            Method::Full => 0,
+            Method::Boxed(boxed) => boxed.least_budget(),
+            Method::Parts(parts) => parts.least_budget(),
+        }
+    }
+
+    /// Whether it says nothing without a [`Profile`](crate::Profile).
+    #[must_use]
+    pub fn needs_profile(&self) -> bool {
+        matches!(self, Select::DuoAttention(_))
+    }
 }
 
 /// A selector by name, for listings.
@@ -301,7 +351,7 @@ mod tests {
     #[test]
     fn a_typing_error_gets_the_nearest_name() {
         let text = Select::parse("boxd").unwrap_err().to_string();
-        let start = "unknown selector \"boxd\", did you mean \"boxed\"?; there are: full, boxed, streaming, quest";
+        let start = "unknown selector \"boxd\", did you mean \"boxed\"?; there are: full, boxed, duoattention, streaming, quest";
         assert!(text.starts_with(start), "{text}");
         assert!(!Select::parse("somethingelse").unwrap_err().to_string().contains("did you mean"));
     }

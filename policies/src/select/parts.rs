@@ -148,6 +148,18 @@ impl Parts {
         }
     }
 
+    /// The smallest budget: what is kept, and a unit.
+    #[must_use]
+    pub fn least_budget(&self) -> usize {
+        let (Keep { sinks, recent }, unit) = (self.keep, self.unit_tokens());
+        match self.digest {
+            // The window takes what the sinks leave.
+            Digest::Nothing => sinks.saturating_add(1),
+            // A unit that is not whole yet, and one cut by the sinks' end, are kept whole.
+            _ => sinks.next_multiple_of(unit) + recent.max(1) + unit - 1 + unit,
+        }
+    }
+
     /// Last queries of the prompt that must be remembered.
     #[must_use]
     pub fn observed(&self) -> usize {
@@ -180,14 +192,12 @@ impl Parts {
             }
             _ => {}
         }
-        // A unit that is not whole yet, and one cut by the sinks' end, are kept whole.
-        let keeps = self.keep.sinks.next_multiple_of(unit) + self.keep.recent.max(1) + unit - 1;
         match self.rule {
-            Rule::Budget(budget) if self.digest != Digest::Nothing && budget < keeps + unit => {
-                let expected = format!(
-                    "at least {}: what is kept, {keeps}, and a unit of {unit}",
-                    keeps + unit
-                );
+            Rule::Budget(budget) if budget < self.least_budget() => {
+                let least = self.least_budget();
+                let keeps = least - unit;
+                let expected =
+                    format!("at least {least}: what is kept, {keeps}, and a unit of {unit}");
                 return err("budget", &expected, &budget);
             }
             Rule::Share(share) if !(share > 0.0 && share < 1.0) => {
