@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvist_kernels::{Executor, KvLayout, KvPool};
-use kvist_policies::Select;
+use kvist_policies::{Profile, Select};
 
 use crate::arena::{Arena, CELL_OVERHEAD, Care};
 use crate::budget::Budget;
@@ -13,8 +13,9 @@ use crate::disk::{Disk, DiskOptions, DiskUse};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
 use crate::live::{self, Below, Shelf, Tier};
+use crate::selector::{For, Selector};
 use crate::stats::{Counters, Stats};
-use crate::summaries::{Selector, Store, Stores, TILE};
+use crate::summaries::{Store, Stores, TILE};
 use crate::vfs::{self, Vfs};
 use crate::{Error, Geometry, Sequence};
 
@@ -53,6 +54,7 @@ pub struct Builder {
     host_bytes: u64,
     prefault: bool,
     select: Select,
+    profile: Option<Arc<Profile>>,
     dense_layers: Vec<usize>,
     threads: Option<usize>,
     exec: Option<Executor>,
@@ -91,6 +93,14 @@ impl Builder {
     #[must_use]
     pub fn select(mut self, select: Select) -> Builder {
         self.select = select;
+        self
+    }
+
+    /// How each KV head of new sequences is read: densely, as a stream, or by the selector with its own share
+    /// of the budget. Default: all alike.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Builder {
+        self.profile = Some(Arc::new(profile));
         self
     }
 
@@ -188,7 +198,8 @@ impl Builder {
     /// Makes the cache. Memory is reserved now and touched when used.
     ///
     /// # Errors
-    /// [`Error::Setting`], [`Error::Layer`] or [`Error::Select`] for impossible settings,
+    /// [`Error::Setting`], [`Error::Layer`] or [`Error::Select`] for impossible settings, or a profile of
+    /// another model or geometry,
     /// [`Error::OverBudget`] if not even a page fits, [`Error::System`] if the system refuses.
     pub fn build(self) -> Result<Cache, Error> {
         self.geometry.validate()?;
@@ -209,12 +220,14 @@ impl Builder {
         }
         let budget = Arc::new(Budget::new(self.host_bytes));
         let stores = Stores::default();
-        let selector = stores.selector(
-            &self.select,
-            &self.geometry,
-            &budget,
-            self.disk.is_some() || self.below.is_some(),
-        )?;
+        let to = For {
+            geometry: &self.geometry,
+            dense_layers: &dense_layers,
+            model: &self.model,
+            budget: &budget,
+            tiered: self.disk.is_some() || self.below.is_some(),
+        };
+        let selector = Selector::new(&self.select, self.profile.as_ref(), &stores, &to)?;
         let exec = match (self.exec, self.threads) {
             (Some(exec), _) => exec,
             (None, threads) => {
@@ -298,6 +311,7 @@ impl Cache {
             host_bytes: HOST_BYTES_DEFAULT,
             prefault: false,
             select: Select::Full,
+            profile: None,
             dense_layers: Vec::new(),
             threads: None,
             exec: None,
@@ -320,6 +334,12 @@ impl Cache {
     #[must_use]
     pub fn select(&self) -> &Select {
         &self.shared.selector.select
+    }
+
+    /// How each KV head of new sequences is read, if not all alike.
+    #[must_use]
+    pub fn profile(&self) -> Option<&Profile> {
+        self.shared.selector.profile.as_deref()
     }
 
     /// A new, empty sequence.
@@ -354,6 +374,23 @@ impl Cache {
     #[must_use]
     pub fn disk(&self) -> Option<DiskUse> {
         self.shared.shelf.as_ref().map(|shelf| shelf.disk().usage())
+    }
+
+    /// A selector for sequences of this cache.
+    pub(crate) fn selector(
+        &self,
+        select: &Select,
+        profile: Option<&Arc<Profile>>,
+    ) -> Result<Selector, Error> {
+        let shared = &self.shared;
+        let to = For {
+            geometry: &shared.geometry,
+            dense_layers: &shared.dense_layers,
+            model: &shared.model,
+            budget: &shared.budget,
+            tiered: shared.tier.is_some(),
+        };
+        Selector::new(select, profile, &shared.stores, &to)
     }
 
     pub(crate) fn check_layer(&self, layer: usize) -> Result<(), Error> {

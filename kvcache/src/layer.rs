@@ -9,7 +9,8 @@ use crate::budget::Charge;
 use crate::cache::Shared;
 use crate::live::{Lease, Stripe, Tier};
 use crate::pages::{CELL_ENTRY, Head, New, PAGE_ENTRY, Room};
-use crate::summaries::{Selector, Store, TILE};
+use crate::selector::Selector;
+use crate::summaries::{Store, TILE};
 
 mod saved;
 
@@ -30,8 +31,6 @@ pub(crate) struct Layer {
     pub(crate) sealed: Vec<Arc<Stripe>>,
     pub(crate) heads: Vec<Head>,
     pub(crate) len: usize,
-    /// Whether this layer keeps summaries (dense layers do not).
-    pub(crate) summarised: bool,
     /// What the tables cost.
     charge: Charge,
     /// Entries the tables of a head have room for.
@@ -63,11 +62,12 @@ fn roomy(n: usize) -> usize {
 }
 
 impl Layer {
-    pub(crate) fn new(shared: &Shared, number: usize, summarised: bool) -> Layer {
-        let heads = (0..shared.geometry.kv_heads).map(|_| Head::default()).collect();
+    /// An empty layer; `summarised` says which of its heads are.
+    pub(crate) fn new(shared: &Shared, number: usize, summarised: &[bool]) -> Layer {
+        let heads = summarised.iter().map(|&summarised| Head::new(summarised)).collect();
         let charge = Charge::none(shared.budget.clone());
         let (sealed, chunks) = (Vec::new(), parking_lot::Mutex::default());
-        Layer { number, sealed, heads, len: 0, summarised, charge, pages: 0, cells: 0, chunks }
+        Layer { number, sealed, heads, len: 0, charge, pages: 0, cells: 0, chunks }
     }
 
     /// Bytes of its tables.
@@ -75,9 +75,25 @@ impl Layer {
         self.charge.bytes()
     }
 
+    /// Which heads keep summaries: those that are read whole or as a stream do not.
+    pub(crate) fn summarised(&self) -> Vec<bool> {
+        self.heads.iter().map(Head::summarised).collect()
+    }
+
+    /// The heads that keep summaries.
+    pub(crate) fn summarised_heads(&self) -> impl Iterator<Item = &Head> {
+        self.heads.iter().filter(|head| head.summarised())
+    }
+
     /// The summary store that this layer uses.
     fn store<'a>(&self, selector: &'a Selector) -> Option<&'a Store> {
-        selector.store.as_ref().filter(|_| self.summarised)
+        selector.store.as_ref().filter(|_| self.summarised_heads().next().is_some())
+    }
+
+    /// Pages of a head, and summary cells of those that have any.
+    fn counts(&self) -> (usize, usize) {
+        let cells = self.heads.iter().map(|head| head.counts().1).max().unwrap_or(0);
+        (self.pages(), cells)
     }
 
     /// Makes the tables hold this many entries.
@@ -87,10 +103,13 @@ impl Layer {
         }
         let pages = if pages > self.pages { roomy(pages) } else { self.pages };
         let cells = if cells > self.cells { roomy(cells) } else { self.cells };
-        let each = size_of::<Head>() + pages * PAGE_ENTRY + cells * CELL_ENTRY;
-        let bytes = size_of::<Layer>() + self.heads.len() * each;
+        let own = |head: &Head| if head.summarised() { cells } else { 0 };
+        let each = |head: &Head| size_of::<Head>() + pages * PAGE_ENTRY + own(head) * CELL_ENTRY;
+        let bytes = size_of::<Layer>() + self.heads.iter().map(each).sum::<usize>();
         self.charge.grow_to(bytes as u64)?;
-        self.heads.iter_mut().for_each(|h| h.reserve(pages, cells));
+        for head in &mut self.heads {
+            head.reserve(pages, own(head));
+        }
         (self.pages, self.cells) = (pages, cells);
         Ok(())
     }
@@ -99,7 +118,7 @@ impl Layer {
     fn copied(
         &self,
         shared: &Shared,
-        summarised: bool,
+        summarised: &[bool],
         pages: usize,
         cells: usize,
     ) -> Result<Layer, Error> {
@@ -107,10 +126,14 @@ impl Layer {
         copy.reserve(pages, cells)?;
         copy.sealed.extend_from_slice(&self.sealed[..self.sealed.len().min(pages)]);
         for (to, from) in copy.heads.iter_mut().zip(&self.heads) {
-            to.copy_lists(from, pages, cells, self.summarised && summarised);
+            to.copy_lists(from, pages, cells);
         }
         copy.len = self.len;
-        copy.chunks.get_mut().extend(self.chunks().into_iter().filter(|c| c.tiles.end <= cells));
+        // Records hold the summaries of all heads that had some.
+        if summarised == self.summarised() {
+            let whole = self.chunks().into_iter().filter(|c| c.tiles.end <= cells);
+            copy.chunks.get_mut().extend(whole);
+        }
         Ok(copy)
     }
 
@@ -124,8 +147,8 @@ impl Layer {
         if let Some(own) = Arc::get_mut(this) {
             return own.grow(shared, selector, new);
         }
-        let (pages, cells) = this.heads.first().map_or((0, 0), Head::counts);
-        let mut copy = this.copied(shared, this.summarised, pages, cells)?;
+        let (pages, cells) = this.counts();
+        let mut copy = this.copied(shared, &this.summarised(), pages, cells)?;
         copy.grow(shared, selector, new)?;
         *this = Arc::new(copy);
         Ok(())
@@ -145,7 +168,7 @@ impl Layer {
                 New::Page(cells) => vec![cells[i].clone()],
             };
             let mut room = Room { pages, copy_page, ..Room::default() };
-            if let Some(store) = store {
+            if let Some(store) = head.store(store) {
                 room.copy_cell = cell_shared && cells * TILE > len;
                 let new = store.spec.cells(len + tokens) - cells + usize::from(room.copy_cell);
                 room.cells = store.arena.take(new)?;
@@ -165,6 +188,7 @@ impl Layer {
         let charges = shared.tier.as_ref().map_or(Ok(Vec::new()), |tier| tier.charges(done))?;
         self.reserve(pages, store.map_or(0, |s| s.spec.cells(len + tokens)))?;
         let grow = |i: usize, head: &mut Head, room: Room| {
+            let store = head.store(store);
             head.grow(room, len, new, i, &shared.geometry, store);
         };
         let work = self.heads.iter_mut().zip(rooms);
@@ -188,7 +212,7 @@ impl Layer {
     /// Seals the first open pages, as many as there are charges.
     fn seal(&mut self, tier: &Tier, charges: Vec<Charge>, page: usize, selector: &Selector) {
         let (had, n) = (self.sealed.len(), charges.len());
-        let keep = selector.select.keep();
+        let keep = selector.keep(self.number);
         let (sinks, recent) = (keep.sinks.div_ceil(page), keep.recent.div_ceil(page));
         let kept = |i: usize| i < sinks || i + recent >= had + n;
         // What was recent before and is not now.
@@ -265,7 +289,7 @@ impl Layer {
         let pages = len.div_ceil(shared.geometry.page_tokens);
         let cells = store.map_or(0, |s| s.spec.cells(len));
         let fresh = this.fresh(shared, store, len, true)?;
-        let mut copy = this.copied(shared, this.summarised, pages, cells)?;
+        let mut copy = this.copied(shared, &this.summarised(), pages, cells)?;
         copy.cut(shared, selector, len, fresh);
         Ok(Cut::Copy(Arc::new(copy)))
     }
@@ -279,7 +303,7 @@ impl Layer {
         copied: bool,
     ) -> Result<Fresh, Error> {
         let of_head = |head: &Head| {
-            let Some(store) = store else { return Ok(None) };
+            let Some(store) = head.store(store) else { return Ok(None) };
             let cut = store.spec.cells(len) * TILE > len;
             match cut && (copied || head.cut_is_shared(len, store)) {
                 true => Ok(store.arena.take(1)?.pop()),
@@ -306,6 +330,7 @@ impl Layer {
             self.sealed.truncate(first);
         }
         for (head, fresh) in self.heads.iter_mut().zip(fresh.cells) {
+            let store = head.store(store);
             head.cut(len, &shared.geometry, store, fresh);
         }
         self.chunks.get_mut().retain(|c| c.tiles.end * TILE <= len);
@@ -327,20 +352,25 @@ impl Layer {
         }
     }
 
-    /// The same pages with summaries of another selector.
+    /// The same pages with the summaries of another selector; `same` says that they are of the same kind.
     pub(crate) fn with_selector(
         &self,
         shared: &Shared,
         selector: &Selector,
-        summarised: bool,
+        same: bool,
     ) -> Result<Layer, Error> {
-        let pages = self.pages();
-        let store = selector.store.as_ref().filter(|_| summarised);
+        let (pages, cells) = self.counts();
+        let wanted = selector.summarised(self.number);
+        let has = |(head, wanted): (&Head, &bool)| !wanted || head.summarised();
+        if same && self.heads.iter().zip(&wanted).all(has) {
+            return self.copied(shared, &wanted, pages, cells);
+        }
+        let mut layer = self.copied(shared, &wanted, pages, 0)?;
+        let store = layer.store(selector);
         let cells = store.map_or(0, |s| s.spec.cells(self.len));
-        let mut layer = self.copied(shared, summarised, pages, 0)?;
         layer.reserve(pages, cells)?;
         let Some(store) = store else { return Ok(layer) };
-        for head in &mut layer.heads {
+        for head in layer.heads.iter_mut().filter(|head| head.summarised()) {
             head.replace_cells(store.arena.take(cells)?);
         }
         layer.resummarise(shared, store)?;
@@ -350,7 +380,7 @@ impl Layer {
     /// Builds all summaries from the keys.
     fn resummarise(&mut self, shared: &Shared, store: &Store) -> Result<(), Error> {
         let (page, tiles) = (shared.geometry.page_tokens, self.len.div_ceil(TILE));
-        let norms = self.heads.iter().any(|h| !h.has_norms());
+        let norms = self.summarised_heads().any(|h| !h.has_norms());
         // As many tiles at once as take a small part of the frames.
         let pages_of = |tiles: usize| (tiles * TILE).div_ceil(page) * self.heads.len();
         let step = match shared.tier {
@@ -407,7 +437,8 @@ impl Layer {
                 let frame = frames[i][t / g.page_tokens - first];
                 shared.pages.at(frame).wrapping_add(t % g.page_tokens * row_bytes)
             };
-            if let Some(head) = work[i].lock().ok().and_then(|mut head| head.take()) {
+            let head = work[i].lock().ok().and_then(|mut head| head.take());
+            if let Some(head) = head.filter(|head| head.summarised()) {
                 // SAFETY: rows below `len` were written; their pages are open, or leased by the caller.
                 unsafe { head.resummarise(tiles.clone(), len, norms, g, store, row) }
             }

@@ -57,6 +57,7 @@ mod miss;
 mod pages;
 mod prefix;
 mod seal;
+mod selector;
 mod sequence;
 mod session;
 mod stats;
@@ -74,7 +75,7 @@ pub use geometry::{Geometry, parse_bytes};
 pub use kvist_kernels as kernels;
 pub use kvist_kernels::{DType, Executor, Tensor3, Tensor3Mut};
 pub use kvist_policies as policies;
-pub use kvist_policies::{Boxed, Quest, Select, selection_presets};
+pub use kvist_policies::{Boxed, Profile, Quest, Select, selection_presets};
 pub use live::Pin;
 pub use miss::MissReason;
 pub use prefix::{

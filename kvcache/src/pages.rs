@@ -16,8 +16,10 @@ pub(crate) const PAGE_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>() +
 pub(crate) const CELL_ENTRY: usize = size_of::<Arc<Cell>>() + size_of::<u32>();
 
 /// Pages and summaries of one (layer, KV head).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Head {
+    /// Whether its keys are summarised.
+    summarised: bool,
     /// Sealed pages in front of those below; the layer holds them. None without a lower tier.
     sealed: usize,
     /// The open pages.
@@ -78,6 +80,29 @@ fn extend(list: &mut Vec<Arc<Cell>>, ids: &mut Vec<u32>, mut fresh: Vec<Arc<Cell
 }
 
 impl Head {
+    /// Empty lists.
+    pub(crate) fn new(summarised: bool) -> Head {
+        Head {
+            summarised,
+            sealed: 0,
+            pages: Vec::new(),
+            ids: Vec::new(),
+            norms: Vec::new(),
+            cells: Vec::new(),
+            cell_ids: Vec::new(),
+        }
+    }
+
+    /// Whether its keys are summarised.
+    pub(crate) fn summarised(&self) -> bool {
+        self.summarised
+    }
+
+    /// The summary cells it uses of a store.
+    pub(crate) fn store<'a>(&self, store: Option<&'a Store>) -> Option<&'a Store> {
+        store.filter(|_| self.summarised)
+    }
+
     /// Frames of the open pages: of all pages where there is no lower tier.
     pub(crate) fn ids(&self) -> &[u32] {
         &self.ids
@@ -119,9 +144,11 @@ impl Head {
         self.cell_ids.reserve_exact(more(self.cell_ids.len(), cells));
     }
 
-    /// Copies the first pages and cells of `from` to these empty lists; `norms` if those of `from` are
-    /// kept up to date.
-    pub(crate) fn copy_lists(&mut self, from: &Head, pages: usize, cells: usize, norms: bool) {
+    /// Copies the first pages of `from` to these empty lists; where both have summaries, the first cells, too.
+    pub(crate) fn copy_lists(&mut self, from: &Head, pages: usize, cells: usize) {
+        // Norms are kept up to date only where there are summaries.
+        let norms = self.summarised && from.summarised;
+        let cells = if norms { cells } else { 0 };
         self.sealed = from.sealed.min(pages);
         self.pages.extend_from_slice(&from.pages[..pages - self.sealed]);
         self.ids.extend_from_slice(&from.ids[..pages - self.sealed]);

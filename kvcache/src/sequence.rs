@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kvist_kernels::{Tensor3, Tensor3Mut, convert};
-use kvist_policies::Select;
+use kvist_policies::{Profile, Select};
 
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
@@ -12,8 +12,8 @@ use crate::layer::{Cut, Layer};
 use crate::live::Stripe;
 use crate::memory::Memories;
 use crate::pages::New;
+use crate::selector::Selector;
 use crate::stats::SequenceStats;
-use crate::summaries::Selector;
 use crate::{Cache, Error, Pin};
 
 /// One token stream. Layers are appended to one by one, each in order of position.
@@ -31,11 +31,10 @@ pub struct Sequence {
 impl Sequence {
     pub(crate) fn new(cache: Cache, selector: Selector) -> Sequence {
         let shared = &cache.shared;
-        let summarised = selector.store.is_some();
-        let layer =
-            |(i, &dense): (usize, &bool)| Arc::new(Layer::new(shared, i, !dense && summarised));
-        let layers = shared.dense_layers.iter().enumerate().map(layer).collect();
-        let memories = Memories::new(cache.geometry().layers);
+        let layers = shared.geometry.layers;
+        let memories = Memories::new(layers);
+        let layer = |i: usize| Arc::new(Layer::new(shared, i, &selector.summarised(i)));
+        let layers = (0..layers).map(layer).collect();
         Sequence { cache, selector, layers, memories }
     }
 
@@ -49,6 +48,12 @@ impl Sequence {
     #[must_use]
     pub fn select(&self) -> &Select {
         &self.selector.select
+    }
+
+    /// How each KV head of this sequence is read, if not all alike.
+    #[must_use]
+    pub fn profile(&self) -> Option<&Profile> {
+        self.selector.profile.as_deref()
     }
 
     /// Tokens present in every layer.
@@ -172,28 +177,38 @@ impl Sequence {
         }
     }
 
-    /// A fork with another selector: pages are shared, and so are summaries of the same kind; others
-    /// are built anew from the pages.
+    /// A fork with another selector, and without a profile: pages are shared, and so are summaries of the same
+    /// kind; others are built anew from the pages.
     ///
     /// # Errors
     /// [`Error::Select`] for impossible settings, [`Error::OverBudget`] if the new summaries do not
     /// fit, [`Error::Missing`] if a page cannot be brought back for them.
     pub fn fork_with(&self, select: &Select) -> Result<Sequence, Error> {
-        let shared = &self.cache.shared;
-        let tiered = shared.tier.is_some();
-        let selector = shared.stores.selector(select, &shared.geometry, &shared.budget, tiered)?;
+        self.fork_as(self.cache.selector(select, None)?)
+    }
+
+    /// [`Sequence::fork_with`] whose heads are read as a profile says.
+    ///
+    /// # Errors
+    /// As [`Sequence::fork_with`], and [`Error::Select`] for a profile of another model or geometry, or one
+    /// that does not go with the selector.
+    pub fn fork_profiled(&self, select: &Select, profile: &Profile) -> Result<Sequence, Error> {
+        self.fork_as(self.cache.selector(select, Some(&Arc::new(profile.clone())))?)
+    }
+
+    /// A fork with another selector of the same cache.
+    pub(crate) fn fork_as(&self, selector: Selector) -> Result<Sequence, Error> {
         let spec = |s: &Selector| s.store.as_ref().map(|s| s.spec);
         let same = spec(&selector) == spec(&self.selector);
-        let layer = |(from, &dense): (&Arc<Layer>, &bool)| -> Result<Arc<Layer>, Error> {
-            if same || dense {
+        let layer = |(i, from): (usize, &Arc<Layer>)| -> Result<Arc<Layer>, Error> {
+            let wanted = selector.summarised(i);
+            if wanted == from.summarised() && (same || !wanted.contains(&true)) {
                 return Ok(from.clone());
             }
-            let summarised = selector.store.is_some();
-            let fork = || from.with_selector(shared, &selector, summarised);
+            let fork = || from.with_selector(&self.cache.shared, &selector, same);
             Ok(Arc::new(self.cache.with_room(fork)?))
         };
-        let layers = self.layers.iter().zip(&shared.dense_layers).map(layer);
-        let layers = layers.collect::<Result<_, _>>()?;
+        let layers = self.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
         let memories = self.memories.with_selector();
         Ok(Sequence { cache: self.cache.clone(), selector, layers, memories })
     }

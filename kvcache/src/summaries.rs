@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvist_kernels::score::CellList;
 use kvist_kernels::summary::{self, BoxedSpec, LowBitSpec, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
-use kvist_policies::{Digest, Method, Refine, Row, Select};
+use kvist_policies::{Digest, Method, Refine, Row};
 
 use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
@@ -28,7 +28,8 @@ pub(crate) enum Spec {
 }
 
 impl Spec {
-    fn of(method: &Method, geometry: &Geometry) -> Result<Option<Spec>, Error> {
+    /// What a selector scores; none if that is not summaries.
+    pub(crate) fn of(method: &Method, geometry: &Geometry) -> Result<Option<Spec>, Error> {
         let Geometry { dim_k, dtype, .. } = *geometry;
         let parts = match method {
             Method::Full => return Ok(None),
@@ -83,17 +84,6 @@ impl Spec {
     }
 }
 
-/// A selector and the summaries it reads.
-#[derive(Clone, Debug)]
-pub(crate) struct Selector {
-    pub(crate) select: Select,
-    /// How `select` is carried out.
-    pub(crate) method: Method,
-    /// A shorter sequence is read whole.
-    pub(crate) floor_tokens: usize,
-    pub(crate) store: Option<Store>,
-}
-
 /// Summary cells of one kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -108,41 +98,20 @@ pub(crate) struct Store {
 pub(crate) struct Stores(Mutex<Vec<Store>>);
 
 impl Stores {
-    pub(crate) fn selector(
-        &self,
-        select: &Select,
-        geometry: &Geometry,
-        budget: &Arc<Budget>,
-        tiered: bool,
-    ) -> Result<Selector, Error> {
-        select.validate()?;
-        let (select, method) = (select.clone(), select.method());
-        let floor_tokens = select.floor_tokens();
-        if tiered
-            && let Method::Parts(parts) = &method
-            && parts.needs_keys()
-        {
-            let expected = "one that goes by summaries, as keys may leave host memory";
-            return Err(Error::setting("select", expected, select.name()));
-        }
-        let Some(spec) = Spec::of(&method, geometry)? else {
-            return Ok(Selector { select, method, floor_tokens, store: None });
-        };
+    /// The cells of this kind.
+    pub(crate) fn of(&self, spec: Spec, budget: &Arc<Budget>) -> Result<Store, Error> {
         let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = match stores.iter().find(|s| s.spec == spec) {
-            Some(store) => store.clone(),
-            None => {
-                let arena =
-                    |bytes| Arena::new(bytes, u32::MAX as usize, budget.clone(), Care::default());
-                let means = match spec {
-                    Spec::Boxed(_) => Some(arena(means::spec(geometry.dim_k)?.cell_bytes())?),
-                    Spec::Units(_) | Spec::Pruned(..) => None,
-                };
-                stores.push(Store { spec, arena: arena(spec.cell_bytes())?, means });
-                stores[stores.len() - 1].clone()
-            }
+        if let Some(store) = stores.iter().find(|s| s.spec == spec) {
+            return Ok(store.clone());
+        }
+        let arena = |bytes| Arena::new(bytes, u32::MAX as usize, budget.clone(), Care::default());
+        let means = match spec {
+            Spec::Boxed(boxed) => Some(arena(means::spec(boxed.dim())?.cell_bytes())?),
+            Spec::Units(_) | Spec::Pruned(..) => None,
         };
-        Ok(Selector { select, method, floor_tokens, store: Some(store) })
+        let store = Store { spec, arena: arena(spec.cell_bytes())?, means };
+        stores.push(store.clone());
+        Ok(store)
     }
 
     /// Bytes of summary cells in use.

@@ -1,10 +1,13 @@
 //! Selections that are used again: at later steps, or in later layers.
 
-use kvist_policies::{Parts, Reuse, Scope};
+use std::sync::Arc;
+
+use kvist_policies::{Method, Parts, Reuse, Scope};
 
 use super::head::{Choice, Origin, Work};
 use super::{Call, Run};
 use crate::memory::Last;
+use crate::selector::Reads;
 
 /// The earlier selection that this query may use, if there is one.
 ///
@@ -64,14 +67,19 @@ impl Call<'_> {
     pub(super) fn remember(&self, run: &Run, choices: &[Choice]) {
         let heads = self.cache.geometry().kv_heads;
         for (sequence, choices) in run.sequences.iter().zip(choices.chunks(heads)) {
-            let kvist_policies::Method::Parts(parts) = &sequence.selector.method else { continue };
-            if parts.reuse == Reuse::Never {
+            let used = |reads: &Arc<Reads>| match &reads.method {
+                Method::Parts(parts) => parts.reuse != Reuse::Never,
+                Method::Full | Method::Boxed(_) => false,
+            };
+            let reads = sequence.selector.layer(self.layer);
+            if !reads.iter().any(used) {
                 continue;
             }
             let len = sequence.layers[self.layer].len;
             let mut memory = sequence.memories.of(self.layer);
             memory.last.resize(heads, None);
-            for (last, choice) in memory.last.iter_mut().zip(choices) {
+            let each = memory.last.iter_mut().zip(choices).zip(reads);
+            for ((last, choice), _) in each.filter(|(_, reads)| used(reads)) {
                 match (choice.origin, last) {
                     (Origin::Fresh, last) => {
                         let (q, from) = (choice.q.clone(), choice.from);

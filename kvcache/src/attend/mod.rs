@@ -21,7 +21,6 @@ use std::ops::Range;
 
 use kvist_kernels::attend::Params;
 use kvist_kernels::{Tensor3, Tensor3Mut};
-use kvist_policies::Method;
 
 use crate::live::Whole;
 use crate::{Cache, Error, Sequence};
@@ -267,13 +266,8 @@ impl Cache {
 impl Call<'_> {
     /// Whether a selector decides what this sequence reads.
     fn selects(&self, sequence: &Sequence, queries: usize) -> bool {
-        let (layer, selector) = (&sequence.layers[self.layer], &sequence.selector);
-        queries == 1
-            && selector.method != Method::Full
-            && !self.cache.shared.dense_layers[self.layer]
-            && (layer.summarised || selector.store.is_none())
-            && self.options.window == 0
-            && layer.len > selector.floor_tokens
+        let len = sequence.layers[self.layer].len;
+        queries == 1 && self.options.window == 0 && sequence.selector.selects(self.layer, len)
     }
 
     /// How to treat a sequence; with a lower tier, and where all its pages are near, a lease on them.

@@ -1,12 +1,16 @@
 //! What the last queries of the prompt attended to (SnapKV).
 
+use std::sync::Arc;
+
 use kvist_kernels::Tensor3;
 use kvist_kernels::select;
+use kvist_policies::Method;
 
 use super::head::Work;
 use super::{Call, Run};
 use crate::Error;
 use crate::memory::Observed;
+use crate::selector::Reads;
 
 /// Keys scored at a time; bounds the scores held.
 const PIECE: usize = 4096;
@@ -17,10 +21,12 @@ impl Call<'_> {
         let g = self.cache.geometry();
         let mut row = 0;
         for (sequence, &n) in run.sequences.iter().zip(run.queries) {
-            let most = match &sequence.selector.method {
-                kvist_policies::Method::Parts(parts) => parts.observed(),
-                _ => 0,
+            let of_head = |reads: &Arc<Reads>| match &reads.method {
+                Method::Parts(parts) => parts.observed(),
+                Method::Full | Method::Boxed(_) => 0,
             };
+            let reads = sequence.selector.layer(self.layer);
+            let most = reads.iter().map(of_head).max().unwrap_or(0);
             // A single query is a step, not a prompt.
             if most > 0 && n > 1 {
                 let (len, seen) = (sequence.layers[self.layer].len, n.min(most));

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use kvist_kernels::{Tensor3, Tensor3Mut};
+use kvist_policies::Method;
 
 use super::begin::{Begun, Coming, Groups};
 use super::flights::Flights;
@@ -205,9 +206,11 @@ impl<'a> Stream<'a> {
         let heads = self.call.cache.geometry().kv_heads;
         loop {
             let more = |(list, proof): (usize, &Mutex<Option<Proof>>)| {
-                let eps = match &self.run.sequences[list / heads].selector.method {
-                    kvist_policies::Method::Boxed(boxed) => boxed.max_missed_mass,
-                    _ => None,
+                let sequence = self.run.sequences[list / heads];
+                let reads = &sequence.selector.layer(self.call.layer)[list % heads];
+                let eps = match &reads.method {
+                    Method::Boxed(boxed) => boxed.max_missed_mass,
+                    Method::Full | Method::Parts(_) => None,
                 };
                 let mut proof = proof.lock().ok()?;
                 Some(proof.as_mut()?.more(f64::from(eps?)))
@@ -233,12 +236,19 @@ impl<'a> Stream<'a> {
             let tokens = |&page: &u32| self.tokens_of(&Item { list: list as u32, page, frame: 0 });
             choice.chosen.iter().flat_map(tokens).map(|t| t as u32).collect()
         };
-        let bound = |proof: &Mutex<Option<Proof>>| Some(proof.lock().ok()?.as_ref()?.bounds());
+        let bound = |list: usize| {
+            let (sequence, head) = (self.run.sequences[list / g.kv_heads], list % g.kv_heads);
+            let len = sequence.layers[self.call.layer].len;
+            match sequence.selector.method(self.call.layer, head, len) {
+                Method::Full => Some(vec![0.0; g.group()]),
+                _ => Some(self.proofs[list].lock().ok()?.as_ref()?.bounds()),
+            }
+        };
         let of_sequence = |(i, choices): (usize, &[Pages])| {
             let lists = i * g.kv_heads..(i + 1) * g.kv_heads;
             let read: Vec<Vec<u32>> = lists.clone().zip(choices).map(positions).collect();
             let tokens: usize = read.iter().map(Vec::len).sum();
-            let bounds: Option<Vec<Vec<f32>>> = self.proofs[lists].iter().map(bound).collect();
+            let bounds: Option<Vec<Vec<f32>>> = lists.map(bound).collect();
             AttendInfo {
                 lse2: lse[i * g.q_heads..(i + 1) * g.q_heads].to_vec(),
                 tokens_read: read.iter().map(|p| p.len() as u32).collect(),

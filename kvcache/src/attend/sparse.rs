@@ -1,6 +1,6 @@
 //! Attention over what selectors pick: one choice per (sequence, KV head), then one kernel call.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use kvist_kernels::attend::{self, Out, Queries};
 use kvist_kernels::{SlotLists, Tensor3, Tensor3Mut};
@@ -9,6 +9,7 @@ use kvist_policies::{Method, Scope};
 use super::compose::{self, Weighed};
 use super::head::{Choice, Work};
 use super::{AttendInfo, Call, Run, boxed};
+use crate::selector::Reads;
 use crate::{Error, Sequence};
 
 pub(super) fn attend(
@@ -60,7 +61,9 @@ pub(super) fn each_head<T: Default + Send>(
     let slots: Vec<Mutex<Option<Result<T, Error>>>> =
         (0..tasks).map(|_| Mutex::new(None)).collect();
     call.cache.shared.exec.run(tasks, |i| {
-        let method = &run.sequences[i / heads].selector.method;
+        let sequence = run.sequences[i / heads];
+        let len = sequence.layers[call.layer].len;
+        let method = sequence.selector.method(call.layer, i % heads, len);
         let choice = with_work(call, run, q, i, |work| choose(i, work, method));
         if let Ok(mut slot) = slots[i].lock() {
             *slot = Some(choice);
@@ -82,7 +85,7 @@ pub(super) fn with_work<T>(
     let (row, number) = (i / g.kv_heads, i % g.kv_heads);
     let sequence = run.sequences[row];
     let layer = &sequence.layers[call.layer];
-    let store = sequence.selector.store.as_ref();
+    let store = layer.heads[number].store(sequence.selector.store.as_ref());
     let group = g.group();
     let mut rows = vec![0f32; group * g.dim_k];
     for (i, row_of) in rows.chunks_mut(g.dim_k).enumerate() {
@@ -110,10 +113,12 @@ pub(super) fn with_work<T>(
 
 /// What the heads of a layer think together, by sequence, where they choose together and anew.
 pub(super) fn votes(call: &Call, run: &Run, q: &Tensor3) -> Result<Vec<Option<Weighed>>, Error> {
-    let together = |s: &&Sequence| match &s.selector.method {
+    let of_layer = |reads: &Arc<Reads>| match &reads.method {
         Method::Parts(parts) => parts.scope == Scope::Layer,
         Method::Full | Method::Boxed(_) => false,
     };
+    // With a profile heads never choose together, so that it is all heads or none.
+    let together = |s: &&Sequence| s.selector.layer(call.layer).iter().any(of_layer);
     if !run.sequences.iter().any(together) {
         return Ok(run.sequences.iter().map(|_| None).collect());
     }
@@ -138,7 +143,7 @@ fn choose(work: &Work, method: &Method, vote: Option<&Weighed>) -> Result<Choice
     let mut choice = match method {
         Method::Full => {
             let positions = (0..work.len as u32).collect();
-            Choice { positions, ..Choice::default() }
+            Choice { positions, bound: Some(vec![0.0; work.group]), ..Choice::default() }
         }
         Method::Boxed(boxed) => boxed::choose(work, boxed)?,
         Method::Parts(parts) => compose::choose(work, parts, vote)?,

@@ -12,6 +12,7 @@ use super::head::Work;
 use super::{Call, Run};
 use crate::Error;
 use crate::means::{self, Means};
+use crate::selector::Reads;
 use crate::summaries::TILE;
 
 /// Tokens scored for each that is read, at least and at most: where between, follows from the mass that
@@ -79,9 +80,12 @@ impl Call<'_> {
     pub(super) fn prepare(&self, run: &Run) -> Result<(), Error> {
         for sequence in run.sequences {
             let (layer, selector) = (&sequence.layers[self.layer], &sequence.selector);
-            let Method::Boxed(boxed) = &selector.method else { continue };
-            let Some(store) = selector.store.as_ref().filter(|_| layer.len >= boxed.tree_from)
-            else {
+            let searched = |reads: &Arc<Reads>| match &reads.method {
+                Method::Boxed(boxed) => layer.len >= boxed.tree_from,
+                Method::Full | Method::Parts(_) => false,
+            };
+            let searched: Vec<bool> = selector.layer(self.layer).iter().map(searched).collect();
+            let Some(store) = selector.store.as_ref().filter(|_| searched.contains(&true)) else {
                 continue;
             };
             let heads = layer.heads.len();
@@ -90,7 +94,9 @@ impl Call<'_> {
                 memory.means.resize_with(heads, Default::default);
                 memory.means.clone()
             };
-            if !known.iter().any(|means| means.lack(layer.len / TILE)) {
+            let tiles = layer.len / TILE;
+            let mut each = known.iter().zip(&searched);
+            if !each.any(|(means, searched)| *searched && means.lack(tiles)) {
                 continue;
             }
             let more = || {

@@ -7,7 +7,8 @@ use super::{Layer, sealable};
 use crate::Error;
 use crate::cache::Shared;
 use crate::live::{Kept, Stored};
-use crate::summaries::{Selector, TILE};
+use crate::selector::Selector;
+use crate::summaries::TILE;
 
 /// Summaries of a run of finished tiles, all heads, as a record.
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ impl Layer {
 
     /// Tiles whose summaries do not change any more.
     pub(crate) fn finished_tiles(&self) -> usize {
-        if self.summarised { self.len / TILE } else { 0 }
+        if self.summarised_heads().next().is_some() { self.len / TILE } else { 0 }
     }
 
     /// Bytes of the rows that are in no sealed page, all heads.
@@ -51,7 +52,7 @@ impl Layer {
         (number, len): (usize, usize),
         stored: &[Arc<dyn Stored>],
         selector: &Selector,
-        summarised: bool,
+        summarised: &[bool],
     ) -> Result<Layer, Error> {
         let mut layer = Layer::new(shared, number, summarised);
         let store = layer.store(selector);
@@ -60,11 +61,11 @@ impl Layer {
         layer.reserve(pages, cells)?;
         layer.len = len;
         for head in &mut layer.heads {
-            let cells = store.map_or(Ok(Vec::new()), |s| s.arena.take(cells))?;
+            let cells = head.store(store).map_or(Ok(Vec::new()), |s| s.arena.take(cells))?;
             head.fill(sealed, shared.pages.take(pages - sealed)?, cells);
         }
         let Some(tier) = &shared.tier else { return Ok(layer) };
-        let keep = selector.select.keep();
+        let keep = selector.keep(number);
         let (sinks, recent) = (keep.sinks.div_ceil(page), keep.recent.div_ceil(page));
         for (i, (charge, stored)) in tier.charges(sealed)?.into_iter().zip(stored).enumerate() {
             let kept = i < sinks || i + recent >= sealed;

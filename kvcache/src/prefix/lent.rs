@@ -103,7 +103,7 @@ impl Lent {
         if !bug!("fork_not_cut") {
             fork.truncate((self.block + 1) * self.donor.cache.geometry().page_tokens)?;
         }
-        fork.fork_with(self.donor.cache.select())
+        fork.fork_as(self.donor.cache.shared.selector.clone())
     }
 
     /// The cells of some of its pages, in canonical order; they stay as they are while they are held.

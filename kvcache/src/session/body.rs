@@ -15,10 +15,11 @@ use crate::summaries::TILE;
 #[derive(Debug, Default)]
 pub(super) struct SavedLayer {
     pub(super) len: usize,
-    pub(super) summarised: bool,
+    /// Which heads have summaries.
+    pub(super) summarised: Vec<bool>,
     /// Where the pages of each stripe are.
     pub(super) directories: Vec<Directory>,
-    /// Key norms of sealed pages, `[head][page]`; none if there are no summaries.
+    /// Key norms of sealed pages, `[head][page]`, of the heads with summaries.
     pub(super) norms: Vec<f32>,
     /// Tiles of each record of summaries, one after the other from the first tile on.
     pub(super) chunks: Vec<Range<usize>>,
@@ -51,9 +52,12 @@ impl Body {
         put(&mut out, self.open_bytes);
         for layer in &self.layers {
             put(&mut out, layer.len);
-            put(&mut out, usize::from(layer.summarised));
+            put(&mut out, layer.which());
             put(&mut out, layer.directories.len());
             put(&mut out, layer.chunks.len());
+            if layer.which() == SOME {
+                out.extend(layer.summarised.iter().map(|&s| u8::from(s)));
+            }
             layer.directories.iter().for_each(|d| d.entries(&mut out));
             layer.norms.iter().for_each(|n| out.extend(n.to_le_bytes()));
             layer.chunks.iter().for_each(|c| put(&mut out, c.len()));
@@ -85,48 +89,74 @@ impl Body {
     }
 }
 
+/// Which heads of a layer have summaries, as a number: none of them, all, or those that bytes of 0 and 1
+/// tell, one for each.
+const NONE: usize = 0;
+const ALL: usize = 1;
+const SOME: usize = 2;
+
 impl SavedLayer {
+    /// Heads with summaries.
+    pub(super) fn heads(&self) -> usize {
+        self.summarised.iter().filter(|&&s| s).count()
+    }
+
+    fn which(&self) -> usize {
+        match self.heads() {
+            0 => NONE,
+            n if n == self.summarised.len() => ALL,
+            _ => SOME,
+        }
+    }
+
     fn decode(
         raw: &mut &[u8],
         keys: &mut &[BlockKey],
         shared: &Shared,
         plan: &Plan,
     ) -> Result<SavedLayer, Bad> {
-        let (len, summarised) = (number(raw)?, number(raw)?);
+        let (len, which) = (number(raw)?, number(raw)?);
         let (stripes, chunks) = (number(raw)?, number(raw)?);
         let possible = len <= u32::MAX as usize
             && stripes == Layer::sealed_of(shared, len)
-            && summarised <= 1
+            && which <= SOME
             && stripes <= keys.len()
             && chunks <= keys.len() - stripes;
         if !possible {
             return Err(Bad::Field);
         }
-        let summarised = summarised == 1;
+        let heads = shared.geometry.kv_heads;
+        let summarised = match which {
+            SOME => cut(raw, heads)?.iter().map(flag).collect::<Result<_, _>>()?,
+            _ => vec![which == ALL; heads],
+        };
+        let mut layer = SavedLayer { len, summarised, ..SavedLayer::default() };
+        if layer.which() != which {
+            return Err(Bad::Field);
+        }
         let (of_stripes, rest) = keys.split_at_checked(stripes).ok_or(Bad::Field)?;
         *keys = rest.get(chunks..).ok_or(Bad::Field)?;
-        let mut directories = Vec::with_capacity(stripes);
         for key in of_stripes {
             let entries = cut(raw, Directory::entries_bytes(plan))?;
-            directories.push(Directory::of_entries(entries, key, plan)?);
+            layer.directories.push(Directory::of_entries(entries, key, plan)?);
         }
-        let norms = if summarised { stripes * shared.geometry.kv_heads } else { 0 };
-        let norms = cut(raw, norms.checked_mul(4).ok_or(Bad::Field)?)?;
-        let norms = norms.as_chunks::<4>().0.iter().map(|n| f32::from_le_bytes(*n)).collect();
-        let (mut ranges, mut from) = (Vec::with_capacity(chunks), 0);
+        let norms = (stripes * layer.heads()).checked_mul(4).ok_or(Bad::Field)?;
+        let norms = cut(raw, norms)?.as_chunks::<4>().0.iter();
+        layer.norms = norms.map(|n| f32::from_le_bytes(*n)).collect();
+        let mut from = 0;
         for _ in 0..chunks {
             let tiles = number(raw)?;
             let to = from + tiles;
             if tiles == 0 || to > len / TILE {
                 return Err(Bad::Field);
             }
-            ranges.push(from..to);
+            layer.chunks.push(from..to);
             from = to;
         }
-        if from != if summarised { len / TILE } else { 0 } {
+        if from != if which == NONE { 0 } else { len / TILE } {
             return Err(Bad::Field);
         }
-        Ok(SavedLayer { len, summarised, directories, norms, chunks: ranges })
+        Ok(layer)
     }
 }
 
@@ -134,6 +164,10 @@ impl SavedLayer {
 fn number(raw: &mut &[u8]) -> Result<usize, Bad> {
     let n = u64::from_le_bytes(take(raw)?);
     usize::try_from(n).ok().filter(|&n| n <= 1 << 40).ok_or(Bad::Field)
+}
+
+fn flag(byte: &u8) -> Result<bool, Bad> {
+    if *byte <= 1 { Ok(*byte == 1) } else { Err(Bad::Field) }
 }
 
 /// The next `n` bytes.

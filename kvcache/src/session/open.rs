@@ -31,8 +31,8 @@ impl Cache {
     /// Opens a saved session: a sequence that gives the results that the saved one gave, with the
     /// cache's selector. Reads summaries and unfinished pages now, and finished pages when attention
     /// selects them: see [`Sequence::restore`] and [`Sequence::restore_behind`] to have them sooner.
-    /// With a selector whose summaries are other ones than those saved, they are built from the keys,
-    /// which reads everything.
+    /// With a selector whose summaries are other ones than those saved, or a profile that wants them of other
+    /// heads, they are built from the keys, which reads everything.
     ///
     /// The saved session stays as it is whatever becomes of the sequence, until it is saved again or
     /// deleted.
@@ -104,14 +104,16 @@ impl Opening<'_> {
         let store = selector.store.as_ref();
         let same = store.is_some_and(|s| s.spec.code() == body.spec);
         // Which layers get summaries, and which of them find their own.
-        let wanted = |number: usize| store.is_some() && !shared.dense_layers[number];
-        let ready =
-            |(number, saved): (usize, &SavedLayer)| same && saved.summarised && wanted(number);
+        let wanted = |number: usize| selector.summarised(number).contains(&true);
+        let ready = |(number, saved): (usize, &SavedLayer)| {
+            same && wanted(number) && saved.summarised == selector.summarised(number)
+        };
         let ready: Vec<bool> = body.layers.iter().enumerate().map(ready).collect();
         let empty = || -> Result<Vec<Layer>, Error> {
             let layer = |(number, (saved, records)): (usize, (&SavedLayer, &Records))| {
-                let at = (number, saved.len);
-                Layer::opened(shared, at, &records.stripes, selector, ready[number])
+                let (at, all) = ((number, saved.len), selector.summarised(number));
+                let summarised = all.iter().map(|&s| s && ready[number]).collect::<Vec<_>>();
+                Layer::opened(shared, at, &records.stripes, selector, &summarised)
             };
             body.layers.iter().zip(&records).enumerate().map(layer).collect()
         };
@@ -124,7 +126,7 @@ impl Opening<'_> {
             if ready[number] {
                 layer.set_chunks(records.chunks);
             } else if wanted(number) {
-                let built = || layer.with_selector(shared, selector, true);
+                let built = || layer.with_selector(shared, selector, false);
                 *layer = self.cache.with_room(built)?;
             }
         }
@@ -181,24 +183,28 @@ impl Opening<'_> {
         layers: &mut [Layer],
     ) -> Result<(), Error> {
         let (geometry, cell) = (self.cache.geometry(), store.arena.cell_bytes());
+        let saved_heads = |number: usize| body.layers[number].heads();
         let chunks = |number: usize| records[number].chunks.iter().map(move |c| (number, c));
         let chunks: Vec<(usize, &Chunk)> =
             (0..layers.len()).filter(|&number| ready[number]).flat_map(chunks).collect();
-        let bytes = |c: &Chunk| c.tiles.len() * geometry.kv_heads * cell;
-        let blobs = self.blobs(chunks.iter().map(|(_, c)| (c.record.key(), bytes(c))))?;
+        let bytes = |number: usize, c: &Chunk| c.tiles.len() * saved_heads(number) * cell;
+        let blobs = chunks.iter().map(|&(number, c)| (c.record.key(), bytes(number, c)));
+        let blobs = self.blobs(blobs)?;
         let read = self.shelf.disk().read_blobs(&blobs, |i, raw| {
             let (number, chunk) = &chunks[i];
-            let cells = raw.chunks_exact(cell).enumerate();
-            for (n, raw) in cells {
-                let (tile, head) = (n / geometry.kv_heads, n % geometry.kv_heads);
-                layers[*number].heads[head].take_cell(chunk.tiles.start + tile, raw);
+            for (tile, raw) in
+                chunk.tiles.clone().zip(raw.chunks_exact(saved_heads(*number) * cell))
+            {
+                let heads = layers[*number].heads.iter_mut().filter(|head| head.summarised());
+                heads.zip(raw.chunks_exact(cell)).for_each(|(head, raw)| head.take_cell(tile, raw));
             }
         });
         read.map_err(|(_, reason)| self.missing(reason))?;
         for (number, layer) in layers.iter_mut().enumerate().filter(|(n, _)| ready[*n]) {
             let (len, saved) = (layer.len, &body.layers[number]);
             let pages = layer.sealed.len();
-            for (h, head) in layer.heads.iter_mut().enumerate() {
+            let heads = layer.heads.iter_mut().filter(|head| head.summarised());
+            for (h, head) in heads.enumerate() {
                 let norms = saved.norms[h * pages..][..pages].iter().copied();
                 head.complete(len, norms, geometry, store);
             }

@@ -94,11 +94,11 @@ impl Saving<'_> {
         for (number, layer) in self.sequence.layers.iter().enumerate() {
             let mut saved = SavedLayer {
                 len: layer.len,
-                summarised: layer.summarised,
+                summarised: layer.summarised(),
                 ..SavedLayer::default()
             };
             self.stripes(number, layer, &mut saved)?;
-            if let Some(store) = store.filter(|_| layer.summarised) {
+            if let Some(store) = store.filter(|_| saved.heads() > 0) {
                 self.summaries(number, layer, store, &mut saved)?;
             }
             body.layers.push(saved);
@@ -124,9 +124,7 @@ impl Saving<'_> {
             saved.directories.push(on_shelf.directory().clone());
             self.take(on_shelf.key(), (number, page), !was_stored);
         }
-        if layer.summarised {
-            layer.heads.iter().for_each(|h| saved.norms.extend(h.sealed_norms()));
-        }
+        layer.summarised_heads().for_each(|h| saved.norms.extend(h.sealed_norms()));
         Ok(())
     }
 
@@ -146,7 +144,7 @@ impl Saving<'_> {
         store: &Store,
         saved: &mut SavedLayer,
     ) -> Result<(), Error> {
-        let tile_bytes = layer.heads.len() * store.arena.cell_bytes();
+        let tile_bytes = saved.heads() * store.arena.cell_bytes();
         let most = (self.piece / tile_bytes).max(1);
         let mut chunks = layer.chunks();
         let new = new_chunks(&mut chunks, layer.finished_tiles(), most);
@@ -154,7 +152,7 @@ impl Saving<'_> {
             let bytes_of = |tiles: &Range<usize>| {
                 let mut bytes = Vec::with_capacity(tiles.len() * tile_bytes);
                 for tile in tiles.clone() {
-                    layer.heads.iter().for_each(|h| bytes.extend_from_slice(h.summary(tile)));
+                    layer.summarised_heads().for_each(|h| bytes.extend_from_slice(h.summary(tile)));
                 }
                 bytes
             };

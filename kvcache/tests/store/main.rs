@@ -10,4 +10,5 @@ mod keys;
 mod memory;
 mod model;
 mod presets;
+mod profile;
 mod tree;

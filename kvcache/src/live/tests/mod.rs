@@ -7,6 +7,7 @@ mod faults;
 mod memory;
 mod model;
 mod moves;
+mod profile;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -11,8 +11,8 @@ use half::{bf16, f16};
 
 use crate::vfs::sim::SimVfs;
 use crate::{
-    AttendInfo, AttendOptions, Boxed, Builder, Cache, DType, DiskOptions, Error, Geometry, Quest,
-    Select, Sequence, Tensor3, Tensor3Mut,
+    AttendInfo, AttendOptions, Boxed, Builder, Cache, DType, DiskOptions, Error, Geometry, Profile,
+    Quest, Select, Sequence, Tensor3, Tensor3Mut,
 };
 
 const LAYERS: usize = 2;
@@ -24,6 +24,7 @@ const DIM: usize = 16;
 #[derive(Clone)]
 struct Setup {
     select: Select,
+    profile: Option<Profile>,
     dtype: DType,
     page_tokens: usize,
     host_bytes: u64,
@@ -38,6 +39,7 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             select: boxed(),
+            profile: None,
             dtype: DType::Bf16,
             page_tokens: 64,
             host_bytes: 4 << 20,
@@ -68,7 +70,12 @@ impl Setup {
     fn builder(&self, sim: &SimVfs) -> Builder {
         let disk = DiskOptions::new("/store", self.segments * self.segment);
         let disk = disk.segment_bytes(self.segment);
-        Cache::builder(self.geometry())
+        let builder = Cache::builder(self.geometry());
+        let builder = match &self.profile {
+            Some(profile) => builder.profile(profile.clone()),
+            None => builder,
+        };
+        builder
             .host_bytes(self.host_bytes)
             .select(self.select.clone())
             .dense_layers(&self.dense)

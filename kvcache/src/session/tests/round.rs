@@ -1,5 +1,7 @@
 //! What is opened is what was saved.
 
+use kvist_policies::{Class, Shape};
+
 use super::*;
 
 /// Saves, ends the process, opens in another, and compares everything that can be seen.
@@ -65,6 +67,43 @@ fn every_page_size_and_dense_layers_too() {
             round_trip(&Setup { select, page_tokens, ..Setup::default() }, &LENS);
         }
         round_trip(&Setup { select, dense: vec![1], ..Setup::default() }, &LENS);
+    }
+}
+
+/// A stream and a head that reads everything beside heads that select.
+fn mixed() -> Profile {
+    let stream = Class::Streaming { sinks: 4, recent: 40 };
+    let (dense, share) = (Class::Dense, |share| Class::Select { share });
+    let shape = Shape { layers: LAYERS, q_heads: HEADS * GROUP, kv_heads: HEADS, dim_k: DIM };
+    let rows = [[stream, share(1.1)], [share(0.9), dense]];
+    let heads = rows.iter().cycle().take(LAYERS).map(|row| row.to_vec()).collect();
+    Profile::new("weights 1", shape, heads).unwrap()
+}
+
+#[test]
+fn profiles_too() {
+    let profile = Some(mixed());
+    for select in &selects()[..3] {
+        for page_tokens in [16, 64] {
+            let (select, profile) = (select.clone(), profile.clone());
+            round_trip(&Setup { select, profile, page_tokens, ..Setup::default() }, &LENS);
+        }
+    }
+}
+
+#[test]
+fn a_profile_builds_the_summaries_that_it_wants_from_the_keys() {
+    let sim = SimVfs::new(1);
+    let [plain, profiled] =
+        [None, Some(mixed())].map(|profile| Setup { profile, ..Setup::default() });
+    for (from, to) in [(&plain, &profiled), (&profiled, &plain)] {
+        let cache = from.open(&sim);
+        filled(&cache, 3, 700).save("a").unwrap();
+        drop(cache);
+        let cache = to.open(&sim);
+        let (s, twin) = (cache.open_session("a").unwrap(), filled(&cache, 3, 700));
+        assert_eq!(seen_from_below(&s), seen_from_below(&twin));
+        assert!(holds(&s, 3, 700).unwrap());
     }
 }
 
