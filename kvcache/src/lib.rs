@@ -46,6 +46,7 @@ mod free;
 #[cfg(feature = "testing")]
 pub mod fuzz;
 mod geometry;
+mod index;
 pub mod inspect;
 mod layer;
 mod lend;

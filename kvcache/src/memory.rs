@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kvist_policies::prefetch::Recent;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::index::Index;
 use crate::means::Means;
 use crate::summaries::TILE;
 
@@ -19,6 +20,10 @@ pub(crate) struct Memory {
     pub(crate) last: Vec<Option<Last>>,
     /// Means of each head's tiles, where a long sequence is searched by them.
     pub(crate) means: Vec<Arc<Means>>,
+    /// What was derived from each head's keys, where its selector goes by that.
+    pub(crate) index: Vec<Index>,
+    /// What the queries looked for, where what is derived depends on it.
+    pub(crate) asked: Asked,
     /// The last queries of the prompt, where the selector looks at them.
     pub(crate) observed: Option<Arc<Observed>>,
 }
@@ -38,6 +43,41 @@ pub(crate) struct Last {
     pub(crate) steps: usize,
 }
 
+/// Sums over the queries of a layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Asked {
+    /// Of each channel's magnitude, `[kv_heads, dim_k]`.
+    pub(crate) channels: Vec<f32>,
+    /// Of the queries of each block of tokens.
+    pub(crate) blocks: Blocks,
+}
+
+/// Sums of the queries of blocks of `tokens` tokens, `[blocks][kv_heads, dim_k]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Blocks {
+    pub(crate) sums: Vec<f32>,
+    pub(crate) tokens: usize,
+    /// Numbers of a block.
+    pub(crate) width: usize,
+}
+
+impl Blocks {
+    /// The sum of a position's block.
+    pub(crate) fn of(&mut self, position: usize) -> &mut [f32] {
+        let at = position / self.tokens * self.width;
+        if self.sums.len() < at + self.width {
+            self.sums.resize(at + self.width, 0.0);
+        }
+        &mut self.sums[at..at + self.width]
+    }
+
+    /// Forgets the blocks that hold tokens from `len` on.
+    fn cut(&mut self, len: usize) {
+        let blocks = len.checked_div(self.tokens).unwrap_or(0);
+        self.sums.truncate(blocks * self.width);
+    }
+}
+
 /// Queries of consecutive positions, `[positions][q_heads, dim_k]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Observed {
@@ -51,6 +91,8 @@ impl Memory {
         self.last.iter_mut().for_each(|last| drop(last.take_if(|last| last.len > len)));
         self.observed.take_if(|observed| observed.positions.end > len);
         self.means.iter_mut().for_each(|means| Arc::make_mut(means).truncate(len / TILE));
+        self.index.iter_mut().for_each(|index| index.truncate(len));
+        self.asked.blocks.cut(len);
     }
 
     /// Notes queries, of which the last `most` are kept. What they select is another thing than before.
@@ -85,8 +127,8 @@ impl Memories {
     /// For a fork with the same selector.
     pub(crate) fn forked(&self) -> Memories {
         let of_layer = |memory: &Mutex<Memory>| {
-            let Memory { last, observed, means, .. } = memory.lock().clone();
-            Mutex::new(Memory { last, observed, means, ..Memory::default() })
+            let memory = Memory { recent: Vec::new(), ..memory.lock().clone() };
+            Mutex::new(memory)
         };
         Memories(self.0.iter().map(of_layer).collect())
     }

@@ -6,7 +6,7 @@ use kvist_policies::{Keep, Method, Profile, Select, Shape};
 
 use crate::budget::Budget;
 use crate::summaries::{Spec, Store, Stores};
-use crate::{Error, Geometry};
+use crate::{Error, Geometry, attend};
 
 /// How one KV head is read.
 #[derive(Debug)]
@@ -50,6 +50,9 @@ impl Reads {
         {
             let expected = "one that goes by summaries, as keys may leave host memory";
             return Err(Error::setting("select", expected, select.name()));
+        }
+        if let Method::Parts(parts) = &method {
+            attend::check_digest(&parts.digest, to.geometry)?;
         }
         let summarised = Spec::of(&method, to.geometry)?.is_some();
         let (floor_tokens, keep) = (select.floor_tokens(), select.keep());

@@ -36,7 +36,11 @@ impl Spec {
             Method::Boxed(b) => return Ok(Some(Spec::Boxed(BoxedSpec::new(dim_k, b.planes)?))),
             Method::Parts(parts) => parts,
         };
-        let Digest::Units { row, tokens } = parts.digest else { return Ok(None) };
+        let (row, tokens) = match parts.digest {
+            Digest::Units { row, tokens } => (row, tokens),
+            Digest::Landmarks { tokens, .. } => (Row::Mean, tokens),
+            _ => return Ok(None),
+        };
         let kind = match row {
             Row::Box => UnitKind::Box,
             Row::MeanBox => UnitKind::MeanBox,

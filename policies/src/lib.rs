@@ -22,7 +22,8 @@ pub use error::Error;
 pub use keep::Keep;
 pub use profile::{Class, Expected, HeadStats, Missed, Profile, Rules, Shape, Window};
 pub use select::{
-    ArkVale, Boxed, Digest, Dsa, DuoAttention, Fold, MagicDec, Method, Nsa, PRESETS, Parts, Preset,
-    Quest, Refine, Reuse, Row, Rule, Scope, Select, SnapKv, Streaming, TidalDecode, TokenSelect,
-    Twilight, nearest, selection_presets,
+    ArkVale, Boxed, ClusterKv, Clustering, Digest, Dsa, DuoAttention, Fold, InfLlm, InfiniGen,
+    MagicDec, Method, Nsa, PRESETS, Parts, PqCache, Preset, Quest, Refine, RetroInfer, Reuse, Row,
+    Rule, Scope, Select, ShadowKv, SnapKv, Streaming, Style, TidalDecode, TokenSelect, Twilight,
+    nearest, selection_presets,
 };

@@ -8,22 +8,24 @@ use kvist_policies::{Digest, Fold, Parts, Refine, Reuse, Row, Rule};
 
 use super::certify::{Certificate, Unread, slack};
 use super::head::{Choice, Origin, Scratch, Work, sized};
-use super::{again, observed};
+use super::{again, clusters, derived, observed};
 use crate::Error;
 
 /// What one head, or all heads of a layer together, think of the units.
 #[derive(Default)]
 pub(super) struct Weighed {
     /// One per candidate unit.
-    weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
     /// The first candidate unit, and tokens of a unit.
-    first: usize,
-    unit: usize,
+    pub(super) first: usize,
+    pub(super) unit: usize,
     /// Kept tokens: up to the first candidate, and from behind the last on.
     pub(super) keep: [Range<usize>; 2],
     /// Bytes of summaries and of keys that were read to tell.
     pub(super) summary_bytes: u64,
     key_bytes: u64,
+    /// How many tokens come near the best, where that is the rule.
+    pub(super) near: usize,
 }
 
 impl Weighed {
@@ -32,7 +34,7 @@ impl Weighed {
     }
 
     /// Candidate units.
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         (self.keep[1].start - self.keep[0].end) / self.unit
     }
 
@@ -55,6 +57,10 @@ impl Weighed {
         let n = match rule {
             Rule::Budget(tokens) => tokens.saturating_sub(kept) / self.unit,
             Rule::Share(share) => ((share * len as f32) as usize / self.unit).max(1),
+            Rule::Split { share, recent } => {
+                ((share * (1.0 - recent) * len as f32) as usize / self.unit).max(1)
+            }
+            Rule::Near { share, .. } => self.near.min((share * len as f32) as usize).max(1),
         };
         let tokens = |&u: &u32| {
             let first = (self.first + u as usize) * self.unit;
@@ -68,9 +74,16 @@ impl Weighed {
 }
 
 /// Kept tokens, in whole units: what lies between can be picked.
-fn keep(parts: &Parts, len: usize) -> [Range<usize>; 2] {
-    let unit = parts.unit_tokens();
-    let [sinks, recent] = parts.keep.ranges(len, len);
+pub(super) fn keep(work: &Work, parts: &Parts) -> [Range<usize>; 2] {
+    let (unit, len) = (parts.unit_tokens(), work.len);
+    // What waits to be derived from is kept; means of units are kept up to date elsewhere.
+    let derived = parts.derives() && !matches!(parts.digest, Digest::Landmarks { .. });
+    let known = if derived { work.index.end().unwrap_or(0) } else { len };
+    let mut keep = parts.keep;
+    if let Rule::Split { share, recent } = parts.rule {
+        keep.recent = keep.recent.max((share * recent * len as f32) as usize);
+    }
+    let [sinks, recent] = keep.ranges(len, known);
     let first = sinks.end.next_multiple_of(unit).min(len);
     let last = (recent.start / unit * unit).max(first);
     [0..first, last..len]
@@ -90,6 +103,9 @@ pub(super) fn choose(work: &Work, parts: &Parts, vote: Option<&Weighed>) -> Resu
     let mut choice = match (vote, again::choose(work, parts)) {
         (Some(vote), _) => finish(work, parts, vote),
         (None, Some(choice)) => choice,
+        (None, None) if matches!(parts.digest, Digest::Clusters(_)) => {
+            clusters::choose(work, parts)
+        }
         (None, None) => finish(work, parts, &weigh(work, parts)?),
     };
     choice.bound = prove(work, parts, &choice.positions)?;
@@ -98,7 +114,7 @@ pub(super) fn choose(work: &Work, parts: &Parts, vote: Option<&Weighed>) -> Resu
 
 /// Scores the units and folds the scores of the group.
 pub(super) fn weigh(work: &Work, parts: &Parts) -> Result<Weighed, Error> {
-    let mut weighed = Weighed::new(keep(parts, work.len), parts.unit_tokens());
+    let mut weighed = Weighed::new(keep(work, parts), parts.unit_tokens());
     match parts.digest {
         Digest::Nothing => weighed.weights = vec![0.0; weighed.len()],
         Digest::Keys => {
@@ -109,6 +125,20 @@ pub(super) fn weigh(work: &Work, parts: &Parts) -> Result<Weighed, Error> {
             weighed.key_bytes = n as u64 * work.key_bytes();
         }
         Digest::Units { .. } => units(work, parts.fold, &mut weighed),
+        Digest::Landmarks { outliers, .. } => {
+            units(work, parts.fold, &mut weighed);
+            derived::outliers(work, outliers, &mut weighed);
+        }
+        Digest::Clusters(_) => clusters::weigh_tokens(work, parts, &mut weighed),
+        Digest::Codes { .. } | Digest::Channels { .. } | Digest::Representatives { .. } => {
+            let mut raw = derived::score(work, parts, &mut weighed);
+            let n = weighed.len();
+            weighed.weights = fold(work, parts.fold, &mut raw, n, n);
+            if let Rule::Near { alpha, .. } = parts.rule {
+                weighed.near = derived::near(work, &raw, alpha);
+            }
+            derived::open(work, &mut weighed);
+        }
         Digest::Given { tokens } => weighed.weights = given(work, tokens, &weighed)?,
         Digest::Observed { pool, .. } => {
             let observed = work.sequence.memories.of(work.call.layer).observed.clone();
@@ -141,7 +171,7 @@ fn units(work: &Work, how: Fold, weighed: &mut Weighed) {
 }
 
 /// One weight for each of the first `n` of raw scores, `[group][stride]`.
-fn fold(work: &Work, how: Fold, raw: &mut [f32], stride: usize, n: usize) -> Vec<f32> {
+pub(super) fn fold(work: &Work, how: Fold, raw: &mut [f32], stride: usize, n: usize) -> Vec<f32> {
     let mut weights = vec![0f32; n];
     if n == 0 {
         return weights;
@@ -235,7 +265,8 @@ fn prove(work: &Work, parts: &Parts, positions: &[u32]) -> Result<Option<Vec<f32
         _ if !work.call.options.bound => Ok(None),
         Digest::Units { row: Row::Box, .. } => prove_units(work, positions).map(Some),
         Digest::Keys | Digest::Observed { .. } => prove_keys(work, positions).map(Some),
-        Digest::Units { .. } | Digest::Given { .. } | Digest::Nothing => Ok(None),
+        Digest::Clusters(_) => clusters::prove(work, positions).map(Some),
+        _ => Ok(None),
     }
 }
 
@@ -268,7 +299,7 @@ fn prove_units(work: &Work, positions: &[u32]) -> Result<Vec<f32>, Error> {
 
 /// Each unread token holds what its key says.
 fn prove_keys(work: &Work, positions: &[u32]) -> Result<Vec<f32>, Error> {
-    let norm = work.key_norm()?;
+    let norm = work.key_norm(0..work.len as u32)?;
     let mut read = vec![false; work.len];
     positions.iter().for_each(|&p| read[p as usize] = true);
     let unread: Vec<u32> = (0..work.len as u32).filter(|&t| !read[t as usize]).collect();

@@ -10,6 +10,7 @@ use kvist_kernels::summary::{BoxedSpec, LowBitSpec, UnitSpec};
 use kvist_kernels::{Isa, Tensor3, convert};
 
 use super::{BytesRead, Call};
+use crate::index::Index;
 use crate::means::Means;
 use crate::pages::{self, Head};
 use crate::summaries::{Spec, Store};
@@ -38,6 +39,8 @@ pub(super) struct Work<'a> {
     pub(super) row_of_run: usize,
     /// What a long sequence is searched by.
     pub(super) means: Option<Arc<Means>>,
+    /// What was derived from the keys.
+    pub(super) index: Index,
 }
 
 /// What the query group reads.
@@ -55,6 +58,17 @@ pub(super) struct Choice {
     /// Proven missed mass per query head of the group.
     pub(super) bound: Option<Vec<f32>>,
     pub(super) bytes: BytesRead,
+    /// What stands for tokens that are not read.
+    pub(super) estimate: Option<Estimate>,
+}
+
+/// Attention over means that stand for tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Estimate {
+    /// `[group, dim_v]`
+    pub(super) o: Vec<f32>,
+    /// `[group]`
+    pub(super) lse2: Vec<f32>,
 }
 
 /// Where a choice comes from.
@@ -167,12 +181,12 @@ impl Work<'_> {
         }
     }
 
-    /// Upper bound of the norms of all finite keys, from the keys themselves.
-    pub(super) fn key_norm(&self) -> Result<f32, Error> {
+    /// Upper bound of the norms of some tokens' finite keys, from the keys themselves.
+    pub(super) fn key_norm(&self, tokens: impl Iterator<Item = u32>) -> Result<f32, Error> {
         let g = self.call.cache.geometry();
         let pool = self.call.cache.pool()?;
         let (mut key, mut most) = (vec![0f32; g.dim_k], 0f32);
-        for t in 0..self.len {
+        for t in tokens.map(|t| t as usize) {
             let frame = self.ids[t / g.page_tokens - self.first] as usize;
             let row = pool.k_row(frame, 0, t % g.page_tokens);
             // SAFETY: the token is below the layer's length; its page is held by the sequence.

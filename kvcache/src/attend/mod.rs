@@ -4,8 +4,11 @@ mod again;
 mod begin;
 mod boxed;
 mod certify;
+mod clusters;
 mod compose;
 mod dense;
+mod derive;
+mod derived;
 mod flights;
 mod head;
 mod observed;
@@ -21,6 +24,8 @@ use std::ops::Range;
 
 use kvist_kernels::attend::Params;
 use kvist_kernels::{Tensor3, Tensor3Mut};
+
+pub(crate) use derive::check as check_digest;
 
 use crate::live::Whole;
 use crate::{Cache, Error, Sequence};

@@ -1,16 +1,17 @@
 //! What the last queries of the prompt attended to (SnapKV).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvist_kernels::Tensor3;
 use kvist_kernels::select;
-use kvist_policies::Method;
+use kvist_policies::{Digest, Method};
 
 use super::head::Work;
 use super::{Call, Run};
-use crate::Error;
 use crate::memory::Observed;
 use crate::selector::Reads;
+use crate::{Error, Sequence};
 
 /// Keys scored at a time; bounds the scores held.
 const PIECE: usize = 4096;
@@ -38,7 +39,45 @@ impl Call<'_> {
                 let new = Observed { positions, q: rows };
                 sequence.memories.of(self.layer).observe(&new, most);
             }
+            self.sum(sequence, q, row..row + n);
             row += n;
+        }
+    }
+
+    /// Adds up what queries look for, where something is derived that depends on it.
+    fn sum(&self, sequence: &Sequence, q: &Tensor3, rows: Range<usize>) {
+        let g = self.cache.geometry();
+        let derives = |reads: &Arc<Reads>| match &reads.method {
+            Method::Parts(parts) => Some(parts.digest).filter(|_| parts.derives()),
+            Method::Full | Method::Boxed(_) => None,
+        };
+        let Some(digest) = sequence.selector.layer(self.layer).iter().find_map(derives) else {
+            return;
+        };
+        let first = sequence.layers[self.layer].len - rows.len();
+        let asked = &mut sequence.memories.of(self.layer).asked;
+        match digest {
+            Digest::Channels { .. } => {
+                rows.for_each(|row| self.add_channels(&mut asked.channels, q, row));
+            }
+            Digest::Representatives { tokens, .. } => {
+                (asked.blocks.tokens, asked.blocks.width) = (tokens, g.kv_heads * g.dim_k);
+                for (i, row) in rows.enumerate() {
+                    self.add_query(asked.blocks.of(first + i), q, row);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds a query, summed over the heads of each group.
+    fn add_query(&self, sums: &mut [f32], q: &Tensor3, row: usize) {
+        let g = self.cache.geometry();
+        let mut one = vec![0f32; g.dim_k];
+        for head in 0..g.q_heads {
+            q.read_f32(row, head, &mut one);
+            let of_head = sums[head / g.group() * g.dim_k..].iter_mut();
+            of_head.zip(&one).for_each(|(sum, x)| *sum += x);
         }
     }
 }

@@ -77,6 +77,7 @@ pub(super) fn attend(
         return Ok(call.infos(run, &lse, 0));
     }
     tier.poll();
+    call.derive(run, q)?;
     let votes = votes(call, run, q)?;
     let groups = Groups::new(run.sequences.len() * heads);
     let mut choices = each_head(call, run, q, |list, work, method| {

@@ -121,6 +121,14 @@ fn by_units(work: &Work, parts: &Parts, weighed: &Weighed) -> Pages {
     let n = match parts.rule {
         Rule::Budget(tokens) => work.affordable(tokens, &candidates),
         Rule::Share(share) => ((share * work.len as f32) as usize).div_ceil(work.page_tokens()),
+        Rule::Split { share, recent } => {
+            ((share * (1.0 - recent) * work.len as f32) as usize).div_ceil(work.page_tokens())
+        }
+        // As many pages as hold that many tokens, if each held one only.
+        Rule::Near { share, .. } => {
+            let most = (share * work.len as f32) as usize;
+            weighed.near.min(most).div_ceil(work.page_tokens()).max(1)
+        }
     };
     let mut pages = pick(work, &candidates, &of_page, &Count { least: n, most: n, mass: None });
     pages.summary_bytes = weighed.summary_bytes;

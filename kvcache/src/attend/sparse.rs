@@ -7,7 +7,7 @@ use kvist_kernels::{SlotLists, Tensor3, Tensor3Mut};
 use kvist_policies::{Method, Scope};
 
 use super::compose::{self, Weighed};
-use super::head::{Choice, Work};
+use super::head::{Choice, Estimate, Work};
 use super::{AttendInfo, Call, Run, boxed};
 use crate::selector::Reads;
 use crate::{Error, Sequence};
@@ -20,6 +20,7 @@ pub(super) fn attend(
 ) -> Result<Vec<AttendInfo>, Error> {
     let g = call.cache.geometry();
     call.prepare(run)?;
+    call.derive(run, q)?;
     let votes = votes(call, run, q)?;
     let choices = each_head(call, run, q, |i, work, method| {
         choose(work, method, votes[i / g.kv_heads].as_ref())
@@ -40,13 +41,43 @@ pub(super) fn attend(
     let queries = Queries { q: *q, indptr: &row_ptr, positions: None };
     let lists = SlotLists { indptr: &indptr, slots: &slots, positions: None, per_head: true };
     let mut lse = vec![0f32; rows * g.q_heads];
-    let mut to = Out { o: out.rows_mut(0, rows), lse2: Some(&mut lse) };
-    let exec = &call.cache.shared.exec;
-    attend::slots(&queries, &call.cache.pool()?, &lists, &call.params, exec, &mut to)?;
+    let (exec, pool) = (&call.cache.shared.exec, call.cache.pool()?);
+    let read = |to: &mut Out| attend::slots(&queries, &pool, &lists, &call.params, exec, to);
+    if choices.iter().any(|choice| choice.estimate.is_some()) {
+        let mut o = vec![0f32; rows * g.q_heads * g.dim_v];
+        let shape = [rows, g.q_heads, g.dim_v];
+        read(&mut Out { o: Tensor3Mut::contiguous(&mut o, shape)?, lse2: Some(&mut lse) })?;
+        let (rest, rest_lse) = estimates(&choices, g.group(), g.dim_v);
+        let parts = [
+            (Tensor3::contiguous(&o, shape)?, &lse[..]),
+            (Tensor3::contiguous(&rest, shape)?, &rest_lse[..]),
+        ];
+        attend::merge(&parts, &mut Out { o: out.rows_mut(0, rows), lse2: None })?;
+    } else {
+        read(&mut Out { o: out.rows_mut(0, rows), lse2: Some(&mut lse) })?;
+    }
     let each = |(row, choices): (usize, &[Choice])| {
         info(call, choices, &lse[row * g.q_heads..(row + 1) * g.q_heads])
     };
     Ok(choices.chunks(g.kv_heads).enumerate().map(each).collect())
+}
+
+/// What stands for tokens that are not read, `[rows, q_heads, dim_v]` and `[rows, q_heads]`.
+fn estimates(choices: &[Choice], group: usize, dim: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut all = (Vec::new(), Vec::new());
+    for choice in choices {
+        match &choice.estimate {
+            Some(Estimate { o, lse2 }) => {
+                all.0.extend_from_slice(o);
+                all.1.extend_from_slice(lse2);
+            }
+            None => {
+                all.0.resize(all.0.len() + group * dim, 0.0);
+                all.1.resize(all.1.len() + group, f32::NEG_INFINITY);
+            }
+        }
+    }
+    all
 }
 
 /// One result per (sequence, KV head), in that order; `choose` gets its number.
@@ -92,7 +123,10 @@ pub(super) fn with_work<T>(
         q.read_f32(row, number * group + i, row_of);
     }
     let first = if run.whole.is_empty() { layer.sealed.len() } else { 0 };
-    let means = sequence.memories.of(call.layer).means.get(number).cloned();
+    let (means, index) = {
+        let memory = sequence.memories.of(call.layer);
+        (memory.means.get(number).cloned(), memory.index.get(number).cloned().unwrap_or_default())
+    };
     f(&Work {
         call,
         head: &layer.heads[number],
@@ -108,6 +142,7 @@ pub(super) fn with_work<T>(
         all: q,
         row_of_run: row,
         means,
+        index,
     })
 }
 

@@ -5,6 +5,7 @@
 mod calls;
 mod closing;
 mod common;
+mod derived;
 mod invariants;
 mod keys;
 mod memory;

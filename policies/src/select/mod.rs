@@ -1,6 +1,9 @@
 //! The selectors: which tokens a decoding query reads.
 
 mod boxed;
+mod check;
+mod clusters;
+mod derived;
 mod duo;
 mod given;
 mod parts;
@@ -12,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use boxed::Boxed;
+pub use clusters::{ClusterKv, RetroInfer};
+pub use derived::{InfLlm, InfiniGen, PqCache, ShadowKv};
 pub use duo::DuoAttention;
 pub use given::{Dsa, MagicDec, Nsa, SnapKv};
-pub use parts::{Digest, Fold, Parts, Refine, Reuse, Row, Rule, Scope};
+pub use parts::{Clustering, Digest, Fold, Parts, Refine, Reuse, Row, Rule, Scope, Style};
 pub use tokens::{Streaming, TidalDecode, TokenSelect, Twilight};
 pub use units::{ArkVale, Quest};
 
@@ -164,6 +169,18 @@ presets! {
     TidalDecode,
     /// Quest pruned by 4-bit keys (Twilight).
     Twilight,
+    /// Clusters of similar keys (ClusterKV).
+    ClusterKv,
+    /// Clusters, the best read, the next ones estimated (RetroInfer).
+    RetroInfer,
+    /// Product-quantised keys (PQCache).
+    PqCache,
+    /// Means of short units, and units unlike their mean (ShadowKV).
+    ShadowKv,
+    /// Blocks by the keys that later queries looked for (InfLLM).
+    InfLlm,
+    /// Keys by a few channels (InfiniGen).
+    InfiniGen,
     /// What the prompt's last queries attended to (SnapKV).
     SnapKv,
     /// The same as a draft view (MagicDec).
@@ -282,8 +299,10 @@ impl Select {
                 let fixed = boxed.top_p.is_none() && boxed.max_missed_mass.is_none();
                 fixed.then(|| boxed.floor_tokens())
             }
-            Method::Parts(Parts { rule: Rule::Share(_), .. }) => None,
-            Method::Parts(parts) => Some(parts.floor_tokens()),
+            Method::Parts(parts) => {
+                let fixed = matches!(parts.rule, Rule::Budget(_)) && parts.refine.is_none();
+                fixed.then(|| parts.floor_tokens())
+            }
         }
     }
 
@@ -365,6 +384,11 @@ mod tests {
             let text = serde_json::to_string(&select).unwrap();
             assert_eq!(serde_json::from_str::<Select>(&text).unwrap(), select);
             assert_eq!(Select::configured(p.name, select.settings()).unwrap(), select);
+            for budget in [1024, 4096, 16384] {
+                let set = select.clone().with_budget(budget);
+                set.validate().unwrap();
+                assert!(set.budget().is_none_or(|tokens| tokens == budget), "{set:?}");
+            }
         }
     }
 
@@ -418,6 +442,18 @@ mod tests {
         assert!(refused("snapkv", json!({ "window": 0 })).contains("window"));
         assert!(refused("tidaldecode", json!({ "anchors": [5, 2] })).contains("ascending"));
         assert!(refused("nsa", json!({ "unit_tokens": 0 })).contains("unit_tokens"));
+        assert!(refused("clusterkv", json!({ "cluster_tokens": 0 })).contains("cluster_tokens"));
+        assert!(refused("clusterkv", json!({ "window": 0 })).contains("window"));
+        assert!(refused("clusterkv", json!({ "budget": 336 })).contains("at least 337"));
+        assert!(refused("retroinfer", json!({ "estimated": 1.5 })).contains("estimated"));
+        assert!(refused("retroinfer", json!({ "retrieved": 0 })).contains("above 0"));
+        assert!(refused("pqcache", json!({ "bits": 9 })).contains("from 1 to 8"));
+        assert!(refused("pqcache", json!({ "recent_share": 1 })).contains("recent_share"));
+        assert!(refused("shadowkv", json!({ "unit_tokens": 7 })).contains("a divisor of 64"));
+        assert!(refused("infllm", json!({ "representatives": 129 })).contains("representatives"));
+        assert!(refused("infllm", json!({ "recent": 64 })).contains("recent"));
+        assert!(refused("infinigen", json!({ "channels": 0 })).contains("channels"));
+        assert!(refused("infinigen", json!({ "alpha": -1 })).contains("alpha"));
         for name in ["quest", "arkvale", "tokenselect", "twilight", "snapkv", "nsa", "dsa"] {
             assert!(refused(name, json!({ "budget": 0 })).contains("budget"), "{name}");
         }

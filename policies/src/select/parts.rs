@@ -1,7 +1,7 @@
 //! What a selector is made of. Every preset but [`Boxed`](super::Boxed) is a choice of these parts, so
 //! that a system of the literature is a name for a composition and one engine runs them all.
 
-use crate::{Error, Keep};
+use crate::Keep;
 
 /// A selector, part by part, in the order in which a step runs them.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +41,38 @@ pub enum Digest {
         /// Consecutive tokens that a score speaks of.
         tokens: usize,
     },
+    /// Centroids of clusters of tokens whose keys are alike, wherever they stand.
+    Clusters(Clustering),
+    /// Keys coded by product quantisation.
+    Codes {
+        /// Parts of a key, each coded by itself.
+        parts: usize,
+        /// Bits of a part's code.
+        bits: u32,
+        /// Iterations of k-means for the centroids.
+        iterations: usize,
+    },
+    /// Some channels of each key: those on which the prompt's queries are largest.
+    Channels {
+        /// Share of all channels.
+        share: f32,
+    },
+    /// One row for each block: the mean of the keys that the queries behind it looked for most.
+    Representatives {
+        /// Tokens of a block.
+        tokens: usize,
+        /// Keys averaged.
+        count: usize,
+        /// Tokens behind the block whose queries are asked.
+        behind: usize,
+    },
+    /// Mean key of each unit; units that are not like their mean are taken first.
+    Landmarks {
+        /// Tokens of a unit, a divisor of 64.
+        tokens: usize,
+        /// Units taken for being unlike their mean.
+        outliers: usize,
+    },
     /// The attention that the last queries of the prompt paid.
     Observed {
         /// Queries looked at.
@@ -48,6 +80,32 @@ pub enum Digest {
         /// Neighbouring tokens over which scores are averaged; odd.
         pool: usize,
     },
+}
+
+/// How keys are clustered. Tokens wait, and are read, until there are `window` of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clustering {
+    /// Tokens per cluster of the prompt.
+    pub size: usize,
+    /// Tokens per cluster of what comes later.
+    pub later: usize,
+    /// Later tokens that are clustered together.
+    pub window: usize,
+    /// Iterations of k-means.
+    pub iterations: usize,
+    /// How the published systems differ.
+    pub style: Style,
+    /// Share of the clusters, next after those read, of which the mean stands for each member.
+    pub estimated: f32,
+}
+
+/// How clusters are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// One k-means over all keys; centroids as the last iteration left them (ClusterKV).
+    Whole,
+    /// Segments of 8192 keys about their mean, and a last iteration over all clusters (RetroInfer).
+    Segments,
 }
 
 /// What a unit's row says of its keys.
@@ -92,8 +150,23 @@ pub enum Scope {
 pub enum Rule {
     /// Whole units while they fit into this many tokens, keeps included.
     Budget(usize),
-    /// Whole units up to this share of the sequence's tokens, keeps not counted; at least one.
+    /// Whole units up to this share of the sequence's tokens (of its clusters), keeps not counted; at least one.
     Share(f32),
+    /// This share of the sequence's tokens, of which a part are the most recent ones, read anyway.
+    Split {
+        /// Of the sequence's tokens.
+        share: f32,
+        /// Part of these that is recent.
+        recent: f32,
+    },
+    /// As many tokens as have an estimated logit above the largest less `alpha`, mean over the group; at most
+    /// this share of the sequence's.
+    Near {
+        /// Natural logits.
+        alpha: f32,
+        /// Of the sequence's tokens.
+        share: f32,
+    },
 }
 
 /// A closer look at what was taken.
@@ -130,8 +203,16 @@ impl Parts {
     #[must_use]
     pub fn unit_tokens(&self) -> usize {
         match self.digest {
-            Digest::Units { tokens, .. } | Digest::Given { tokens } => tokens,
-            Digest::Nothing | Digest::Keys | Digest::Observed { .. } => 1,
+            Digest::Units { tokens, .. }
+            | Digest::Given { tokens }
+            | Digest::Representatives { tokens, .. }
+            | Digest::Landmarks { tokens, .. } => tokens,
+            Digest::Nothing
+            | Digest::Keys
+            | Digest::Observed { .. }
+            | Digest::Clusters(_)
+            | Digest::Codes { .. }
+            | Digest::Channels { .. } => 1,
         }
     }
 
@@ -144,7 +225,9 @@ impl Parts {
             // However much is looked at, what is read follows from the masses.
             _ if self.refine.is_some() => keeps.saturating_add(self.unit_tokens()),
             (_, Rule::Budget(tokens)) => tokens,
-            (_, Rule::Share(_)) => keeps.saturating_add(self.unit_tokens()),
+            (_, Rule::Share(_) | Rule::Split { .. } | Rule::Near { .. }) => {
+                keeps.saturating_add(self.unit_tokens())
+            }
         }
     }
 
@@ -155,8 +238,18 @@ impl Parts {
         match self.digest {
             // The window takes what the sinks leave.
             Digest::Nothing => sinks.saturating_add(1),
-            // A unit that is not whole yet, and one cut by the sinks' end, are kept whole.
-            _ => sinks.next_multiple_of(unit) + recent.max(1) + unit - 1 + unit,
+            // A unit that is not whole yet, one cut by the sinks' end, and tokens that wait are kept.
+            _ => sinks.next_multiple_of(unit) + recent.max(1) + self.waiting() + unit - 1 + unit,
+        }
+    }
+
+    /// Tokens behind the recent ones that may wait until something is derived from their keys, and are read
+    /// until then.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        match self.digest {
+            Digest::Clusters(Clustering { window, .. }) => window.saturating_sub(1),
+            _ => 0,
         }
     }
 
@@ -169,60 +262,22 @@ impl Parts {
         }
     }
 
+    /// Whether something is derived from keys when a query first needs it.
+    #[must_use]
+    pub fn derives(&self) -> bool {
+        matches!(
+            self.digest,
+            Digest::Clusters(_)
+                | Digest::Codes { .. }
+                | Digest::Channels { .. }
+                | Digest::Representatives { .. }
+                | Digest::Landmarks { .. }
+        )
+    }
+
     /// Whether keys are read to choose, so that they must be at hand.
     #[must_use]
     pub fn needs_keys(&self) -> bool {
         matches!(self.digest, Digest::Keys | Digest::Observed { .. })
-    }
-
-    pub(super) fn validate(&self, name: &'static str) -> Result<(), Error> {
-        let err = |setting, expected: &str, found: &dyn std::fmt::Display| {
-            Err(Error::setting(name, setting, expected, found))
-        };
-        let unit = self.unit_tokens();
-        match self.digest {
-            Digest::Units { tokens, .. } if tokens == 0 || 64 % tokens != 0 => {
-                return err("unit_tokens", "a divisor of 64", &tokens);
-            }
-            Digest::Given { tokens: 0 } => return err("unit_tokens", "at least 1", &0),
-            Digest::Observed { window: 0, .. } => return err("window", "at least 1", &0),
-            Digest::Observed { pool, .. } if pool % 2 == 0 => return err("pool", "odd", &pool),
-            Digest::Nothing if self.floor_tokens() == 0 => {
-                return err("recent", "at least 1 where nothing is picked", &self.keep.recent);
-            }
-            _ => {}
-        }
-        match self.rule {
-            Rule::Budget(budget) if budget < self.least_budget() => {
-                let least = self.least_budget();
-                let keeps = least - unit;
-                let expected =
-                    format!("at least {least}: what is kept, {keeps}, and a unit of {unit}");
-                return err("budget", &expected, &budget);
-            }
-            Rule::Share(share) if !(share > 0.0 && share < 1.0) => {
-                return err("share", "above 0 and below 1", &share);
-            }
-            _ => {}
-        }
-        match &self.refine {
-            Some(Refine::TopP { p, .. }) if !(*p > 0.0 && *p < 1.0) => {
-                return err("top_p", "above 0 and below 1", p);
-            }
-            Some(Refine::TopP { bits, .. }) if !matches!(bits, 4 | 8) => {
-                return err("bits", "4 or 8", bits);
-            }
-            _ => {}
-        }
-        match &self.reuse {
-            Reuse::Cosine(theta) if !(*theta > 0.0 && *theta <= 1.0) => {
-                err("theta", "above 0 and at most 1", theta)
-            }
-            Reuse::Steps(0) => err("steps", "at least 1", &0),
-            Reuse::Layers(layers) if !layers.is_sorted_by(|a, b| a < b) || layers.is_empty() => {
-                err("anchors", "ascending layers, at least one", &format!("{layers:?}"))
-            }
-            _ => Ok(()),
-        }
     }
 }

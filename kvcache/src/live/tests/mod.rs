@@ -17,7 +17,9 @@ use half::bf16;
 
 use self::common::{DIM, GROUP, HEADS, ROW, Random, rows};
 use self::memory::{Faults, Handle, Memory};
-use kvist_policies::{ArkVale, Streaming, Twilight};
+use kvist_policies::{
+    ArkVale, ClusterKv, InfLlm, InfiniGen, PqCache, RetroInfer, ShadowKv, Streaming, Twilight,
+};
 
 use crate::{
     AttendInfo, AttendOptions, Boxed, Builder, Cache, DType, Error, Geometry, Quest, Select,
@@ -50,10 +52,11 @@ fn roomy(select: &Select, page_tokens: usize) -> Cache {
     builder(select, 64 << 20, page_tokens).below(below).build().unwrap()
 }
 
-fn selects() -> [Select; 7] {
+fn selects() -> Vec<Select> {
     let boxed = Boxed { sinks: 4, recent: 16, ..Boxed::with_budget(256) };
     let proven = Boxed { sinks: 4, recent: 16, ..Boxed::with_max_missed_mass(0.3) };
-    [
+    let (clusters, estimated) = (ClusterKv::default(), RetroInfer::default());
+    vec![
         Select::Full,
         Select::Quest(Quest { budget: 192, unit_tokens: 16 }),
         Select::Boxed(boxed),
@@ -61,6 +64,12 @@ fn selects() -> [Select; 7] {
         ArkVale { budget: 256, unit_tokens: 32, sinks: 4, recent: 16, layer_wide: true }.into(),
         Twilight { budget: 256, unit_tokens: 16, top_p: 0.8 }.into(),
         Streaming { sinks: 4, recent: 100 }.into(),
+        ClusterKv { budget: 256, sinks: 4, cluster_tokens: 16, window: 32, ..clusters }.into(),
+        RetroInfer { budget: Some(256), recent: 16, window: 32, ..estimated }.into(),
+        PqCache { budget: Some(256), sinks: 4, parts: 4, bits: 4, ..PqCache::default() }.into(),
+        ShadowKv { budget: 256, outliers: 2, ..ShadowKv::default() }.into(),
+        InfLlm { budget: 256, unit_tokens: 16, sinks: 4, recent: 64, ..InfLlm::default() }.into(),
+        InfiniGen { budget: Some(256), sinks: 4, recent: 16, ..InfiniGen::default() }.into(),
     ]
 }
 
