@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kvist_policies::prefetch::Recent;
+use kvist_policies::share::Sharing;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::index::Index;
@@ -41,6 +42,15 @@ pub(crate) struct Last {
     pub(crate) len: usize,
     /// Steps that used it, the one that made it included.
     pub(crate) steps: usize,
+    /// Tokens of the layer when its own head used it last.
+    pub(crate) used: usize,
+}
+
+/// Whose selections heads and layers read, and the tokens there were when that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Paired {
+    pub(crate) sharing: Sharing,
+    pub(crate) len: usize,
 }
 
 /// Sums over the queries of a layer.
@@ -88,7 +98,11 @@ pub(crate) struct Observed {
 impl Memory {
     /// Forgets what speaks of tokens from `len` on.
     fn cut(&mut self, len: usize) {
-        self.last.iter_mut().for_each(|last| drop(last.take_if(|last| last.len > len)));
+        for last in &mut self.last {
+            last.take_if(|last| last.len > len);
+            // A step at that length is another one from here on.
+            last.iter_mut().filter(|last| last.used > len).for_each(|last| last.used = 0);
+        }
         self.observed.take_if(|observed| observed.positions.end > len);
         self.means.iter_mut().for_each(|means| Arc::make_mut(means).truncate(len / TILE));
         self.index.iter_mut().for_each(|index| index.truncate(len));
@@ -113,15 +127,28 @@ impl Memory {
 
 /// The memories of all layers of a sequence.
 #[derive(Debug)]
-pub(crate) struct Memories(Vec<Mutex<Memory>>);
+pub(crate) struct Memories {
+    layers: Vec<Mutex<Memory>>,
+    /// Where the selector shares selections, once that is found.
+    paired: Mutex<Option<Arc<Paired>>>,
+}
 
 impl Memories {
     pub(crate) fn new(layers: usize) -> Memories {
-        Memories(std::iter::repeat_with(Mutex::default).take(layers).collect())
+        Memories::with(std::iter::repeat_with(Mutex::default).take(layers).collect())
+    }
+
+    fn with(layers: Vec<Mutex<Memory>>) -> Memories {
+        Memories { layers, paired: Mutex::default() }
     }
 
     pub(crate) fn of(&self, layer: usize) -> MutexGuard<'_, Memory> {
-        self.0[layer].lock()
+        self.layers[layer].lock()
+    }
+
+    /// Whose selections are read. Locked before a layer's memory, never after.
+    pub(crate) fn paired(&self) -> MutexGuard<'_, Option<Arc<Paired>>> {
+        self.paired.lock()
     }
 
     /// For a fork with the same selector.
@@ -130,7 +157,8 @@ impl Memories {
             let memory = Memory { recent: Vec::new(), ..memory.lock().clone() };
             Mutex::new(memory)
         };
-        Memories(self.0.iter().map(of_layer).collect())
+        let layers = self.layers.iter().map(of_layer).collect();
+        Memories { layers, paired: Mutex::new(self.paired().clone()) }
     }
 
     /// For a fork with another selector.
@@ -138,12 +166,13 @@ impl Memories {
         let of_layer = |memory: &Mutex<Memory>| {
             Mutex::new(Memory { observed: memory.lock().observed.clone(), ..Memory::default() })
         };
-        Memories(self.0.iter().map(of_layer).collect())
+        Memories::with(self.layers.iter().map(of_layer).collect())
     }
 
     /// Forgets what speaks of tokens from `len` on.
     pub(crate) fn cut(&mut self, len: usize) {
-        self.0.iter_mut().for_each(|memory| memory.get_mut().cut(len));
+        self.layers.iter_mut().for_each(|memory| memory.get_mut().cut(len));
+        self.paired.get_mut().take_if(|paired| paired.len > len);
     }
 }
 

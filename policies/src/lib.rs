@@ -6,7 +6,7 @@
 //! they always keep ([`Keep`]), how each head of a model is read ([`Profile`]), the arithmetic of
 //! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which come back
 //! before they are asked for ([`prefetch`]), and which blocks of keys the queries of a prompt read
-//! ([`prefill`]).
+//! ([`prefill`]), and which heads read what others selected ([`share`]).
 #![forbid(unsafe_code)]
 
 pub mod cover;
@@ -17,13 +17,14 @@ pub mod prefetch;
 pub mod prefill;
 mod profile;
 mod select;
+pub mod share;
 
 pub use error::Error;
 pub use keep::Keep;
 pub use profile::{Class, Expected, HeadStats, Missed, Profile, Rules, Shape, Window};
 pub use select::{
-    ArkVale, Boxed, ClusterKv, Clustering, Digest, Dsa, DuoAttention, Fold, InfLlm, InfiniGen,
-    MagicDec, Method, Nsa, PRESETS, Parts, PqCache, Preset, Quest, Refine, RetroInfer, Reuse, Row,
-    Rule, Scope, Select, ShadowKv, SnapKv, Streaming, Style, TidalDecode, TokenSelect, Twilight,
-    nearest, selection_presets,
+    ArkVale, Boxed, ClusterKv, Clustering, Digest, Dsa, DuoAttention, Fold, HShare, InfLlm,
+    InfiniGen, MagicDec, Method, Nsa, PRESETS, Parts, PqCache, Preset, Quest, Refine, RetroInfer,
+    Reuse, Row, Rule, Scope, Select, ShadowKv, SnapKv, Streaming, Style, TidalDecode, TokenSelect,
+    Twilight, nearest, selection_presets,
 };

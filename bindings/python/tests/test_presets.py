@@ -42,6 +42,7 @@ def test_wrong_settings_are_named():
         ("tokenselect", {"theta": float("nan")}, "theta"),
         ("tidaldecode", {"anchors": []}, "anchors"),
         ("tidaldecode", {"anchors": object()}, "anchors"),
+        ("hshare", {"heads": 2}, "heads"),
         ("twilight", {"top_p": 1}, "top_p"),
         ("snapkv", {"pool": 2}, "odd"),
         ("streaming", {"sinks": 0, "recent": 0}, "recent"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvist_policies::{Method, Parts, Reuse, Scope};
 
 use super::head::{Choice, Origin, Work};
-use super::{Call, Run};
+use super::{Call, Run, share};
 use crate::memory::Last;
 use crate::selector::Reads;
 
@@ -14,22 +14,32 @@ use crate::selector::Reads;
 /// Its kept recent tokens begin where they did then: what left the window since was never a candidate, so
 /// it is read.
 pub(super) fn choose(work: &Work, parts: &Parts) -> Option<Choice> {
+    let own = (work.call.layer, work.number);
+    let owner = match parts.reuse {
+        Reuse::Shared { .. } => share::owner(work).filter(|owner| *owner != own),
+        _ => None,
+    };
     let fits = |last: &Last| match &parts.reuse {
         Reuse::Never => false,
         Reuse::Cosine(theta) => cosine(&work.queries(parts.scope), &last.q) >= *theta,
         Reuse::Steps(steps) => last.steps < *steps,
         Reuse::Prompt => true,
         Reuse::Layers(_) => last.len == work.len,
+        Reuse::Shared { steps, .. } => match owner {
+            Some(_) => last.used == work.len,
+            None => last.steps < *steps,
+        },
     };
-    let (layer, origin) = match &parts.reuse {
-        Reuse::Layers(anchors) => {
-            let below = anchors.iter().rev().find(|&&a| a <= work.call.layer);
-            (*below.filter(|&&a| a < work.call.layer)?, Origin::Borrowed)
+    let (from, origin) = match (&parts.reuse, owner) {
+        (Reuse::Layers(anchors), _) => {
+            let below = anchors.iter().rev().find(|&&a| a <= own.0);
+            ((*below.filter(|&&a| a < own.0)?, own.1), Origin::Borrowed)
         }
-        _ => (work.call.layer, Origin::Again),
+        (_, Some(owner)) => (owner, Origin::Borrowed),
+        _ => (own, Origin::Again),
     };
-    let memory = work.sequence.memories.of(layer);
-    let last = memory.last.get(work.number)?.as_ref()?;
+    let memory = work.sequence.memories.of(from.0);
+    let last = memory.last.get(from.1)?.as_ref()?;
     if last.len > work.len || !fits(last) {
         return None;
     }
@@ -75,18 +85,24 @@ impl Call<'_> {
             if !reads.iter().any(used) {
                 continue;
             }
+            let shares = |reads: &Reads| match &reads.method {
+                Method::Parts(parts) => matches!(parts.reuse, Reuse::Shared { .. }),
+                Method::Full | Method::Boxed(_) => false,
+            };
             let len = sequence.layers[self.layer].len;
             let mut memory = sequence.memories.of(self.layer);
             memory.last.resize(heads, None);
             let each = memory.last.iter_mut().zip(choices).zip(reads);
-            for ((last, choice), _) in each.filter(|(_, reads)| used(reads)) {
+            for ((last, choice), reads) in each.filter(|(_, reads)| used(reads)) {
                 match (choice.origin, last) {
                     (Origin::Fresh, last) => {
                         let (q, from) = (choice.q.clone(), choice.from);
                         let chosen = choice.positions[choice.picked.clone()].to_vec();
-                        *last = Some(Last { q, chosen, from, len, steps: 1 });
+                        *last = Some(Last { q, chosen, from, len, steps: 1, used: len });
                     }
-                    (Origin::Again, Some(last)) => last.steps += 1,
+                    (Origin::Again, Some(last)) => (last.steps, last.used) = (last.steps + 1, len),
+                    // It would be old by the time it is needed.
+                    (Origin::Borrowed, last) if shares(reads) => *last = None,
                     (Origin::Again | Origin::Borrowed, _) => {}
                 }
             }

@@ -260,7 +260,11 @@ pub(super) fn reach(work: &Work, p: f32, masses: &[f32], kept: &[f32]) -> Vec<u3
 }
 
 /// Bounds what is missed, where that is wanted and the digest allows it.
-fn prove(work: &Work, parts: &Parts, positions: &[u32]) -> Result<Option<Vec<f32>>, Error> {
+pub(super) fn prove(
+    work: &Work,
+    parts: &Parts,
+    positions: &[u32],
+) -> Result<Option<Vec<f32>>, Error> {
     match parts.digest {
         _ if !work.call.options.bound => Ok(None),
         Digest::Units { row: Row::Box, .. } => prove_units(work, positions).map(Some),

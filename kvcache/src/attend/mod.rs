@@ -17,6 +17,7 @@ mod pages;
 mod parts;
 mod predict;
 mod proof;
+mod share;
 mod sparse;
 mod tree;
 

@@ -8,7 +8,7 @@ use kvist_policies::{Method, Scope};
 
 use super::compose::{self, Weighed};
 use super::head::{Choice, Estimate, Work};
-use super::{AttendInfo, Call, Run, boxed};
+use super::{AttendInfo, Call, Run, boxed, share};
 use crate::selector::Reads;
 use crate::{Error, Sequence};
 
@@ -22,9 +22,12 @@ pub(super) fn attend(
     call.prepare(run)?;
     call.derive(run, q)?;
     let votes = votes(call, run, q)?;
-    let choices = each_head(call, run, q, |i, work, method| {
-        choose(work, method, votes[i / g.kv_heads].as_ref())
-    })?;
+    let led = share::lead(call, run, q)?;
+    let choices =
+        each_head(call, run, q, |i, work, method| match led.choice(i, work, method)? {
+            Some(choice) => Ok(choice),
+            None => choose(work, method, votes[i / g.kv_heads].as_ref()),
+        })?;
     call.remember(run, &choices);
     let (mut indptr, mut slots) = (vec![0u32], Vec::new());
     for (i, choice) in choices.iter().enumerate() {
@@ -174,7 +177,12 @@ pub(super) fn votes(call: &Call, run: &Run, q: &Tensor3) -> Result<Vec<Option<We
     Ok(votes)
 }
 
-fn choose(work: &Work, method: &Method, vote: Option<&Weighed>) -> Result<Choice, Error> {
+/// The choice of a head; by `vote` where the heads of its layer choose together.
+pub(super) fn choose(
+    work: &Work,
+    method: &Method,
+    vote: Option<&Weighed>,
+) -> Result<Choice, Error> {
     let mut choice = match method {
         Method::Full => {
             let positions = (0..work.len as u32).collect();

@@ -6,6 +6,7 @@ mod calls;
 mod closing;
 mod common;
 mod derived;
+mod hshare;
 mod invariants;
 mod keys;
 mod memory;

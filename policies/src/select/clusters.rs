@@ -22,7 +22,8 @@ pub struct ClusterKv {
     pub sinks: usize,
     /// Tokens per cluster of the prompt (paper: 80).
     pub cluster_tokens: usize,
-    /// Tokens after the prompt that are clustered together; until then they are read (paper: 320).
+    /// Tokens after the prompt that are clustered together; until then they are read (paper: 320). Never
+    /// more than a quarter of the budget.
     pub window: usize,
     /// Tokens per cluster of these (code: 40).
     pub later_tokens: usize,
@@ -55,7 +56,7 @@ impl Settings for ClusterKv {
             digest: Digest::Clusters(Clustering {
                 size: self.cluster_tokens,
                 later: self.later_tokens,
-                window: self.window,
+                window: waiting(self.window, Some(self.budget)),
                 iterations: self.iterations,
                 style: Style::Whole,
                 estimated: 0.0,
@@ -95,6 +96,7 @@ pub struct RetroInfer {
     /// Tokens per cluster (paper: 16).
     pub cluster_tokens: usize,
     /// Tokens after the prompt that are clustered together; until then they are read (paper: 1024).
+    /// Never more than a quarter of the budget.
     pub window: usize,
     /// Iterations of k-means inside a segment of 8192 tokens; one more follows over all clusters (paper: 9).
     pub iterations: usize,
@@ -127,7 +129,7 @@ impl Settings for RetroInfer {
             digest: Digest::Clusters(Clustering {
                 size: self.cluster_tokens,
                 later: self.cluster_tokens,
-                window: self.window,
+                window: waiting(self.window, self.budget),
                 iterations: self.iterations,
                 style: Style::Segments,
                 estimated: self.estimated,
@@ -143,4 +145,9 @@ impl Settings for RetroInfer {
     fn set_budget(&mut self, tokens: usize) {
         self.budget = Some(tokens);
     }
+}
+
+/// Tokens that wait; none where the setting says so, which is an error.
+fn waiting(window: usize, budget: Option<usize>) -> usize {
+    window.min(budget.map_or(window, |tokens| (tokens / 4).max(1)))
 }

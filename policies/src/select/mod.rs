@@ -6,6 +6,7 @@ mod clusters;
 mod derived;
 mod duo;
 mod given;
+mod hshare;
 mod parts;
 mod tokens;
 mod units;
@@ -19,6 +20,7 @@ pub use clusters::{ClusterKv, RetroInfer};
 pub use derived::{InfLlm, InfiniGen, PqCache, ShadowKv};
 pub use duo::DuoAttention;
 pub use given::{Dsa, MagicDec, Nsa, SnapKv};
+pub use hshare::HShare;
 pub use parts::{Clustering, Digest, Fold, Parts, Refine, Reuse, Row, Rule, Scope, Style};
 pub use tokens::{Streaming, TidalDecode, TokenSelect, Twilight};
 pub use units::{ArkVale, Quest};
@@ -167,6 +169,8 @@ presets! {
     TokenSelect,
     /// Exact scores in some layers, the same positions in the others (TidalDecode).
     TidalDecode,
+    /// Exact scores in some heads, the same positions in others that picked alike (HShare).
+    HShare,
     /// Quest pruned by 4-bit keys (Twilight).
     Twilight,
     /// Clusters of similar keys (ClusterKV).
@@ -441,10 +445,13 @@ mod tests {
         assert!(refused("snapkv", json!({ "pool": 4 })).contains("odd"));
         assert!(refused("snapkv", json!({ "window": 0 })).contains("window"));
         assert!(refused("tidaldecode", json!({ "anchors": [5, 2] })).contains("ascending"));
+        assert!(refused("hshare", json!({ "steps": 0 })).contains("steps"));
+        assert!(refused("hshare", json!({ "heads": 1.5 })).contains("heads"));
+        assert!(refused("hshare", json!({ "layers": -0.5 })).contains("layers"));
         assert!(refused("nsa", json!({ "unit_tokens": 0 })).contains("unit_tokens"));
         assert!(refused("clusterkv", json!({ "cluster_tokens": 0 })).contains("cluster_tokens"));
         assert!(refused("clusterkv", json!({ "window": 0 })).contains("window"));
-        assert!(refused("clusterkv", json!({ "budget": 336 })).contains("at least 337"));
+        assert!(refused("clusterkv", json!({ "budget": 20 })).contains("at least 22"));
         assert!(refused("retroinfer", json!({ "estimated": 1.5 })).contains("estimated"));
         assert!(refused("retroinfer", json!({ "retrieved": 0 })).contains("above 0"));
         assert!(refused("pqcache", json!({ "bits": 9 })).contains("from 1 to 8"));

@@ -196,6 +196,16 @@ pub enum Reuse {
     Prompt,
     /// Of the nearest of these layers below, at this step; they select themselves.
     Layers(Vec<usize>),
+    /// For some steps, and at each of them by other heads and layers as well, whose selections overlapped
+    /// most when all selected for themselves.
+    Shared {
+        /// Steps, the one that selected included.
+        steps: usize,
+        /// Share of a layer's heads that read what another head selected.
+        heads: f32,
+        /// Share of the layers that read what a layer below selected.
+        layers: f32,
+    },
 }
 
 impl Parts {
