@@ -6,11 +6,15 @@ use super::shares::{Curve, apportion, fill};
 use super::{Class, HeadStats, Profile, Shape, Window};
 use crate::{Error, Select};
 
+/// A window is judged where the context measured is at least so many times as long: near its length every
+/// window covers everything.
+const CONTEXTS: usize = 4;
+
 /// When a head is not left to the selector.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rules {
-    /// A head streams where the smallest measured window within the budget covers at least this at the worst
-    /// steps ([`Window::worst`]); `None`: never.
+    /// A head streams where the smallest measured window, within the budget and a quarter of the context, covers
+    /// at least this at the worst steps ([`Window::worst`]); `None`: never.
     pub streaming: Option<f64>,
     /// A head is dense where its effective support is more than this part of the context: its attention is
     /// so flat that a selection of any size misses much. `None`: never.
@@ -58,7 +62,9 @@ impl Profile {
         let mut heads: Vec<Option<Class>> = stats.iter().flatten().map(class).collect();
         let spent = |c: &Option<Class>| c.and_then(Class::stream_tokens).unwrap_or(0);
         let paid = heads.iter().filter(|c| **c != Some(Class::Dense)).count();
-        let total = (budget * paid).saturating_sub(heads.iter().map(spent).sum());
+        // Positions have 32 bits: nobody can read more.
+        let total = budget.min(u32::MAX as usize).saturating_mul(paid);
+        let total = total.saturating_sub(heads.iter().map(spent).sum());
         let open = || stats.iter().flatten().zip(&heads).filter(|(_, c)| c.is_none());
         let curves: Vec<Curve> = open().map(|(s, _)| s.curve(select.least_budget())).collect();
         // Streams take at most the budget, so that the others have at least that, too.
@@ -103,8 +109,9 @@ impl Profile {
 impl HeadStats {
     /// The class of a head that is not left to the selector.
     fn class(&self, rules: &Rules, budget: usize) -> Option<Class> {
+        let (streaming, most) = (rules.streaming, budget.min(self.tokens / CONTEXTS));
         let covers = |w: &&Window| {
-            w.sinks + w.recent <= budget && rules.streaming.is_some_and(|share| w.worst >= share)
+            w.sinks.saturating_add(w.recent) <= most && streaming.is_some_and(|s| w.worst >= s)
         };
         let smallest = self.windows.iter().filter(covers).min_by_key(|w| w.sinks + w.recent);
         let flat = rules.dense.is_some_and(|part| self.support > part * self.tokens as f64);

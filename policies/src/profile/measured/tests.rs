@@ -66,6 +66,7 @@ fn classes_follow_the_rules() {
         streams(vec![window(896, 1.0), window(256, 0.991), window(128, 0.98)]),
         streams(vec![window(256, 0.98)]),
         streams(vec![window(1024, 1.0)]),
+        HeadStats { tokens: 1535, ..streams(vec![window(256, 1.0)]) },
         flat.clone(),
         HeadStats { windows: vec![window(256, 0.995)], ..flat },
         plain.clone(),
@@ -73,9 +74,9 @@ fn classes_follow_the_rules() {
     let profile = made(heads, 512);
     let stream = Class::Streaming { sinks: 128, recent: 256 };
     let row = &profile.heads()[0];
-    assert_eq!((row[0], row[3], row[4]), (stream, Class::Dense, stream));
-    for class in [row[1], row[2], row[5]] {
-        assert!(matches!(class, Class::Select { .. }), "a window above the budget, or too weak");
+    assert_eq!((row[0], row[4], row[5]), (stream, Class::Dense, stream));
+    for class in [row[1], row[2], row[3], row[6]] {
+        assert!(matches!(class, Class::Select { .. }), "a window too weak, or too large");
     }
     let never = Rules { streaming: None, dense: None };
     let flat = HeadStats { support: 4000.0, windows: vec![window(128, 1.0)], ..plain };
