@@ -11,6 +11,7 @@
 
 mod arena;
 mod attend;
+pub mod calibrate;
 mod cluster;
 mod codec;
 mod data;

@@ -3,8 +3,9 @@
 
 pub(crate) mod dump;
 mod pages;
-mod truth;
+pub(crate) mod truth;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -131,33 +132,42 @@ fn dump_path(options: &Options, sink: &Sink) -> Result<Option<PathBuf>, Error> {
 }
 
 /// A sequence of one layer of the dump, up to the first query.
-fn sequence(dump: &Dump, layer: usize, select: &Select) -> Result<Sequence, Error> {
+pub(crate) fn sequence(dump: &Dump, layer: usize, select: &Select) -> Result<Sequence, Error> {
     let mut geometry = Geometry::new(1, dump.q_heads, dump.kv_heads, dump.dim_k, DType::Bf16);
     geometry.dim_v = dump.dim_v;
     let bytes = 2 * (dump.tokens + 64) * dump.kv_heads * geometry.token_bytes();
     let cache = Cache::builder(geometry).host_bytes(bytes as u64).select(select.clone()).build()?;
     let mut sequence = cache.sequence();
-    append(dump, layer, 0, dump.tokens - dump.queries, &mut sequence)?;
+    append(dump, layer, 0..dump.tokens - dump.queries, &mut sequence, 0)?;
     Ok(sequence)
 }
 
-fn append(
+/// Appends tokens of a layer of the dump to layer `at` of a sequence.
+pub(crate) fn append(
     dump: &Dump,
     layer: usize,
-    from: usize,
-    to: usize,
+    tokens: Range<usize>,
     s: &mut Sequence,
+    at: usize,
 ) -> Result<(), Error> {
+    let Range { start: from, end: to } = tokens;
     let (k_row, v_row) = (dump.kv_heads * dump.dim_k, dump.kv_heads * dump.dim_v);
-    let at = |t: usize| layer * dump.tokens + t;
-    let k = &dump.k[at(from) * k_row..at(to) * k_row];
-    let v = &dump.v[at(from) * v_row..at(to) * v_row];
+    let row = |t: usize| layer * dump.tokens + t;
+    let k = &dump.k[row(from) * k_row..row(to) * k_row];
+    let v = &dump.v[row(from) * v_row..row(to) * v_row];
     let k = Tensor3::contiguous(k, [to - from, dump.kv_heads, dump.dim_k])?;
     let v = Tensor3::contiguous(v, [to - from, dump.kv_heads, dump.dim_v])?;
-    Ok(s.append(0, &k, &v)?)
+    Ok(s.append(at, &k, &v)?)
 }
 
-fn attend(dump: &Dump, layer: usize, step: usize, s: &Sequence) -> Result<AttendInfo, Error> {
+/// Attends with a layer's queries of a step to layer `at` of a sequence.
+pub(crate) fn attend(
+    dump: &Dump,
+    layer: usize,
+    step: usize,
+    s: &Sequence,
+    at: usize,
+) -> Result<AttendInfo, Error> {
     let q = Tensor3::contiguous(dump.query(layer, step), [1, dump.q_heads, dump.dim_k])?;
     let mut out = vec![0f32; dump.q_heads * dump.dim_v];
     let mut out = Tensor3Mut::contiguous(&mut out, [1, dump.q_heads, dump.dim_v])?;
@@ -167,7 +177,7 @@ fn attend(dump: &Dump, layer: usize, step: usize, s: &Sequence) -> Result<Attend
         selected: true,
         ..AttendOptions::default()
     };
-    Ok(s.attend(0, &q, &options, &mut out)?)
+    Ok(s.attend(at, &q, &options, &mut out)?)
 }
 
 /// Calls `each(step, len, attended)` for every `every`th step of a layer.
@@ -182,10 +192,10 @@ fn steps(
     for step in 0..dump.queries {
         let position = dump.tokens - dump.queries + step;
         if let Some(s) = &mut sequence {
-            append(dump, layer, position, position + 1, s)?;
+            append(dump, layer, position..position + 1, s, 0)?;
         }
         if step % every == every - 1 {
-            let info = sequence.as_ref().map(|s| attend(dump, layer, step, s)).transpose()?;
+            let info = sequence.as_ref().map(|s| attend(dump, layer, step, s, 0)).transpose()?;
             each(step, position + 1, info.as_ref())?;
         }
     }

@@ -1,12 +1,15 @@
 //! What dense attention of one step is, in f64: the measure of every selection.
 
+use std::cell::OnceCell;
+
 use crate::quality::dump::Dump;
 
 /// Softmax masses of one KV head's query group, and its dense output.
 pub(crate) struct Truth {
     /// `[group][len]`, each summing to 1.
     pub(crate) mass: Vec<Vec<f64>>,
-    output: Vec<Vec<f64>>,
+    /// Made when first needed.
+    output: OnceCell<Vec<Vec<f64>>>,
 }
 
 impl Truth {
@@ -15,9 +18,7 @@ impl Truth {
         let q = &dump.query(layer, step)[head * group * dump.dim_k..];
         let mass: Vec<Vec<f64>> =
             q.chunks(dump.dim_k).take(group).map(|q| masses(dump, layer, head, len, q)).collect();
-        let all: Vec<u32> = (0..len as u32).collect();
-        let output = mass.iter().map(|m| weighted(dump, layer, head, m, &all)).collect();
-        Truth { mass, output }
+        Truth { mass, output: OnceCell::new() }
     }
 
     /// Mass covered by these positions, per query head.
@@ -40,7 +41,14 @@ impl Truth {
             let error = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
             error / norm(&mut want.iter().copied()).max(f64::MIN_POSITIVE)
         };
-        let sum: f64 = self.mass.iter().zip(&self.output).map(one).sum();
+        let output = self.output.get_or_init(|| {
+            let whole = |m: &Vec<f64>| {
+                let all: Vec<u32> = (0..m.len() as u32).collect();
+                weighted(dump, layer, head, m, &all)
+            };
+            self.mass.iter().map(whole).collect()
+        });
+        let sum: f64 = self.mass.iter().zip(output).map(one).sum();
         sum / self.mass.len() as f64
     }
 }
