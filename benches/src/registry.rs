@@ -41,6 +41,11 @@ pub fn all() -> &'static [Bench] {
             run: quality::run,
         },
         Bench {
+            name: "head-profile",
+            about: "a profile of heads against equal budgets on real q, k, v",
+            run: quality::heads::run,
+        },
+        Bench {
             name: "cluster",
             about: "clustering keys against faiss and scikit-learn",
             run: cluster::run,

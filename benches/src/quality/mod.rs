@@ -2,6 +2,7 @@
 //! the certificate costs.
 
 pub(crate) mod dump;
+pub(crate) mod heads;
 mod pages;
 pub(crate) mod truth;
 
