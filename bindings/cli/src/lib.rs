@@ -1,6 +1,7 @@
 //! The `kvist` command line: one file per subcommand, each a thin call into a library.
 
 mod bench;
+mod calibrate;
 mod inspect;
 mod presets;
 mod show;
@@ -22,6 +23,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Bench(Box<bench::Args>),
+    Calibrate(calibrate::Args),
     Inspect(inspect::Args),
     Presets(presets::Args),
     Verify(verify::Args),
@@ -57,6 +59,7 @@ where
     let failed = |e: kvist_bench::Error| (1, e.into());
     let done: Done = match cli.command {
         Command::Bench(args) => bench::run(*args).map(|()| 0).map_err(failed),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Presets(args) => presets::run(&args).map(|()| 0).map_err(failed),
         Command::Verify(args) => verify::run(&args),
@@ -79,6 +82,8 @@ mod tests {
         assert_eq!(run(["kvist", "bench", "atend"]), 1);
         assert_eq!(run(["kvist", "bench", "--list"]), 0);
         assert_eq!(run(["kvist", "presets"]), 0);
+        assert_eq!(run(["kvist", "calibrate"]), 2);
+        assert_eq!(run(["kvist", "calibrate", "--dump", "/nonexistent"]), 2);
     }
 
     #[test]
