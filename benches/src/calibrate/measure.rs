@@ -101,7 +101,7 @@ fn picks(
     s: &Sequence,
     select: &Select,
 ) -> Result<Vec<Vec<u32>>, Error> {
-    let info = attend(dump, layer, step, &s.fork_with(select)?, 0)?;
+    let (_, info) = attend(dump, layer, step, &s.fork_with(select)?, 0)?;
     Ok(info.selected.unwrap_or_default())
 }
 

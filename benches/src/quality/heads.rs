@@ -107,7 +107,7 @@ impl Measured {
             let len = first + step + 1;
             for layer in 0..dump.layers.len() {
                 append(dump, layer, done..len, &mut s, layer)?;
-                let info = attend(dump, layer, step, &s, layer)?;
+                let (_, info) = attend(dump, layer, step, &s, layer)?;
                 all.summary += info.bytes.summary as f64;
                 for (head, chosen) in info.selected.iter().flatten().enumerate() {
                     let truth = Truth::of(dump, layer, step, head, len);

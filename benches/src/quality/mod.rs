@@ -66,6 +66,12 @@ fn rows(budget: usize) -> Result<Vec<(&'static str, Row)>, Error> {
         ("tokenselect", preset("tokenselect", json!({ "theta": null }))?),
         ("tidaldecode, anchor", preset("tidaldecode", json!({ "anchors": [0] }))?),
         ("twilight", Row::Store(Select::Twilight(Twilight::default()))),
+        ("clusterkv", preset("clusterkv", json!({}))?),
+        ("retroinfer", preset("retroinfer", json!({}))?),
+        ("retroinfer, not estimated", preset("retroinfer", json!({ "estimated": 0.0 }))?),
+        ("pqcache", preset("pqcache", json!({}))?),
+        ("shadowkv", preset("shadowkv", json!({ "outliers": budget / 64 }))?),
+        ("infinigen", preset("infinigen", json!({}))?),
         ("streaming", preset("streaming", json!({}))?),
     ])
 }
@@ -168,17 +174,18 @@ pub(crate) fn attend(
     step: usize,
     s: &Sequence,
     at: usize,
-) -> Result<AttendInfo, Error> {
+) -> Result<(Vec<f32>, AttendInfo), Error> {
     let q = Tensor3::contiguous(dump.query(layer, step), [1, dump.q_heads, dump.dim_k])?;
     let mut out = vec![0f32; dump.q_heads * dump.dim_v];
-    let mut out = Tensor3Mut::contiguous(&mut out, [1, dump.q_heads, dump.dim_v])?;
+    let mut to = Tensor3Mut::contiguous(&mut out, [1, dump.q_heads, dump.dim_v])?;
     let options = AttendOptions {
         scale: Some(dump.scale),
         soft_cap: dump.soft_cap,
         selected: true,
         ..AttendOptions::default()
     };
-    Ok(s.attend(at, &q, &options, &mut out)?)
+    let info = s.attend(at, &q, &options, &mut to)?;
+    Ok((out, info))
 }
 
 /// Calls `each(step, len, attended)` for every `every`th step of a layer.
@@ -187,7 +194,7 @@ fn steps(
     layer: usize,
     every: usize,
     select: Option<&Select>,
-    mut each: impl FnMut(usize, usize, Option<&AttendInfo>) -> Result<(), Error>,
+    mut each: impl FnMut(usize, usize, Option<&(Vec<f32>, AttendInfo)>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut sequence = select.map(|s| sequence(dump, layer, s)).transpose()?;
     for step in 0..dump.queries {
@@ -196,8 +203,8 @@ fn steps(
             append(dump, layer, position..position + 1, s, 0)?;
         }
         if step % every == every - 1 {
-            let info = sequence.as_ref().map(|s| attend(dump, layer, step, s, 0)).transpose()?;
-            each(step, position + 1, info.as_ref())?;
+            let found = sequence.as_ref().map(|s| attend(dump, layer, step, s, 0)).transpose()?;
+            each(step, position + 1, found.as_ref())?;
         }
     }
     Ok(())
@@ -218,7 +225,8 @@ fn measure(
         }
         _ => Vec::new(),
     };
-    steps(dump, layer, EVERY, select, |step, len, info| {
+    steps(dump, layer, EVERY, select, |step, len, found| {
+        let info = found.map(|f| &f.1);
         for head in 0..dump.kv_heads {
             let truth = Truth::of(dump, layer, step, head, len);
             let q = &dump.query(layer, step)[head * dump.group() * dump.dim_k..];
@@ -236,7 +244,13 @@ fn measure(
             let hits = best.iter().filter(|t| chosen.binary_search(t).is_ok()).count();
             tally.recall += hits as f64 / best.len() as f64;
             tally.mass.extend(covered);
-            tally.error += truth.output_error(dump, layer, head, &chosen);
+            tally.error += match found {
+                Some((out, _)) => {
+                    let width = dump.group() * dump.dim_v;
+                    truth.error_of(dump, layer, head, &out[head * width..][..width])
+                }
+                None => truth.output_error(dump, layer, head, &chosen),
+            };
             tally.tokens += chosen.len() as f64;
             tally.count += 1.0;
             if let Row::Units(_) = row {
@@ -256,8 +270,8 @@ fn measure(
 
 fn certify(dump: &Dump, layer: usize, select: &Select, tally: &mut Tally) -> Result<(), Error> {
     let token = (dump.dim_k + dump.dim_v) * DType::Bf16.size();
-    steps(dump, layer, 1, Some(select), |step, len, info| {
-        let Some(info) = info else { return Ok(()) };
+    steps(dump, layer, 1, Some(select), |step, len, found| {
+        let Some((_, info)) = found else { return Ok(()) };
         let (Some(selected), Some(bound)) = (&info.selected, &info.missed_mass_bound) else {
             return Ok(());
         };

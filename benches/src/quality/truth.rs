@@ -35,9 +35,25 @@ impl Truth {
         head: usize,
         positions: &[u32],
     ) -> f64 {
+        let of = |m: &Vec<f64>| weighted(dump, layer, head, m, positions);
+        self.error(dump, layer, head, self.mass.iter().map(of))
+    }
+
+    /// Relative error of an output `[group, dim_v]`, mean over the group.
+    pub(crate) fn error_of(&self, dump: &Dump, layer: usize, head: usize, out: &[f32]) -> f64 {
+        let rows = out.chunks(dump.dim_v).map(|row| row.iter().map(|&x| f64::from(x)).collect());
+        self.error(dump, layer, head, rows)
+    }
+
+    fn error(
+        &self,
+        dump: &Dump,
+        layer: usize,
+        head: usize,
+        rows: impl Iterator<Item = Vec<f64>>,
+    ) -> f64 {
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
-        let one = |(m, want): (&Vec<f64>, &Vec<f64>)| {
-            let got = weighted(dump, layer, head, m, positions);
+        let one = |(got, want): (Vec<f64>, &Vec<f64>)| {
             let error = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
             error / norm(&mut want.iter().copied()).max(f64::MIN_POSITIVE)
         };
@@ -48,8 +64,7 @@ impl Truth {
             };
             self.mass.iter().map(whole).collect()
         });
-        let sum: f64 = self.mass.iter().zip(output).map(one).sum();
-        sum / self.mass.len() as f64
+        rows.zip(output).map(one).sum::<f64>() / self.mass.len() as f64
     }
 }
 
