@@ -33,6 +33,17 @@ enum Row {
     OracleUnits,
     Units(UnitKind),
     Store(Select),
+    /// One that is asked at every step, as it may use what it selected at earlier ones.
+    Steps(Select),
+}
+
+impl Row {
+    fn select(&self) -> Option<&Select> {
+        match self {
+            Row::Store(select) | Row::Steps(select) => Some(select),
+            Row::OracleTokens | Row::OracleUnits | Row::Units(_) => None,
+        }
+    }
 }
 
 fn rows(budget: usize) -> Result<Vec<(&'static str, Row)>, Error> {
@@ -58,6 +69,14 @@ fn rows(budget: usize) -> Result<Vec<(&'static str, Row)>, Error> {
         ("boxed, 3 planes", boxed(3)),
         ("boxed, 4 planes", boxed(4)),
         ("boxed, tiles first", Row::Store(Select::Boxed(Boxed { tree_from: 1, ..flat.clone() }))),
+        (
+            "boxed, reused at 0.9",
+            Row::Steps(Select::Boxed(Boxed { reuse: Some(0.9), ..flat.clone() })),
+        ),
+        (
+            "boxed, reused at 0.8",
+            Row::Steps(Select::Boxed(Boxed { reuse: Some(0.8), ..flat.clone() })),
+        ),
         ("moment2 page", Row::Units(UnitKind::Moment2)),
         ("mean page", Row::Units(UnitKind::Mean)),
         ("quest", preset("quest", json!({}))?),
@@ -217,7 +236,7 @@ fn measure(
     budget: usize,
     tally: &mut Tally,
 ) -> Result<(), Error> {
-    let select = if let Row::Store(select) = row { Some(select) } else { None };
+    let every = if let Row::Steps(_) = row { 1 } else { EVERY };
     let units = match row {
         Row::Units(kind) => {
             let of = |head| Units::build(dump, layer, head, *kind);
@@ -225,7 +244,10 @@ fn measure(
         }
         _ => Vec::new(),
     };
-    steps(dump, layer, EVERY, select, |step, len, found| {
+    steps(dump, layer, every, row.select(), |step, len, found| {
+        if step % EVERY != EVERY - 1 {
+            return Ok(());
+        }
         let info = found.map(|f| &f.1);
         for head in 0..dump.kv_heads {
             let truth = Truth::of(dump, layer, step, head, len);
@@ -325,10 +347,7 @@ fn mass_line(dump: &Dump, name: &str, budget: usize, row: &Row, t: &Tally) -> Li
     let mean = mass.iter().sum::<f64>() / mass.len().max(1) as f64;
     // Bytes per token and KV head, as if the head dimension were 128.
     let wide = 128.0 / dump.dim_k as f64 / t.count;
-    let keep = match row {
-        Row::Store(select) => select.keep(),
-        _ => Keep { sinks: SINKS, recent: RECENT },
-    };
+    let keep = row.select().map_or(Keep { sinks: SINKS, recent: RECENT }, Select::keep);
     let keep = format!("{} sinks + {} recent", keep.sinks, keep.recent);
     let columns = Params::new()
         .with("of_oracle", t.relative / t.count)

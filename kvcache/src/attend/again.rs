@@ -79,7 +79,8 @@ impl Call<'_> {
         for (sequence, choices) in run.sequences.iter().zip(choices.chunks(heads)) {
             let used = |reads: &Arc<Reads>| match &reads.method {
                 Method::Parts(parts) => parts.reuse != Reuse::Never,
-                Method::Full | Method::Boxed(_) => false,
+                Method::Boxed(boxed) => boxed.reuse.is_some(),
+                Method::Full => false,
             };
             let reads = sequence.selector.layer(self.layer);
             if !reads.iter().any(used) {

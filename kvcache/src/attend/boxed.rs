@@ -6,9 +6,9 @@ use kvist_kernels::score::{self, BoxedQuery};
 use kvist_kernels::{Isa, select};
 use kvist_policies::Boxed;
 
-use super::certify;
 use super::head::{Choice, Scratch, Work, sized};
 use super::tree::{self, Tiles};
+use super::{certify, gate};
 use crate::Error;
 use crate::summaries::TILE;
 
@@ -63,7 +63,10 @@ pub(super) fn choose(work: &Work, boxed: &Boxed) -> Result<Choice, Error> {
         if boxed.max_missed_mass.is_some() {
             return certify::choose(work, boxed, scratch);
         }
-        let mut choice = by_estimate(work, boxed, scratch)?;
+        let mut choice = match gate::choose(work, boxed)? {
+            Some(choice) => choice,
+            None => by_estimate(work, boxed, scratch)?,
+        };
         if work.call.options.bound {
             choice.bound = Some(certify::prove(work, boxed, &choice.positions, scratch)?);
         }

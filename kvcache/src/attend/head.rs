@@ -58,6 +58,8 @@ pub(super) struct Choice {
     /// Proven missed mass per query head of the group.
     pub(super) bound: Option<Vec<f32>>,
     pub(super) bytes: BytesRead,
+    /// Of a selection that is used again: base-2 log-sum-exp by head of what it leaves out, estimated.
+    pub(super) rest: Option<Vec<f32>>,
     /// What stands for tokens that are not read.
     pub(super) estimate: Option<Estimate>,
 }

@@ -10,6 +10,7 @@ mod dense;
 mod derive;
 mod derived;
 mod flights;
+mod gate;
 mod head;
 mod observed;
 mod paged;

@@ -190,12 +190,15 @@ fn by_mass(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Pages, E
     }
     let candidates = work.candidates(&boxed.keep().ranges(work.len, stride));
     let of_page = |page: usize| weights[work.tokens_of(page)].iter().sum::<f32>();
-    let of_page: Vec<f32> = candidates.clone().map(of_page).collect();
+    let mut of_page: Vec<f32> = candidates.clone().map(of_page).collect();
     let least = work.affordable(boxed.floor_tokens(), &candidates);
     let most = work.affordable(boxed.cap_tokens(), &candidates);
     // The weights of all tokens sum to the group's size: what is missing to that is kept.
     let sum: f64 = of_page.iter().map(|&w| f64::from(w)).sum();
     let mass = boxed.top_p.map(|p| sum - (1.0 - f64::from(p)) * work.group as f64);
+    if boxed.residency > 0.0 && mass.is_none() {
+        prefer_near(work, &candidates, (-boxed.residency).exp(), &mut of_page);
+    }
     let mut pages = pick(work, &candidates, &of_page, &Count { least, most, mass });
     pages.summary_bytes = (cells.len() * spec.bytes_read(planes)) as u64;
     if proves {
@@ -209,6 +212,18 @@ fn by_mass(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Pages, E
         pages.proof = Some(proof);
     }
     Ok(pages)
+}
+
+/// Scales down the weights of the pages that are not near.
+fn prefer_near(work: &Work, candidates: &Range<usize>, factor: f32, weights: &mut [f32]) {
+    let Some(tier) = &work.call.cache.shared.tier else { return };
+    let sealed = &work.sequence.layers[work.call.layer].sealed;
+    tier.with_near(|near| {
+        for (page, weight) in candidates.clone().zip(weights) {
+            let is_near = sealed.get(page).is_none_or(|stripe| near(stripe.page(work.number)));
+            *weight *= if is_near { 1.0 } else { factor };
+        }
+    });
 }
 
 /// Base-2 log-sum-exp per head over all tokens: estimates, and the exact logits of the tail.

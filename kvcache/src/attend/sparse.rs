@@ -59,6 +59,7 @@ pub(super) fn attend(
     } else {
         read(&mut Out { o: out.rows_mut(0, rows), lse2: Some(&mut lse) })?;
     }
+    call.check(run, &choices, &lse);
     let each = |(row, choices): (usize, &[Choice])| {
         info(call, choices, &lse[row * g.q_heads..(row + 1) * g.q_heads])
     };

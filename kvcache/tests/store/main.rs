@@ -13,4 +13,5 @@ mod memory;
 mod model;
 mod presets;
 mod profile;
+mod reuse;
 mod tree;

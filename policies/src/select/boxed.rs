@@ -31,9 +31,20 @@ pub struct Boxed {
     pub sinks: usize,
     /// Most recent tokens always read (and every token of the unfinished box).
     pub recent: usize,
-    /// Sequences of at least this many tokens are searched by the mean keys of 64-token tiles first, and only tiles that promise much are scored: the cost of selection then grows far slower than
-    /// the sequence. A key that is alone in its tile may be missed that way.
+    /// Sequences of at least this many tokens are searched by the mean keys of 64-token tiles first, and only
+    /// tiles that promise much are scored: the cost of selection then grows far slower than the sequence. A
+    /// key that is alone in its tile may be missed that way.
     pub tree_from: usize,
+    /// What a step selected is used again at the next ones while it holds at least this share of the softmax
+    /// mass (mean over the group), as far as a sixteenth of the other tiles, another one every step, tells.
+    /// `None`: every step selects. Not with `max_missed_mass`, and not while pages are in a lower tier.
+    pub reuse: Option<f32>,
+    /// Steps that a selection serves at most, its own included.
+    pub reuse_steps: usize,
+    /// Natural logits by which a page of a lower tier must be worth more than one that is near to be chosen
+    /// in its place, where a budget decides: 0 is no preference, and what is read then does not depend on
+    /// what is near.
+    pub residency: f32,
 }
 
 impl Default for Boxed {
@@ -48,6 +59,9 @@ impl Default for Boxed {
             sinks: 16,
             recent: 64,
             tree_from: 65_536,
+            reuse: None,
+            reuse_steps: 8,
+            residency: 0.0,
         }
     }
 }
@@ -116,12 +130,26 @@ impl Boxed {
         if !(2..=4).contains(&self.planes) {
             return err("planes", "2, 3 or 4", self.planes.to_string());
         }
-        for (setting, share) in [("top_p", self.top_p), ("max_missed_mass", self.max_missed_mass)] {
+        let shares = [
+            ("top_p", self.top_p),
+            ("max_missed_mass", self.max_missed_mass),
+            ("reuse", self.reuse),
+        ];
+        for (setting, share) in shares {
             if let Some(x) = share
                 && !(x > 0.0 && x < 1.0)
             {
                 return err(setting, "above 0 and below 1", x.to_string());
             }
+        }
+        if self.reuse.is_some() && self.max_missed_mass.is_some() {
+            return err("reuse", "none with max_missed_mass", "both".to_owned());
+        }
+        if self.reuse_steps == 0 {
+            return err("reuse_steps", "at least 1", "0".to_owned());
+        }
+        if !(self.residency >= 0.0 && self.residency.is_finite()) {
+            return err("residency", "at least 0", self.residency.to_string());
         }
         let keeps = self.most_kept();
         if let Some(budget) = self.budget

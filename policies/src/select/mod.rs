@@ -424,6 +424,13 @@ mod tests {
             bad(Boxed::with_budget(80)),
             "boxed: budget must be above sinks + recent (at least 63) = 80, found 80"
         );
+        let both = Boxed { reuse: Some(0.9), ..Boxed::with_max_missed_mass(0.1) };
+        assert_eq!(bad(both), "boxed: reuse must be none with max_missed_mass, found both");
+        assert!(
+            bad(Boxed { reuse: Some(1.0), ..Boxed::default() }).contains("reuse must be above 0")
+        );
+        assert!(bad(Boxed { reuse_steps: 0, ..Boxed::default() }).contains("reuse_steps"));
+        assert!(bad(Boxed { residency: f32::NAN, ..Boxed::default() }).contains("residency"));
         for share in [0.0, 1.0, -0.5, f32::NAN, f32::INFINITY] {
             assert!(bad(Boxed::with_max_missed_mass(share)).contains("max_missed_mass"));
         }

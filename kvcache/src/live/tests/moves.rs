@@ -163,3 +163,38 @@ fn what_is_prefetched_and_used_is_counted() {
     drop((s, other));
     nothing_left(&cache, &memory);
 }
+
+/// Among pages that are nearly worth the same, those in memory are chosen; without the preference, or
+/// where they are worth more, those below are.
+#[test]
+fn what_is_near_is_preferred_as_far_as_it_is_told() {
+    let read = |residency: f32, offload: bool| {
+        let select = Boxed { sinks: 4, recent: 16, residency, ..Boxed::with_budget(512) };
+        let (cache, _memory) = tiered(&select.into(), 64 << 20, Faults::default());
+        let mut random = Random(5);
+        let mut s = cache.sequence();
+        let (k, v) = data(&mut random, 2000);
+        append(&mut s, &k, &v).unwrap();
+        let (first, second) = (query(&mut random, 1), query(&mut random, 1));
+        let options = AttendOptions { selected: true, ..AttendOptions::default() };
+        if offload {
+            s.offload().unwrap();
+        }
+        // Brings its pages near.
+        let brought = attend(&s, 0, &first, &options).unwrap().1.selected.unwrap();
+        let before = cache.stats().below_read_bytes;
+        let info = attend(&s, 0, &second, &options).unwrap().1;
+        (brought, info.selected.unwrap(), cache.stats().below_read_bytes - before)
+    };
+    let (_, pure, _) = read(0.0, false);
+    let (_, without, bytes) = read(0.0, true);
+    assert_eq!(without[0].len(), pure[0].len());
+    let (_, slightly, fewer) = read(1e-6, true);
+    assert_eq!(slightly, without, "no two pages are that near to each other");
+    let (brought, strongly, none) = read(50.0, true);
+    assert!(none < bytes && fewer <= bytes, "{none} {fewer} {bytes}");
+    for (brought, strongly) in brought.iter().zip(&strongly) {
+        let again = strongly.iter().filter(|t| brought.binary_search(t).is_ok()).count();
+        assert_eq!(again, strongly.len(), "all of it was near");
+    }
+}
