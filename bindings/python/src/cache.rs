@@ -12,6 +12,7 @@ use crate::dlpack::{Input, Kind, Library, Storage};
 use crate::error::{Failure, from_store, shape_error};
 use crate::info::{PyAttendInfo, session_object, stats_object};
 use crate::number::{Whole, optional};
+use crate::profile::{PyProfile, profile_of};
 use crate::select::{self, SelectArg};
 use crate::sequence::{AttendArgs, PySequence};
 
@@ -42,10 +43,10 @@ impl PyCache {
     #[pyo3(
         signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None,
                      page_tokens=Whole::from(64), host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None,
-                     disk=None, model=None),
+                     disk=None, model=None, profile=None),
         text_signature = "(*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, \
                           page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None, \
-                          disk=None, model=None)"
+                          disk=None, model=None, profile=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
@@ -64,6 +65,7 @@ impl PyCache {
         threads: Option<Whole>,
         disk: Option<(PathBuf, Bound<PyAny>)>,
         model: Option<Identity>,
+        profile: Option<&Bound<PyAny>>,
     ) -> PyResult<PyCache> {
         let head_dim = head_dim.get("head_dim")?;
         let mut geometry = Geometry::new(
@@ -80,6 +82,9 @@ impl PyCache {
         let mut builder = kvist::Cache::builder(geometry)
             .select(select.resolve(py, optional(budget, "budget")?)?)
             .dense_layers(&dense_layers);
+        if let Some(profile) = profile {
+            builder = builder.profile(profile_of(profile)?);
+        }
         if let Some(host) = host {
             builder = builder.host_bytes(select::parse_bytes(host)?);
         }
@@ -243,6 +248,12 @@ impl PyCache {
     #[getter]
     fn select(&self, py: Python) -> PyResult<Py<select::PySelect>> {
         select::object_of(py, self.get()?.select())
+    }
+
+    /// How each KV head of new sequences is read; `None` if all alike.
+    #[getter]
+    fn profile(&self, py: Python) -> PyResult<Option<Py<PyProfile>>> {
+        PyProfile::object(py, self.get()?.profile())
     }
 
     /// Lets go of the memory as soon as its sequences do; no further sequence can be made.

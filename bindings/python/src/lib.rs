@@ -8,6 +8,7 @@ mod info;
 mod kernels;
 mod number;
 mod prefix;
+mod profile;
 mod select;
 mod sequence;
 
@@ -43,6 +44,8 @@ mod _kvist {
     use super::prefix::store::PyPrefixStore;
     #[pymodule_export]
     use super::prefix::ticket::PyTicket;
+    #[pymodule_export]
+    use super::profile::{_calibrate, PyProfile};
     #[pymodule_export]
     use super::run_cli;
     #[pymodule_export]

@@ -11,6 +11,7 @@ use crate::dlpack::{Input, Kind, Library, Storage};
 use crate::error::{Failure, raise, shape_error};
 use crate::info::{PyAttendInfo, stats_object};
 use crate::number::{Whole, optional};
+use crate::profile::{PyProfile, profile_of};
 use crate::select::{self, SelectArg};
 
 /// One token stream: append to its layers, attend over them, fork it.
@@ -199,18 +200,21 @@ impl PySequence {
         Ok(PyTuple::new(py, [out, found])?.into_any())
     }
 
-    /// A sequence that shares all pages; with `select` or `budget` one that reads by another rule.
-    #[pyo3(signature = (*, select=None, budget=None))]
+    /// A sequence that shares all pages; with `select`, `budget` or `profile` one that reads by another rule:
+    /// a `select` alone has no profile, a `budget` alone keeps the one there is.
+    #[pyo3(signature = (*, select=None, budget=None, profile=None))]
     fn fork(
         &self,
         py: Python,
         select: Option<SelectArg>,
         budget: Option<Whole>,
+        profile: Option<&Bound<PyAny>>,
     ) -> PyResult<PySequence> {
         let budget = optional(budget, "budget")?;
-        if select.is_none() && budget.is_none() {
+        if select.is_none() && budget.is_none() && profile.is_none() {
             return self.look(py, |s| Ok(PySequence::new(s.fork())));
         }
+        let keeps = select.is_none();
         let chosen = match select {
             Some(select) => select.resolve(py, budget)?,
             None => {
@@ -218,7 +222,14 @@ impl PySequence {
                 SelectArg::Object(select::object_of(py, &own)?.into_any()).resolve(py, budget)?
             }
         };
-        self.look(py, |s| Ok(PySequence::new(s.fork_with(&chosen)?)))
+        let given = profile.map(profile_of).transpose()?;
+        self.look(py, |s| {
+            let own = s.profile().filter(|_| keeps);
+            Ok(PySequence::new(match given.as_ref().or(own) {
+                Some(profile) => s.fork_profiled(&chosen, profile)?,
+                None => s.fork_with(&chosen)?,
+            }))
+        })
     }
 
     /// Forgets the tokens from `length` on.
@@ -310,6 +321,13 @@ impl PySequence {
     fn select(&self, py: Python) -> PyResult<Py<select::PySelect>> {
         let own = self.look(py, |s| Ok(s.select().clone()))?;
         select::object_of(py, &own)
+    }
+
+    /// How each KV head is read; `None` if all alike.
+    #[getter]
+    fn profile(&self, py: Python) -> PyResult<Option<Py<PyProfile>>> {
+        let own = self.look(py, |s| Ok(s.profile().cloned()))?;
+        PyProfile::object(py, own.as_ref())
     }
 
     /// Gives its pages back; every later use raises `ClosedError`.

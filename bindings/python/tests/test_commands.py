@@ -87,6 +87,27 @@ def test_mistakes_on_the_command_line_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_calibrate_writes_a_profile_of_a_model_or_a_dump(tmp_path):
+    source = ["--model", SMOLLM2, "--tokens", 700, "--queries", 12]
+    how = ["--budget", 128, "--steps", 3]
+    python("-m", "kvist", "dump", "--out", tmp_path / "dump", *source)
+    of_model, of_dump = tmp_path / "new" / "a.json", tmp_path / "b.json"
+    calibrate = ["-m", "kvist", "calibrate", *how]
+    said = python(*calibrate, *source, "--out", of_model)
+    assert "smollm2-135m, boxed with a budget of 128: 3 steps" in said and str(of_model) in said
+    dump = ["--dump", tmp_path / "dump"]
+    report = json.loads(python(*calibrate, *dump, "--json", "--out", of_dump))
+    assert of_model.read_text() == of_dump.read_text() and len(report["heads"]) == 90
+    never = json.loads(python(*calibrate, *dump, "--dense", "never", "--json"))
+    assert never["after"]["tokens"] == 128 and never["after"]["missed"] < never["before"]["missed"]
+    duo = ["--select", "duoattention", "--budget", 400]
+    duo = python(*calibrate, *source, "--out", of_dump, *duo)
+    assert "streaming" in duo and of_dump.read_text().count("streaming") == 45
+    error = python(*calibrate, *source, "--out", of_dump, "--select", "full", status=1)
+    assert "budget must be a number of tokens, found none" in error
+    assert "none" in python(*calibrate, "--dump", tmp_path / "none", status=2)
+
+
 def test_presets_are_listed():
     presets = python("-m", "kvist", "presets")
     assert all(name in presets for name in ("full", "quest", "boxed"))

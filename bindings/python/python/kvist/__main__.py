@@ -13,6 +13,7 @@ commands:
   inspect   what a prefix store's directory holds
   verify    whether it is undamaged
   why       why a block of it would miss
+  calibrate how each KV head of a model is read: a profile, measured on a text or a dump
   dump      a model's real queries, keys and values in one file, for the benchmarks
 """
 
@@ -35,13 +36,17 @@ def main(argv: list[str] | None = None) -> int:
         from ._dump_command import main as dump
 
         return dump(args[1:])
-    if command in RUST:
+    if command == "calibrate" and not any(a.split("=")[0] == "--dump" for a in args):
+        from ._calibrate_command import main as calibrate
+
+        return calibrate(args[1:])
+    if command in (*RUST, "calibrate"):
         from ._kvist import run_cli
 
         return run_cli(["kvist", *args])
     import difflib
 
-    near = difflib.get_close_matches(command, ["demo", "dump", *RUST], n=1)
+    near = difflib.get_close_matches(command, ["calibrate", "demo", "dump", *RUST], n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"error: unknown command {command!r}{hint}\n\n{USAGE}", file=sys.stderr, end="")
     return 2

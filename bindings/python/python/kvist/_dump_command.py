@@ -20,27 +20,10 @@ def main(argv: list[str]) -> int:
         "full-attention layers, for `kvist bench selection-quality --dump FILE`.",
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--model", type=Path, help="a Hugging Face model directory")
-    parser.add_argument("--text", type=Path, help="a text file; by default the demo's text")
-    parser.add_argument("--tokens", type=int, default=6912, help="length (default: %(default)s)")
-    parser.add_argument(
-        "--queries", type=int, default=96, help="queries, the last ones (default: %(default)s)"
-    )
+    add_source(parser)
     args = parser.parse_args(argv)
-    model = args.model or smollm2()
-    if problem := missing(model):
-        print(problem, file=sys.stderr)
-        return 1
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        header = _dump(model, args)
-    except ImportError as e:
-        print(f"error: a dump needs torch and transformers: {e}", file=sys.stderr)
-        return 1
-    except (KvistError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    header = write(args, args.out)
+    if header is None:
         return 1
     print(
         f"{args.out}: {len(header['layers'])} layers, {header['tokens']} tokens, "
@@ -49,7 +32,35 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _dump(model_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which model runs over which text."""
+    parser.add_argument("--model", type=Path, help="a Hugging Face model directory, or smollm2")
+    parser.add_argument("--text", type=Path, help="a text file; by default the demo's text")
+    parser.add_argument("--tokens", type=int, default=6912, help="length (default: %(default)s)")
+    parser.add_argument(
+        "--queries", type=int, default=96, help="queries, the last ones (default: %(default)s)"
+    )
+
+
+def write(args: argparse.Namespace, out: Path) -> dict[str, Any] | None:
+    """Writes a dump of what these flags say and returns its header; says so if it cannot."""
+    model = smollm2() if args.model in (None, Path("smollm2")) else args.model
+    if problem := missing(model):
+        print(problem, file=sys.stderr)
+        return None
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _dump(model, args, out)
+    except ImportError as e:
+        print(f"error: this needs torch and transformers: {e}", file=sys.stderr)
+    except (KvistError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+    return None
+
+
+def _dump(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -62,7 +73,7 @@ def _dump(model_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     ids, source = _tokens(tokenizer, args.text, args.tokens)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    return dump(model, torch.tensor([ids]), args.out, args.queries, source=source)
+    return dump(model, torch.tensor([ids]), out, args.queries, source=source)
 
 
 def _tokens(tokenizer: Any, text: Path | None, tokens: int) -> tuple[list[int], str]:
@@ -82,4 +93,4 @@ def _tokens(tokenizer: Any, text: Path | None, tokens: int) -> tuple[list[int], 
     return ids, source
 
 
-__all__ = ["main"]
+__all__ = ["add_source", "main", "write"]

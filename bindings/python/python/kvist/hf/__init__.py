@@ -8,9 +8,10 @@ print(cache.report())
 
 from ._attention import register
 from ._cache import KvistCache, KvistLayer
+from ._calibrate import calibrate
 from ._dump import dump
 from ._report import LayerReport, Report
 
 register()
 
-__all__ = ["KvistCache", "KvistLayer", "LayerReport", "Report", "dump"]
+__all__ = ["KvistCache", "KvistLayer", "LayerReport", "Report", "calibrate", "dump"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,7 +128,8 @@ class KvistCache(Cache):
         select: str | kvist.Select = "full",
         budget: int | None = None,
         host: str | int = "4GiB",
-        dense_layers: Iterable[int] = (0, 1),
+        dense_layers: Iterable[int] | None = None,
+        profile: kvist.Profile | str | os.PathLike[str] | None = None,
         threads: int | None = None,
         page_tokens: int = 64,
         scorer: Scorer | None = None,
@@ -134,21 +137,25 @@ class KvistCache(Cache):
         """A cache for `model`, whose attention implementation becomes "kvist".
 
         `select`, `budget`: which tokens a decode step reads (see `kvist.selection_presets()`);
-        `dense_layers`: model layers that always read everything; `host`: most bytes of host memory;
-        `threads`: of kvist's kernels, by default as many as torch uses; `scorer`: for selectors that go by
-        a trained indexer's scores ("nsa", "dsa"), called at every decode step with the layer, the
-        queries `[batch, q_heads, dim]` and the tokens there are, returns `[batch, heads, units]`.
+        `dense_layers`: model layers that always read everything, by default 0 and 1, with a profile
+        none; `profile`: how each KV head is read, from `kvist.hf.calibrate`, or its file; `host`: most
+        bytes of host memory; `threads`: of kvist's kernels, by default as many as torch uses; `scorer`:
+        for selectors that go by a trained indexer's scores ("nsa", "dsa"), called at every decode step
+        with the layer, the queries `[batch, q_heads, dim]` and the tokens there are, returns
+        `[batch, heads, units]`.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
         _check_model(model)
         config = model.config.get_text_config(decoder=True)
-        cache = cls.for_config(
+        cache = cls._make(
             config,
+            name_of(model),
             select=select,
             budget=budget,
             host=host,
             dense_layers=dense_layers,
+            profile=profile,
             threads=threads,
             page_tokens=page_tokens,
             scorer=scorer,
@@ -164,12 +171,44 @@ class KvistCache(Cache):
         select: str | kvist.Select = "full",
         budget: int | None = None,
         host: str | int = "4GiB",
-        dense_layers: Iterable[int] = (0, 1),
+        dense_layers: Iterable[int] | None = None,
+        profile: kvist.Profile | str | os.PathLike[str] | None = None,
         threads: int | None = None,
         page_tokens: int = 64,
         scorer: Scorer | None = None,
     ) -> KvistCache:
-        """Like `for_model`, for a model that already uses attention implementation "kvist"."""
+        """Like `for_model`, for a model that already uses attention implementation "kvist".
+
+        A profile is checked against the model's geometry only.
+        """
+        return cls._make(
+            config,
+            None,
+            select=select,
+            budget=budget,
+            host=host,
+            dense_layers=dense_layers,
+            profile=profile,
+            threads=threads,
+            page_tokens=page_tokens,
+            scorer=scorer,
+        )
+
+    @classmethod
+    def _make(
+        cls,
+        config: PreTrainedConfig,
+        name: str | None,
+        *,
+        select: str | kvist.Select,
+        budget: int | None,
+        host: str | int,
+        dense_layers: Iterable[int] | None,
+        profile: kvist.Profile | str | os.PathLike[str] | None,
+        threads: int | None,
+        page_tokens: int,
+        scorer: Scorer | None,
+    ) -> KvistCache:
         types, kwargs = get_layer_types_and_kwargs(config)
         types = _without_useless_windows(types, config)
         slots = {
@@ -180,6 +219,12 @@ class KvistCache(Cache):
                 "layer types: expected at least one full-attention layer, found "
                 f"{', '.join(sorted(set(types)))}; the model's own cache is small already"
             )
+        if dense_layers is None:
+            dense_layers = (0, 1) if profile is None else ()
+        if isinstance(profile, (str, os.PathLike)):
+            profile = kvist.Profile.load(profile)
+        if profile is not None:
+            profile._check(name, len(slots))
         dense = tuple(dense_layers)
         for layer in dense:
             if not 0 <= layer < len(types):
@@ -191,6 +236,8 @@ class KvistCache(Cache):
                 budget=None,
                 host=kvist.parse_bytes(host),
                 dense_slots=tuple(slots[i] for i in dense if i in slots),
+                profile=profile,
+                model=None if profile is None else name,
                 threads=torch.get_num_threads() if threads is None else threads,
                 page_tokens=page_tokens,
                 scorer=scorer,
@@ -289,18 +336,17 @@ class KvistCache(Cache):
         *,
         select: str | kvist.Select | None = None,
         budget: int | None = None,
+        profile: kvist.Profile | None = None,
     ) -> KvistCache:
         """A second cache that continues from here, over the same pages (copied when written).
 
-        With `select` (and `budget`) the fork reads by another rule: prefill once, compare many.
+        With `select` (and `budget`, `profile`) the fork reads by another rule: prefill once, compare
+        many. A `select` alone has no profile, a `budget` alone keeps the one there is.
         """
         self._store.check_open()
-        chosen = None
-        if select is not None or budget is not None:
-            chosen = kvist.selection(
-                self._store.options.select if select is None else select, budget
-            )
-        store = self._store.fork(chosen)
+        if select is not None:
+            select, budget = kvist.selection(select, budget), None
+        store = self._store.fork(select, budget, profile)
         layers = []
         for layer in self.layers:
             if isinstance(layer, KvistLayer):
@@ -349,6 +395,12 @@ def _reset(layer: Any) -> None:
     layer.reset()
 
 
+def name_of(model: PreTrainedModel) -> str:
+    """The model's name; of a local directory its last part."""
+    name = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 def _without_useless_windows(types: list[str], config: PreTrainedConfig) -> list[str]:
     """A window no shorter than the model's longest text never cuts: such layers are global."""
     window = getattr(config, "sliding_window", None)
@@ -391,4 +443,4 @@ def _switch(model: PreTrainedModel, text: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["KvistCache", "KvistLayer"]
+__all__ = ["KvistCache", "KvistLayer", "name_of"]

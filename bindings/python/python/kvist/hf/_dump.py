@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .._errors import OptionError, ShapeError, UnsupportedError
-from ._cache import KvistCache
+from ._cache import KvistCache, name_of
 from ._recorder import Recorder
 
 MAGIC = b"KVISTDUMP 1\n"
@@ -94,7 +94,7 @@ def _write(
     if len(scales) != 1:
         raise UnsupportedError(f"scale: expected one for all layers, found {sorted(scales)}")
     header: dict[str, Any] = {
-        "model": _name(model),
+        "model": name_of(model),
         "source": source,
         "layers": layers,
         "q_heads": arrays["q"].shape[2],
@@ -117,12 +117,6 @@ def _write(
     # A reader never finds half a file.
     part.replace(path)
     return header
-
-
-def _name(model: PreTrainedModel) -> str:
-    """The model's name; of a local directory its last part."""
-    name = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
-    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _place(array: torch.Tensor) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class Options:
     budget: int | None
     host: Any
     dense_slots: tuple[int, ...]
+    profile: kvist.Profile | None
+    model: str | None
+    """The model's name, for the profile."""
     threads: int | None
     page_tokens: int
     scorer: Scorer | None
@@ -169,6 +172,8 @@ class Store:
             dense_layers=o.dense_slots,
             threads=o.threads,
             page_tokens=o.page_tokens,
+            profile=o.profile,
+            model=o.model,
         )
 
     def _decode(self, slot: int, query: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -270,11 +275,11 @@ class Store:
         if self.keep is not None:
             self.keep = self.keep[torch.tensor(index)]
 
-    def fork(self, select: Any) -> Store:
-        """A second store over the same pages, with its own selection if one is given."""
+    def fork(self, select: Any, budget: int | None, profile: kvist.Profile | None) -> Store:
+        """A second store over the same pages; what is given as for `Sequence.fork`."""
         other = Store(self.options)
         other.cache = self.cache
-        other.rows = [row.fork(select=select) for row in self.rows]
+        other.rows = [row.fork(select=select, budget=budget, profile=profile) for row in self.rows]
         other.seen = list(self.seen)
         other.keep = self.keep
         other.counting = self.counting
