@@ -66,6 +66,42 @@ def test_models_decode_with_each(name):
     assert share == 1 if name == "full" else share < 0.7, share
 
 
+def test_rows_of_a_batch_may_read_by_rules_of_their_own():
+    model, ids = tiny_llama(), random_ids(1, 300)
+    rules = [small(name) for name in NAMES if name not in GIVEN]
+    read = KvistCache.for_model(model, dense_layers=(1,))
+    token = model(ids, past_key_values=read).logits[:, -1:].argmax(-1)
+    alone = []
+    for rule in rules:
+        with read.fork(select=rule) as fork:
+            logits = [model(token, past_key_values=fork).logits[0] for _ in range(3)]
+            alone.append((torch.cat(logits), fork.report()))
+    many = read.fork()
+    many.batch_repeat_interleave(len(rules))
+    cache = many.fork(select=rules)
+    assert [row.select for row in cache.sequences] == rules
+    tokens = token.repeat(len(rules), 1)
+    logits = torch.cat([model(tokens, past_key_values=cache).logits for _ in range(3)], 1)
+    for i, (want, report) in enumerate(alone):
+        assert torch.allclose(logits[i], want, atol=1e-4), rules[i]
+        mine = cache.report(i)
+        assert (mine.select, mine.tokens_read) == (report.select, report.tokens_read)
+        # Those that read everything share what they read.
+        shared = report.layers[2].share_read == 1
+        assert mine.layers[2].bytes_read == report.layers[2].bytes_read or shared
+    steps = [layer.steps for layer in cache.report().layers]
+    assert steps == [3 * len(rules)] * 4
+    # A row that moves takes what it read along; a copy begins anew.
+    cache.batch_select_indices(torch.tensor([1, 1, 0]))
+    assert [cache.report(i).layers[0].steps for i in range(3)] == [3, 0, 3]
+    assert cache.report(0).select == repr(rules[1]) == cache.report(1).select
+    assert [layer.steps for layer in cache.report().layers] == steps
+    with pytest.raises(kvist.RangeError, match=r"row: expected 0..3, found 3"):
+        cache.report(3)
+    with pytest.raises(kvist.ShapeError, match="select: expected one for each of 3 rows, found 1"):
+        cache.fork(select=rules[:1])
+
+
 @pytest.mark.parametrize("name", GIVEN)
 def test_models_decode_with_the_scores_they_are_given(name):
     model, ids = tiny_llama(), random_ids(1, 300)

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 
 import kvist
 
-from .._errors import OptionError, UnsupportedError
+from .._errors import OptionError, RangeError, ShapeError, UnsupportedError
 from ._attention import NAME
 from ._masks import KvLength
 from ._report import Report, report_of
@@ -334,19 +334,31 @@ class KvistCache(Cache):
     def fork(
         self,
         *,
-        select: str | kvist.Select | None = None,
+        select: str | kvist.Select | Sequence[str | kvist.Select] | None = None,
         budget: int | None = None,
         profile: kvist.Profile | None = None,
     ) -> KvistCache:
         """A second cache that continues from here, over the same pages (copied when written).
 
         With `select` (and `budget`, `profile`) the fork reads by another rule: prefill once, compare
-        many. A `select` alone has no profile, a `budget` alone keeps the one there is.
+        many. A list gives each row of the batch a rule of its own. A `select` alone has no profile, a
+        `budget` alone keeps the one there is.
+
+        Raises `ShapeError` for a list that is not as long as the batch.
         """
         self._store.check_open()
+        rows = len(self._store.rows)
+        rules: list[str | kvist.Select | None]
+        if select is None or isinstance(select, (str, kvist.Select)):
+            rules = [select] * rows
+        else:
+            rules = list(select)
+        if len(rules) != rows:
+            raise ShapeError(f"select: expected one for each of {rows} rows, found {len(rules)}")
         if select is not None:
-            select, budget = kvist.selection(select, budget), None
-        store = self._store.fork(select, budget, profile)
+            rules = [kvist.selection(rule, budget) for rule in rules]
+            budget = None
+        store = self._store.fork(rules, budget, profile)
         layers = []
         for layer in self.layers:
             if isinstance(layer, KvistLayer):
@@ -367,9 +379,17 @@ class KvistCache(Cache):
         """Model layer -> layer number inside `sequences`, for the layers kvist holds."""
         return dict(self._slots)
 
-    def report(self) -> Report:
-        """Tokens and bytes read by the decode steps so far and bytes resident, per layer."""
-        return report_of(self._store, self._slots, self.layers)
+    def report(self, row: int | None = None) -> Report:
+        """Tokens and bytes read by the decode steps so far and bytes resident, per layer.
+
+        With `row`, what that row of the batch read since it became one; bytes are those of all rows.
+
+        Raises `RangeError` for a row that there is not.
+        """
+        rows = len(self._store.rows)
+        if row is not None and not 0 <= row < rows:
+            raise RangeError(f"row: expected 0..{rows}, found {row}")
+        return report_of(self._store, self._slots, self.layers, row)
 
     def close(self) -> None:
         """Gives all memory back now instead of when the cache is collected; every later use raises

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._store import Store
+    from ._store import LayerCounts, Store
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,20 @@ def human(n: float) -> str:
     return f"{n:.2f} GiB"
 
 
-def report_of(store: Store, slots: dict[int, int], layers: list[Any]) -> Report:
+def report_of(
+    store: Store, slots: dict[int, int], layers: list[Any], row: int | None = None
+) -> Report:
     """See `KvistCache.report`."""
     stats = [row.stats() for row in store.rows]
     pages = sum(s.page_bytes for s in stats)
     summaries = sum(s.summary_bytes for s in stats)
     overhead = sum(s.overhead_bytes for s in stats)
     held = _resident(store, pages, summaries + overhead)
+    counts = store.counts if row is None else store.row_counts[row]
     reports, other = [], 0
     for i, layer in enumerate(layers):
         if i in slots:
-            reports.append(_kvist_layer(store, i, slots[i], held[slots[i]]))
+            reports.append(_kvist_layer(store, i, slots[i], held[slots[i]], counts[slots[i]]))
             continue
         tensors = [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None))]
         size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
@@ -102,7 +105,7 @@ def report_of(store: Store, slots: dict[int, int], layers: list[Any]) -> Report:
     return Report(
         tokens=max(store.seen),
         rows=len(store.rows),
-        select=repr(store.rows[0].select if store.rows else store.options.select),
+        select=repr(store.rows[row or 0].select if store.rows else store.options.select),
         layers=tuple(reports),
         page_bytes=pages,
         summary_bytes=summaries,
@@ -123,8 +126,9 @@ def _resident(store: Store, pages: int, summaries: int) -> list[int]:
     ]
 
 
-def _kvist_layer(store: Store, layer: int, slot: int, resident: int) -> LayerReport:
-    counts = store.counts[slot]
+def _kvist_layer(
+    store: Store, layer: int, slot: int, resident: int, counts: LayerCounts
+) -> LayerReport:
     steps = max(1, counts.steps)
     heads = store.cache.kv_heads if store.cache is not None else 1
     return LayerReport(

@@ -26,7 +26,7 @@ DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 @dataclass
 class LayerCounts:
-    """What the decode steps of one layer read, summed over rows."""
+    """What the decode steps of one layer read, summed over rows or of one row."""
 
     steps: int = 0
     tokens: int = 0
@@ -74,7 +74,9 @@ class Store:
         """Tokens per slot, padding included: what transformers calls the sequence length."""
         self.keep: torch.Tensor | None = None
         """`[batch, seen]` on the CPU, bool: real tokens; `None` while nothing is padded."""
-        self.counts = [LayerCounts() for _ in range(options.slots)]
+        self.counts = self._no_counts()
+        self.row_counts: list[list[LayerCounts]] = []
+        """The same of every row, as far as it was a row of its own."""
         self.counting = True
         self.recorder: Recorder | None = None
         self.last: dict[int, list[kvist.AttendInfo]] = {}
@@ -83,6 +85,9 @@ class Store:
         """Whether the cache has layers that are not kept here."""
         self.broken: str | None = None
         self.closed = False
+
+    def _no_counts(self) -> list[LayerCounts]:
+        return [LayerCounts() for _ in range(self.options.slots)]
 
     def check_open(self) -> None:
         """Raises `ClosedError` after `close`."""
@@ -137,6 +142,7 @@ class Store:
             self.cache = self._build(query, key, value)
         if not self.rows:
             self.rows = [self.cache.sequence() for _ in range(len(key))]
+            self.row_counts = [self._no_counts() for _ in self.rows]
         if len(self.rows) != len(key):
             raise ShapeError(
                 f"batch: expected {len(self.rows)} rows as cached, found {len(key)}; "
@@ -196,8 +202,10 @@ class Store:
                 out, infos = out
             out = out.unsqueeze(1)
         if self.counting:
-            for row, info in zip(self.rows, infos):
-                self.counts[slot].add(info, row.layer_len(slot))
+            for row, info, own in zip(self.rows, infos, self.row_counts):
+                length = row.layer_len(slot)
+                self.counts[slot].add(info, length)
+                own[slot].add(info, length)
         if self.tracing:
             self.last[slot] = infos
         return out
@@ -251,7 +259,7 @@ class Store:
         self.seen = [0] * self.options.slots
         self.keep = None
         self.broken = None
-        self.counts = [LayerCounts() for _ in range(self.options.slots)]
+        self.counts, self.row_counts = self._no_counts(), []
         self.last = {}
 
     # -- batch -------------------------------------------------------------------------------
@@ -264,22 +272,29 @@ class Store:
             raise ShapeError(f"batch index: expected below {count}, found {bad[0]}")
         index = [i % count for i in index]
         used: set[int] = set()
-        rows = []
+        rows, counts = [], []
         for i in index:
             rows.append(self.rows[i].fork() if i in used else self.rows[i])
+            counts.append(self._no_counts() if i in used else self.row_counts[i])
             used.add(i)
         for i, row in enumerate(self.rows):
             if i not in used:
                 row.close()
-        self.rows = rows
+        self.rows, self.row_counts = rows, counts
         if self.keep is not None:
             self.keep = self.keep[torch.tensor(index)]
 
-    def fork(self, select: Any, budget: int | None, profile: kvist.Profile | None) -> Store:
-        """A second store over the same pages; what is given as for `Sequence.fork`."""
+    def fork(
+        self, selects: list[Any], budget: int | None, profile: kvist.Profile | None
+    ) -> Store:
+        """A second store over the same pages; each row with its own selection, `None` for the same."""
         other = Store(self.options)
         other.cache = self.cache
-        other.rows = [row.fork(select=select, budget=budget, profile=profile) for row in self.rows]
+        other.rows = [
+            row.fork(select=select, budget=budget, profile=profile)
+            for row, select in zip(self.rows, selects)
+        ]
+        other.row_counts = [self._no_counts() for _ in self.rows]
         other.seen = list(self.seen)
         other.keep = self.keep
         other.counting = self.counting
