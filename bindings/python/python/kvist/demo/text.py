@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pydoc_data.topics import topics
 from typing import Any
 
+from .._documentation import documentation
 from .._errors import OptionError
 
 # Names and numbers that the documentation does not contain.
@@ -37,9 +37,8 @@ class Task:
 
 def build(tokenizer: Any, tokens: int, held_out: int) -> Task:
     """A text of about `tokens` tokens with every fact in it, evenly spread."""
-    documentation = "\n\n".join(topics[name] for name in sorted(topics))
     # A token is two characters at least: enough text, without encoding all of it.
-    ids = tokenizer(documentation[: 8 * tokens], add_special_tokens=False).input_ids
+    ids = tokenizer(documentation()[: 8 * tokens], add_special_tokens=False).input_ids
     if len(ids) < tokens + held_out:
         raise OptionError(
             f"tokens: expected at most {len(ids) - held_out}, as much text as there is, found {tokens}"
