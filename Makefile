@@ -3,7 +3,7 @@
 # Needs on the machine: cargo and rustc (version in Cargo.toml), a C compiler to link with, and
 # python3 >= 3.10. Everything else is installed into .venv.
 #
-#   ARGS="..."          goes to `kvist demo` or `kvist bench`, or to pytest in `make test-python`
+#   ARGS="..."          goes to `kvist demo`, `kvist eval` or `kvist bench`, or to pytest in `make test-python`
 #   KVIST_VENV=DIR      the Python environment (default: .venv)
 #   KVIST_MODELS_DIR=DIR  the converted models (default: .cache/models)
 #   KVIST_GEMMA=1       also fetch the Gemma 3 weights; you accept their terms with that
@@ -59,6 +59,10 @@ develop: tools setup ## build the Python package (release) into .venv
 .PHONY: demo
 demo: develop models ## long context on a real model: dense against kvist
 	$(PY) -m kvist demo $(ARGS)
+
+.PHONY: eval
+eval: develop models ## answers of a real model: selectors against full attention (goes on if stopped)
+	$(PY) -m kvist eval --out out/eval $(ARGS)
 
 .PHONY: bench
 bench: tools setup ## measure kernels and selectors against peers (ARGS="--help")

@@ -1,4 +1,4 @@
-"""`python -m kvist`: the demo, benchmarks, lists, dumps of a model, looks at a store."""
+"""`python -m kvist`: the demo, quality and benchmarks, lists, dumps of a model, looks at a store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ USAGE = """usage: python -m kvist COMMAND [ARGS]
 
 commands:
   demo      a real model on a long text: its own cache against kvist (needs torch, transformers)
+  eval      how well a real model answers when it reads only what a selector picks
   bench     measure kvist beside the machine's limit and its peers (`bench --list`)
   presets   the selectors that `select=` takes
   inspect   what a prefix store's directory holds
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         from .demo import main as demo
 
         return demo(args[1:])
+    if command == "eval":
+        from .eval import main as evaluate
+
+        return evaluate(args[1:])
     if command == "dump":
         from ._dump_command import main as dump
 
@@ -46,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_cli(["kvist", *args])
     import difflib
 
-    near = difflib.get_close_matches(command, ["calibrate", "demo", "dump", *RUST], n=1)
+    near = difflib.get_close_matches(command, ["calibrate", "demo", "dump", "eval", *RUST], n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"error: unknown command {command!r}{hint}\n\n{USAGE}", file=sys.stderr, end="")
     return 2
