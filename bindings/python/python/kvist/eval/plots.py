@@ -246,6 +246,8 @@ def _legend(figure: Any, look: Look, reference: bool, full: bool = False) -> Non
         handles.append(
             plt.Line2D([], [], color="#7f7f7f", ls=":", lw=1.4, label="without the text")
         )
-    # A name with its line is about 1.5 inches wide.
-    columns = min(len(handles), max(1, int(figure.get_figwidth() / 1.5)))
+    # In inches: a name with its line, and a row of them.
+    widest = 0.5 + 0.055 * max(len(handle.get_label()) for handle in handles)
+    columns = min(len(handles), max(1, int(figure.get_figwidth() / widest)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * (len(handles) // columns))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
