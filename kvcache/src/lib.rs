@@ -56,6 +56,7 @@ mod memory;
 
 mod miss;
 mod pages;
+pub mod prefill;
 mod prefix;
 mod seal;
 mod selector;

@@ -17,6 +17,7 @@ pub mod prefetch;
 pub mod prefill;
 mod profile;
 mod select;
+mod settings;
 pub mod share;
 
 pub use error::Error;
@@ -26,5 +27,6 @@ pub use select::{
     ArkVale, Boxed, ClusterKv, Clustering, Digest, Dsa, DuoAttention, Fold, HShare, InfLlm,
     InfiniGen, MagicDec, Method, Nsa, PRESETS, Parts, PqCache, Preset, Quest, Refine, RetroInfer,
     Reuse, Row, Rule, Scope, Select, ShadowKv, SnapKv, Streaming, Style, TidalDecode, TokenSelect,
-    Twilight, nearest, selection_presets,
+    Twilight, selection_presets,
 };
+pub use settings::nearest;

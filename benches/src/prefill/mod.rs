@@ -83,7 +83,7 @@ fn rows(
         let sample = repeat_slow(options.repeats(), || {
             let mut lists = None;
             build = time(|| lists = Some(pattern.build(prompt, exec)));
-            let lists = lists.transpose()?;
+            let lists = lists.transpose()?.flatten();
             density = lists.as_ref().map_or(0.0, |l| l.lists.density(&l.grid));
             prompt.attend(lists.as_ref(), exec, &mut out)
         })?;

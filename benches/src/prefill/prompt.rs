@@ -1,10 +1,10 @@
 //! One layer's prompt: queries, keys and values in bf16.
 
 use half::bf16;
-use kvist_kernels::attend::{self, BlockLists, Columns, Listed, Out, Params, Queries};
+use kvist::prefill::Lists;
+use kvist_kernels::attend::{self, Listed, Out, Params, Queries};
 use kvist_kernels::{Executor, KvLayout, KvPool, PageLists, Tensor3, Tensor3Mut};
 
-use super::patterns::Lists;
 use crate::data::PAGE_TOKENS;
 use crate::quality::dump::Dump;
 use crate::{Error, Rng, Shape};
@@ -138,19 +138,5 @@ impl Prompt {
             }
             Ok(())
         })
-    }
-}
-
-impl Lists {
-    fn view(&self) -> BlockLists<'_> {
-        let columns = self.lists.columns.as_ref();
-        BlockLists {
-            query_block: self.query_block,
-            key_block: self.key_block,
-            indptr: &self.lists.indptr,
-            blocks: &self.lists.blocks,
-            per_query_head: self.per_query_head,
-            columns: columns.map(|c| Columns { indptr: &c.indptr, tokens: &c.tokens }),
-        }
     }
 }

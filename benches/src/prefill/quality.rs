@@ -76,7 +76,7 @@ impl Tally {
     ) -> Result<(), Error> {
         let mut lists = None;
         let build = time(|| lists = Some(pattern.build(prompt, exec)));
-        let lists = lists.transpose()?;
+        let lists = lists.transpose()?.flatten();
         let mut done = Ok(());
         let attend = time(|| done = prompt.attend(lists.as_ref(), exec, got));
         done?;

@@ -8,7 +8,7 @@ use crate::{Error, Sequence};
 
 /// Page lists of some sequences, all KV heads.
 #[derive(Default)]
-struct Lists {
+pub(super) struct Lists {
     indptr: Vec<u32>,
     frames: Vec<u32>,
     lens: Vec<u32>,
@@ -17,7 +17,7 @@ struct Lists {
 
 impl Lists {
     /// Pages `skip..` of sequence `i` of the run, up to `len` tokens in all.
-    fn push(&mut self, call: &Call, run: &Run, i: usize, skip: usize, len: usize) {
+    pub(super) fn push(&mut self, call: &Call, run: &Run, i: usize, skip: usize, len: usize) {
         let g = call.cache.geometry();
         let page = g.page_tokens;
         if self.indptr.is_empty() {
@@ -31,7 +31,7 @@ impl Lists {
         }
     }
 
-    fn view(&self) -> PageLists<'_> {
+    pub(super) fn view(&self) -> PageLists<'_> {
         PageLists {
             indptr: &self.indptr,
             frames: &self.frames,

@@ -2,6 +2,7 @@
 
 mod again;
 mod begin;
+mod blockwise;
 mod boxed;
 mod certify;
 mod clusters;
@@ -30,6 +31,7 @@ use kvist_kernels::{Tensor3, Tensor3Mut};
 pub(crate) use derive::check as check_digest;
 
 use crate::live::Whole;
+use crate::prefill::Prefill;
 use crate::{Cache, Error, Sequence};
 
 /// How to attend; the default is plain softmax attention with scale 1/sqrt(dim_k).
@@ -49,6 +51,9 @@ pub struct AttendOptions<'a> {
     pub bound: bool,
     /// Scores of a trained indexer, for the selectors that go by them.
     pub scores: Option<Scores<'a>>,
+    /// How several queries at once read the keys: `None` is densely. Fewer than [`BLOCK`](crate::prefill::BLOCK) queries,
+    /// windows, learned sinks, and sequences with pages in a lower tier, are read densely all the same.
+    pub prefill: Option<&'a Prefill>,
 }
 
 /// Scores that come with the queries: the higher, the sooner a unit is read.
@@ -206,7 +211,10 @@ impl Cache {
                     self.with_frames(|| paged::attend(&call, &run, tier, sparse, &q, &mut out))?
                 }
                 (_, _, true) => sparse::attend(&call, &run, &q, &mut out)?,
-                (_, _, false) => dense::attend(&call, &run, &q, &mut out)?,
+                (_, _, false) => match call.blockwise(&run) {
+                    true => blockwise::attend(&call, &run, &q, &mut out)?,
+                    false => dense::attend(&call, &run, &q, &mut out)?,
+                },
             });
             call.observe(&run, &q);
         }

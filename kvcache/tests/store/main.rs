@@ -11,6 +11,7 @@ mod invariants;
 mod keys;
 mod memory;
 mod model;
+mod prefill;
 mod presets;
 mod profile;
 mod reuse;

@@ -1,11 +1,14 @@
 //! Patterns that are the same for every head, and the one by pooled scores.
 
+use serde::{Deserialize, Serialize};
+
 use super::{BlockLists, Grid, rank};
 use crate::Error;
 
 /// MInference's A-shape: the first keys and the nearest ones (as StreamingLLM, arXiv 2309.17453), in
 /// whole blocks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct AShape {
     /// First keys (code: 128).
     pub sinks: usize,
@@ -17,7 +20,8 @@ pub struct AShape {
 ///
 /// Differences from the published code: the query block's own blocks are always read, and scores are
 /// those of pooled queries and keys of any block size (code: 64).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct BlockSparse {
     /// Key blocks per query block, its own included (code: 100 of 64 keys).
     pub blocks: usize,
@@ -36,14 +40,23 @@ impl Default for BlockSparse {
 }
 
 impl AShape {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first that is out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        match self.local {
+            0 => Err(Error::setting("a_shape", "local", "at least 1", 0)),
+            _ => Ok(()),
+        }
+    }
+
     /// Lists for a causal prompt.
     ///
     /// # Errors
     /// [`Error::Setting`] if `local` is 0 or the grid is not causal.
     pub fn lists(&self, grid: &Grid, heads: usize) -> Result<BlockLists, Error> {
-        if self.local == 0 {
-            return Err(Error::setting("a_shape", "local", "at least 1", 0));
-        }
+        self.validate()?;
         if !grid.causal {
             return Err(Error::setting("a_shape", "grid", "causal", "bidirectional"));
         }
@@ -59,15 +72,24 @@ impl AShape {
 }
 
 impl BlockSparse {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first that is out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        match self.blocks {
+            0 => Err(Error::setting("block_sparse", "blocks", "at least 1", 0)),
+            _ => Ok(()),
+        }
+    }
+
     /// Lists from scores `[heads, query blocks, key blocks]` of mean queries and mean keys
     /// (`score::prefill::means` and `blocks` of `kvist-kernels`).
     ///
     /// # Errors
     /// [`Error::Setting`] if `blocks` is 0 or there are not as many scores as that.
     pub fn lists(&self, grid: &Grid, heads: usize, scores: &[f32]) -> Result<BlockLists, Error> {
-        if self.blocks == 0 {
-            return Err(Error::setting("block_sparse", "blocks", "at least 1", 0));
-        }
+        self.validate()?;
         let width = grid.key_blocks();
         grid.expect("block_sparse", "scores", scores.len(), heads, width)?;
         let mut lists = BlockLists::new();

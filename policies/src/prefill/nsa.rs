@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::{BlockLists, Grid, rank};
 use crate::Error;
 
@@ -10,7 +12,8 @@ use crate::Error;
 ///
 /// The compressed keys are means of `window` keys every `stride` (published kernels use means where the
 /// paper trains a small network).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Nsa {
     /// Keys of a block that is read (l').
     pub block: usize,

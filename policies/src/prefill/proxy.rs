@@ -1,5 +1,7 @@
 //! Proxy heads.
 
+use serde::{Deserialize, Serialize};
+
 use super::{BlockLists, Grid, rank};
 use crate::Error;
 
@@ -9,7 +11,8 @@ use crate::Error;
 /// A head's need is the fewest blocks that hold `mass` of its attention at the last query block, as a
 /// share of the blocks seen there; earlier query blocks read the same share. Differences from the
 /// paper: the first key block is always read; the default of `mass` is ours.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Proxy {
     /// Share of the attention that a head's budget must cover, above 0 and at most 1.
     pub mass: f32,

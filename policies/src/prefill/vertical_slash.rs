@@ -1,5 +1,7 @@
 //! Vertical lines and slashes.
 
+use serde::{Deserialize, Serialize};
+
 use super::{BlockLists, Columns, Grid, rank};
 use crate::Error;
 
@@ -9,7 +11,8 @@ use crate::Error;
 /// Distances become the key blocks that a query block finds at them; keys are read one by one.
 /// Difference from the published code: key blocks lie at multiples of their size, there they begin
 /// anywhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct VerticalSlash {
     /// Keys per head, sinks included (most heads of Llama 3: 1000).
     pub vertical: usize,

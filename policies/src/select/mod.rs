@@ -25,6 +25,7 @@ pub use parts::{Clustering, Digest, Fold, Parts, Refine, Reuse, Row, Rule, Scope
 pub use tokens::{Streaming, TidalDecode, TokenSelect, Twilight};
 pub use units::{ArkVale, Quest};
 
+use crate::settings::{self, list, nearest};
 use crate::{Error, Keep};
 
 /// The settings of a system of the literature.
@@ -221,29 +222,11 @@ impl Select {
             // A certificate reads every plane, and a finer one proves more.
             all.extend(Select::Boxed(Boxed { planes: 4, ..Boxed::default() }).settings());
         }
-        for (key, value) in settings {
-            let Some(old) = all.get_mut(&key) else {
-                let known: Vec<&str> = all.keys().map(String::as_str).collect();
-                return Err(Error::UnknownSetting {
-                    selector: preset.name(),
-                    suggestion: nearest(&key, known.iter().copied()).map(str::to_owned),
-                    known: list(known.into_iter()),
-                    setting: key,
-                });
-            };
-            let found = value.to_string();
-            *old = value;
+        settings::change(preset.name(), &mut all, settings, |all| {
             let mut object = all.clone();
             object.insert("name".to_owned(), preset.name().into());
-            if let Err(problem) = serde_json::from_value::<Select>(object.into()) {
-                return Err(Error::SettingType {
-                    selector: preset.name(),
-                    setting: key,
-                    problem: problem.to_string(),
-                    found,
-                });
-            }
-        }
+            serde_json::from_value::<Select>(object.into()).map(drop)
+        })?;
         all.insert("name".to_owned(), preset.name().into());
         let select: Select = serde_json::from_value(all.into()).unwrap_or(preset);
         select.validate()?;
@@ -342,18 +325,6 @@ pub struct Preset {
 #[must_use]
 pub fn selection_presets() -> &'static [Preset] {
     PRESETS
-}
-
-fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
-}
-
-/// The known name nearest to `name`, if one is near enough to be a likely typing error.
-#[must_use]
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let name = name.to_lowercase();
-    let best = known.map(|k| (strsim::damerau_levenshtein(&name, k), k)).min()?;
-    (best.0 <= 1 + best.1.len() / 3).then_some(best.1)
 }
 
 #[cfg(test)]
