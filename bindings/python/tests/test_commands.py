@@ -104,7 +104,9 @@ def test_calibrate_writes_a_profile_of_a_model_or_a_dump(tmp_path):
     duo = python(*calibrate, *source, "--out", of_dump, *duo)
     assert "streaming" in duo and of_dump.read_text().count("streaming") == 45
     error = python(*calibrate, *source, "--out", of_dump, "--select", "full", status=1)
-    assert "budget must be a number of tokens, found none" in error
+    assert "budget: expected none with select 'full'" in error
+    error = python(*calibrate, *source, "--out", of_dump, "--dense", 2, status=2)
+    assert "expected 0 to 1 or never, found 2" in error
     assert "none" in python(*calibrate, "--dump", tmp_path / "none", status=2)
 
 

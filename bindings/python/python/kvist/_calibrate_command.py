@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ._dump_command import add_source, write
 from ._errors import KvistError
-from ._kvist import _calibrate
+from ._kvist import _calibrate, selection
 
 
 def main(argv: list[str]) -> int:
@@ -50,13 +50,19 @@ def main(argv: list[str]) -> int:
         "--sparsity", type=float, help="DuoAttention instead: this share of the heads streams"
     )
     args = parser.parse_args(argv)
+    try:
+        # Before the model runs.
+        select = selection(args.select, args.budget)
+    except KvistError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibrate.kvdump"
         if write(args, path) is None:
             return 1
         rules = (args.steps, args.streaming, args.dense, args.sparsity)
         try:
-            profile, report = _calibrate(path, args.select, args.budget, *rules, None)
+            profile, report = _calibrate(path, select, args.budget, *rules, None)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             profile.save(args.out)
         except (KvistError, OSError) as e:
@@ -67,7 +73,10 @@ def main(argv: list[str]) -> int:
 
 
 def _share(text: str) -> float | None:
-    return None if text == "never" else float(text)
+    share = None if text == "never" else float(text)
+    if share is not None and not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to 1 or never, found {text}")
+    return share
 
 
 __all__ = ["main"]

@@ -41,7 +41,8 @@ def calibrate(
     `report` of the profile says what is expected of it: missed mass of each class and head, before and after,
     at the same number of tokens in all. Raises `OptionError` for bad options or too short a text.
     """
-    ids = _ids(text, tokenizer)
+    # Before the model runs.
+    select, ids = kvist.selection(select, budget), _ids(text, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibrate.kvdump"
         dump(model, ids, path, min(queries, ids.shape[1]))
