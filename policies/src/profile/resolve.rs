@@ -73,7 +73,8 @@ impl Profile {
         let streams = self.heads.iter().flatten().any(|c| c.stream_tokens().is_some());
         match select.method() {
             Method::Parts(parts)
-                if parts.scope == Scope::Layer || matches!(parts.reuse, Reuse::Layers(_)) =>
+                if parts.scope == Scope::Layer
+                    || matches!(parts.reuse, Reuse::Layers(_) | Reuse::Shared { .. }) =>
             {
                 err("none: it picks for several heads or layers at once", "one")
             }

@@ -104,7 +104,7 @@ fn what_cannot_be_done_is_said() {
         "boxed: budget must be at least 91 with this profile, for 1 streaming and 1 other heads, found 90"
     );
     assert_eq!(tokens(&p.selects(&boxed(91), &[]).unwrap()), [100, 82]);
-    for name in ["tidaldecode", "tokenselect", "arkvale"] {
+    for name in ["tidaldecode", "tokenselect", "arkvale", "hshare", "dsa"] {
         assert!(text(&Select::parse(name).unwrap()).contains("several heads or layers"), "{name}");
     }
     assert!(text(&Boxed::with_max_missed_mass(0.1).into()).contains("cannot be proven"));
