@@ -93,6 +93,25 @@ fn every_head_reads_what_its_class_says() {
 }
 
 #[test]
+fn other_selectors_pick_for_their_heads_alone() {
+    let mut random = Random(10);
+    let (k, q) = (random.rows(3000 * ROW, 2.0), query(&mut random));
+    for name in ["twilight", "clusterkv", "retroinfer", "pqcache", "shadowkv", "infinigen"] {
+        let select = Select::parse(name).unwrap();
+        let fixed = select.budget().is_some();
+        let select = if fixed { select.with_budget(1000) } else { select };
+        let s = filled(&profiled(select, &mixed()), &k);
+        let [first, second] = [0, 1].map(|layer| ask(&s, layer, &q).1.selected.unwrap());
+        let stream: Vec<u32> = (0..8).chain(2944..3000).collect();
+        assert_eq!(first[0], stream, "{name}");
+        assert_eq!(second[0], (0..3000).collect::<Vec<u32>>(), "{name}");
+        for chosen in [&first[1], &second[1]] {
+            assert!((1..3000).contains(&chosen.len()), "{name} reads {}", chosen.len());
+        }
+    }
+}
+
+#[test]
 fn outputs_and_infos_are_those_of_the_tokens_read() {
     let mut random = Random(2);
     let (k, q) = (random.rows(500 * ROW, 2.0), query(&mut random));
