@@ -131,9 +131,9 @@ impl PyCache {
 
     /// Attention of several sequences in one call; pages they share are read once.
     #[pyo3(signature = (layer, q, sequences, *, queries=None, info=false, scale=None, soft_cap=0.0,
-                        window=Whole::from(0), sinks=None, selected=None, bound=None, scores=None),
+                        window=Whole::from(0), sinks=None, selected=None, bound=None, scores=None, prefill=None),
            text_signature = "($self, layer, q, sequences, *, queries=None, info=False, scale=None, \
-                             soft_cap=0.0, window=0, sinks=None, selected=None, bound=None, scores=None)")]
+                             soft_cap=0.0, window=0, sinks=None, selected=None, bound=None, scores=None, prefill=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn attend_batch<'py>(
         &self,
@@ -150,9 +150,12 @@ impl PyCache {
         selected: Option<bool>,
         bound: Option<bool>,
         scores: Option<&Bound<'py, PyAny>>,
+        prefill: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (cache, layer) = (self.get()?, layer.layer()?);
-        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound, scores)?;
+        let args = AttendArgs::new(
+            info, scale, soft_cap, window, sinks, selected, bound, scores, prefill,
+        )?;
         let input = Input::new(q, "q")?;
         let rows = input.rows3("[sum of queries, q_heads, head_dim]")?;
         let queries = match queries {

@@ -6,7 +6,9 @@ mod dlpack;
 mod error;
 mod info;
 mod kernels;
+mod named;
 mod number;
+mod prefill;
 mod prefix;
 mod profile;
 mod select;
@@ -34,6 +36,8 @@ mod _kvist {
     use super::kernels::score::Summary;
     #[pymodule_export]
     use super::kernels::select::{top_k, top_p};
+    #[pymodule_export]
+    use super::prefill::{PyPrefill, prefill_presets};
     #[pymodule_export]
     use super::prefix::inspect::{inspect_json, verify_json, why_json};
     #[pymodule_export]

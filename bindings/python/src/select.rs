@@ -3,12 +3,12 @@
 use kvist::format::BlockDType;
 use kvist::policies::{self, Select};
 use kvist_kernels::DType;
-use pyo3::exceptions::{PyAttributeError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use serde_json::{Map, Value};
 
 use crate::error::{from_policy, option_error, raise};
+use crate::named;
 use crate::number::{Whole, optional};
 
 /// A selector: a preset by name, with its settings.
@@ -21,11 +21,7 @@ impl PySelect {
     #[new]
     #[pyo3(signature = (name, /, **settings), text_signature = "(name, /, **settings)")]
     fn new(name: &str, settings: Option<&Bound<PyDict>>) -> PyResult<PySelect> {
-        let mut changed = Map::new();
-        for (key, value) in settings.into_iter().flatten() {
-            let key: String = key.extract()?;
-            changed.insert(key.clone(), json_of(&key, &value)?);
-        }
+        let changed = named::changed(settings)?;
         Select::configured(name, changed).map(PySelect).map_err(|e| from_policy(&e))
     }
 
@@ -37,45 +33,26 @@ impl PySelect {
 
     /// All settings by name.
     #[getter]
-    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let text = Value::Object(self.0.settings()).to_string();
-        py.import("json")?.call_method1("loads", (text,))
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        named::dict(py, self.0.settings())
     }
 
     /// A setting.
     fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        let found = self.settings(py)?.cast_into::<PyDict>()?.get_item(name)?;
-        found.ok_or_else(|| {
-            PyAttributeError::new_err(format!("select {:?} has no setting {name:?}", self.0.name()))
-        })
+        named::attribute(&self.settings(py)?, "select", self.0.name(), name)
     }
 
     fn __repr__(&self, py: Python) -> PyResult<String> {
-        let mut text = format!("Select({:?}", self.0.name());
-        for (key, value) in self.settings(py)?.cast_into::<PyDict>()? {
-            text += &format!(", {key}={}", value.repr()?);
-        }
-        Ok(text + ")")
+        named::repr(&self.settings(py)?, "Select", self.0.name())
     }
 
     /// For copies and pickles.
     fn __getnewargs_ex__<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<((&'static str,), Bound<'py, PyAny>)> {
+    ) -> PyResult<((&'static str,), Bound<'py, PyDict>)> {
         Ok(((self.0.name(),), self.settings(py)?))
     }
-}
-
-/// A setting's value as JSON: whole numbers of any type, floats, text, `None` and lists of these.
-fn json_of(key: &str, value: &Bound<PyAny>) -> PyResult<Value> {
-    let py = value.py();
-    let options = PyDict::new(py);
-    options.set_item("default", py.import("operator")?.getattr("index")?)?;
-    options.set_item("allow_nan", false)?;
-    let text = py.import("json")?.call_method("dumps", (value,), Some(&options));
-    let parsed = text.ok().and_then(|t| serde_json::from_str(&t.extract::<String>().ok()?).ok());
-    parsed.ok_or_else(|| option_error(key, "a finite number, text, None or a list", value))
 }
 
 fn checked(select: Select) -> PyResult<Select> {
@@ -125,14 +102,7 @@ pub(crate) fn selection(
 /// Name, one line and source of every selector.
 #[pyfunction]
 pub(crate) fn selection_presets(py: Python) -> PyResult<Vec<Bound<PyDict>>> {
-    let preset = |p: &policies::Preset| {
-        let dict = PyDict::new(py);
-        dict.set_item("name", p.name)?;
-        dict.set_item("about", p.about)?;
-        dict.set_item("source", p.source)?;
-        Ok(dict)
-    };
-    policies::selection_presets().iter().map(preset).collect()
+    named::listed(py, policies::selection_presets())
 }
 
 /// A `select` argument: a name by default, else any object.

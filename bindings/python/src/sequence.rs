@@ -2,6 +2,7 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use kvist::prefill::Prefill;
 use kvist::{AttendOptions, Scores};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -11,6 +12,7 @@ use crate::dlpack::{Input, Kind, Library, Storage};
 use crate::error::{Failure, raise, shape_error};
 use crate::info::{PyAttendInfo, stats_object};
 use crate::number::{Whole, optional};
+use crate::prefill::prefill_of;
 use crate::profile::{PyProfile, profile_of};
 use crate::select::{self, SelectArg};
 
@@ -30,6 +32,7 @@ pub(crate) struct AttendArgs {
     bound: bool,
     /// `[queries, heads, units]`, and its shape.
     scores: Option<(Vec<f32>, [usize; 3])>,
+    prefill: Option<Prefill>,
 }
 
 impl AttendArgs {
@@ -44,6 +47,7 @@ impl AttendArgs {
         selected: Option<bool>,
         bound: Option<bool>,
         scores: Option<&Bound<PyAny>>,
+        prefill: Option<&Bound<PyAny>>,
     ) -> PyResult<AttendArgs> {
         let sinks = sinks.map(|s| Input::new(s, "sinks")).transpose()?;
         if let Some(sinks) = &sinks
@@ -60,7 +64,8 @@ impl AttendArgs {
         let scores = scores.transpose()?;
         let window = window.get("window")?;
         let (selected, bound) = (selected.unwrap_or(info), bound.unwrap_or(info));
-        Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound, scores })
+        let prefill = prefill.map(prefill_of).transpose()?;
+        Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound, scores, prefill })
     }
 
     pub(crate) fn options(&self) -> AttendOptions<'_> {
@@ -76,6 +81,7 @@ impl AttendArgs {
                 heads: *heads,
                 units: *units,
             }),
+            prefill: self.prefill.as_ref(),
         }
     }
 }
@@ -162,9 +168,9 @@ impl PySequence {
     /// Attention with the last positions of a layer: `q` `[q_heads, head_dim]` or `[queries, q_heads,
     /// head_dim]`; the result has the same form, dtype and library. With `info` also what was read.
     #[pyo3(signature = (layer, q, *, info=false, scale=None, soft_cap=0.0, window=Whole::from(0),
-                        sinks=None, selected=None, bound=None, scores=None),
+                        sinks=None, selected=None, bound=None, scores=None, prefill=None),
            text_signature = "($self, layer, q, *, info=False, scale=None, soft_cap=0.0, window=0, \
-                             sinks=None, selected=None, bound=None, scores=None)")]
+                             sinks=None, selected=None, bound=None, scores=None, prefill=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn attend<'py>(
         &self,
@@ -179,9 +185,12 @@ impl PySequence {
         selected: Option<bool>,
         bound: Option<bool>,
         scores: Option<&Bound<'py, PyAny>>,
+        prefill: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let layer = layer.layer()?;
-        let args = AttendArgs::new(info, scale, soft_cap, window, sinks, selected, bound, scores)?;
+        let args = AttendArgs::new(
+            info, scale, soft_cap, window, sinks, selected, bound, scores, prefill,
+        )?;
         let input = Input::new(q, "q")?;
         let rows = input.rows()?;
         let flat = input.shape().len() == 2;

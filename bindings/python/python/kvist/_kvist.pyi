@@ -15,6 +15,7 @@ __all__ = [
     "Buffer",
     "Cache",
     "Lease",
+    "Prefill",
     "Prefix",
     "PrefixStore",
     "Profile",
@@ -24,11 +25,13 @@ __all__ = [
     "Summary",
     "Ticket",
     "__version__",
+    "_calibrate",
     "attend_pages",
     "attend_slots",
     "inspect_json",
     "merge",
     "parse_bytes",
+    "prefill_presets",
     "run_cli",
     "selection",
     "selection_presets",
@@ -54,6 +57,29 @@ class Select:
     """
 
     def __new__(cls, name: str, /, **settings: object) -> Select: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]: ...
+    def __eq__(self, value: object, /) -> bool: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __lt__(self, value: object, /) -> bool: ...
+    def __le__(self, value: object, /) -> bool: ...
+    def __gt__(self, value: object, /) -> bool: ...
+    def __ge__(self, value: object, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class Prefill:
+    """How the queries of a prompt read the keys: a pattern by name (see `prefill_presets`), with its
+    settings as keywords. "dense" reads all.
+
+    Raises `UnknownNameError` for unknown names, `OptionError` for unknown or impossible settings.
+    """
+
+    def __new__(cls, name: str, /, **settings: object) -> Prefill: ...
     @property
     def name(self) -> str: ...
     @property
@@ -173,6 +199,7 @@ class Cache:
         selected: bool | None = None,
         bound: bool | None = None,
         scores: Any = None,
+        prefill: str | Prefill | None = None,
     ) -> Any: ...
     @overload
     def attend_batch(
@@ -190,6 +217,7 @@ class Cache:
         selected: bool | None = None,
         bound: bool | None = None,
         scores: Any = None,
+        prefill: str | Prefill | None = None,
     ) -> tuple[Any, list[AttendInfo]]: ...
     def stats(self) -> Stats: ...
     def close(self) -> None: ...
@@ -236,6 +264,7 @@ class Sequence:
         selected: bool | None = None,
         bound: bool | None = None,
         scores: Any = None,
+        prefill: str | Prefill | None = None,
     ) -> Any: ...
     @overload
     def attend(
@@ -251,6 +280,7 @@ class Sequence:
         selected: bool | None = None,
         bound: bool | None = None,
         scores: Any = None,
+        prefill: str | Prefill | None = None,
     ) -> tuple[Any, AttendInfo]: ...
     def fork(
         self,
@@ -451,6 +481,7 @@ def _calibrate(
     sparsity: float | None,
     model: str | None,
 ) -> tuple[Profile, str]: ...
+def prefill_presets() -> list[dict[str, str]]: ...
 def selection_presets() -> list[dict[str, str]]: ...
 def parse_bytes(size: str | int) -> int: ...
 def run_cli(args: list[str]) -> int: ...

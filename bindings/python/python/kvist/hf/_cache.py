@@ -133,6 +133,7 @@ class KvistCache(Cache):
         threads: int | None = None,
         page_tokens: int = 64,
         scorer: Scorer | None = None,
+        prefill: str | kvist.Prefill = "dense",
     ) -> KvistCache:
         """A cache for `model`, whose attention implementation becomes "kvist".
 
@@ -142,7 +143,8 @@ class KvistCache(Cache):
         bytes of host memory; `threads`: of kvist's kernels, by default as many as torch uses; `scorer`:
         for selectors that go by a trained indexer's scores ("nsa", "dsa"), called at every decode step
         with the layer, the queries `[batch, q_heads, dim]` and the tokens there are, returns
-        `[batch, heads, units]`.
+        `[batch, heads, units]`; `prefill`: how prompts read their keys, by the name of a pattern (see
+        `kvist.prefill_presets()`) or an object, dense layers densely.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
@@ -159,6 +161,7 @@ class KvistCache(Cache):
             threads=threads,
             page_tokens=page_tokens,
             scorer=scorer,
+            prefill=prefill,
         )
         _switch(model, config)
         return cache
@@ -176,6 +179,7 @@ class KvistCache(Cache):
         threads: int | None = None,
         page_tokens: int = 64,
         scorer: Scorer | None = None,
+        prefill: str | kvist.Prefill = "dense",
     ) -> KvistCache:
         """Like `for_model`, for a model that already uses attention implementation "kvist".
 
@@ -192,6 +196,7 @@ class KvistCache(Cache):
             threads=threads,
             page_tokens=page_tokens,
             scorer=scorer,
+            prefill=prefill,
         )
 
     @classmethod
@@ -208,6 +213,7 @@ class KvistCache(Cache):
         threads: int | None,
         page_tokens: int,
         scorer: Scorer | None,
+        prefill: str | kvist.Prefill,
     ) -> KvistCache:
         types, kwargs = get_layer_types_and_kwargs(config)
         types = _without_useless_windows(types, config)
@@ -241,6 +247,7 @@ class KvistCache(Cache):
                 threads=torch.get_num_threads() if threads is None else threads,
                 page_tokens=page_tokens,
                 scorer=scorer,
+                prefill=kvist.Prefill(prefill) if isinstance(prefill, str) else prefill,
                 layers=tuple(slots),
             )
         )
@@ -348,16 +355,15 @@ class KvistCache(Cache):
         """
         self._store.check_open()
         rows = len(self._store.rows)
-        rules: list[str | kvist.Select | None]
-        if select is None or isinstance(select, (str, kvist.Select)):
-            rules = [select] * rows
-        else:
-            rules = list(select)
+        rules: list[kvist.Select | None] = [None] * rows
+        if isinstance(select, (str, kvist.Select)):
+            rules = [kvist.selection(select, budget)] * rows
+        elif select is not None:
+            rules = [kvist.selection(rule, budget) for rule in select]
+        if select is not None:
+            budget = None
         if len(rules) != rows:
             raise ShapeError(f"select: expected one for each of {rows} rows, found {len(rules)}")
-        if select is not None:
-            rules = [kvist.selection(rule, budget) for rule in rules]
-            budget = None
         store = self._store.fork(rules, budget, profile)
         layers = []
         for layer in self.layers:

@@ -59,6 +59,7 @@ class Options:
     threads: int | None
     page_tokens: int
     scorer: Scorer | None
+    prefill: kvist.Prefill
     layers: tuple[int, ...]
     """The model's layer of each slot."""
 
@@ -214,6 +215,8 @@ class Store:
         self, slot: int, query: torch.Tensor, plan: Plan | None, options: dict[str, Any]
     ) -> torch.Tensor:
         """Several new tokens, or rows of which some have none: row by row."""
+        if slot not in self.options.dense_slots:
+            options = {**options, "prefill": self.options.prefill}
         if plan is None and len(self.rows) == 1:
             return self.rows[0].attend(slot, query[0], **options).unsqueeze(0)
         out = None
@@ -284,9 +287,7 @@ class Store:
         if self.keep is not None:
             self.keep = self.keep[torch.tensor(index)]
 
-    def fork(
-        self, selects: list[Any], budget: int | None, profile: kvist.Profile | None
-    ) -> Store:
+    def fork(self, selects: list[Any], budget: int | None, profile: kvist.Profile | None) -> Store:
         """A second store over the same pages; each row with its own selection, `None` for the same."""
         other = Store(self.options)
         other.cache = self.cache
