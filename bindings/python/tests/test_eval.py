@@ -286,7 +286,7 @@ def test_the_report_has_every_row(tiny, tmp_path):
     assert len(rows) == 4 * 6
     table = json.loads(files[2].read_text())
     for line, row in zip(table["lines"], rows, strict=True):
-        assert line["params"]["rule"] == row.rule and line["repeats"] == row.samples == 2
+        assert line["params"]["select"] == row.select and line["repeats"] == row.samples == 2
         assert line["columns"]["score"] == pytest.approx(list(row.score), rel=1e-5)
         assert line["value"] == line["columns"]["score"][0]
     assert {"cpu", "cores", "date", "version"} < set(table["machine"])

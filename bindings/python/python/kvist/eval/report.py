@@ -67,14 +67,14 @@ def summary(results: Results, rows: list[Row]) -> str:
 
 
 def _line(row: Row) -> dict[str, object]:
-    names = ("samples", "documents", "score", "generated", "difference", "kl", "kl_max", "agree",
+    names = ("documents", "score", "generated", "difference", "kl", "kl_max", "agree",
              "perplexity", "lost", "tokens_read", "bytes_read")  # fmt: skip
     full = row.score[0] - row.difference[0]
     return {
         "bench": "eval",
         "params": {
             "model": row.model, "task": row.task, "length": row.length, "select": row.select,
-            "budget": row.budget, "rule": row.rule,
+            "budget": row.budget,
         },
         "value": _short(row.score[0]),
         "unit": "score",
