@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from base64 import b64decode
 from dataclasses import asdict
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import kvist
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from kvist.eval import main, models, options, report, runner, stats
-from kvist.eval.decode import TAIL, Decoder, batches
+from kvist.eval.decode import Decoder, batches
 from kvist.eval.models import Model
-from kvist.eval.options import Settings
+from kvist.eval.options import TAIL, Settings
 from kvist.eval.records import FILE, Results
 from kvist.eval.tasks import TASKS
+from kvist.hf import KvistCache
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -237,6 +239,30 @@ def test_every_selector_there_is_can_be_measured(tiny, tmp_path):
     assert {("boxed(planes=2)", 256), ("boxed(top_p=0.5)", None), ("streaming(sinks=8)", 100)} < {
         *found
     }
+
+
+def test_what_looks_back_reads_the_document_itself(tiny, tmp_path, calls):
+    assert options.looks_back(kvist.Select("infinigen"), LENGTH)
+    assert not options.looks_back(kvist.Select("snapkv", budget=300), LENGTH)
+    document = TASKS["needle"].document(
+        runner.Maker(runner.corpus.Corpus(tiny.tokenizer), 0), LENGTH, 0
+    )
+    rule = kvist.Select("infinigen")
+    results = run(tiny, tmp_path, settings(["needle"], samples=1, selectors=("infinigen()",)))
+    (got,) = [r for r in results.records if r.select == "infinigen"]
+    question = document.questions[0]
+    with KvistCache.for_model(tiny.model, select=rule, dense_layers=(0,)) as cache:
+        for ids in (document.context[:-TAIL], document.context[-TAIL:]):
+            tiny.model(torch.tensor([ids]), past_key_values=cache)
+        tokens, said = (*question.prompt, *question.answer), []
+        for token, after in pairwise(tokens):
+            with torch.inference_mode():
+                logits = tiny.model(torch.tensor([[token]]), past_key_values=cache).logits
+            said.append(float(logits[0, -1].log_softmax(-1)[after]))
+        read = cache.report().tokens_read
+    assert got.tokens_read == pytest.approx(read, rel=1e-3)
+    answer = said[-len(question.answer) :]
+    assert got.log_prob == pytest.approx(sum(answer) / len(answer), abs=1e-4)
 
 
 # --- Statistics and the report -------------------------------------------------------------------

@@ -16,12 +16,11 @@ import torch
 
 from kvist.hf import KvistCache, Report
 
+from .options import TAIL
 from .tasks import Question
 
 CHUNK = 512
 """Tokens of a prefill step."""
-TAIL = 64
-"""Last tokens of a document that are read for each selector (SnapKV looks at the last 32 queries)."""
 BATCH = 64
 """Rows decoded together: questions by selectors."""
 EXTRA = 8
@@ -55,10 +54,17 @@ class Decoder:
         self.host = host
 
     def prefill(
-        self, ids: Sequence[int], dense_layers: Sequence[int], progress: Callable[[int], None]
+        self,
+        ids: Sequence[int],
+        dense_layers: Sequence[int],
+        progress: Callable[[int], None],
+        select: Any = "full",
     ) -> KvistCache:
-        """Reads a document but for its last `TAIL` tokens; `progress` is told the tokens read so far."""
-        cache = KvistCache.for_model(self.model, host=self.host, dense_layers=dense_layers)
+        """Reads a document densely but for its last `TAIL` tokens, and lets the selector look on;
+        `progress` is told the tokens read so far."""
+        cache = KvistCache.for_model(
+            self.model, select=select, host=self.host, dense_layers=dense_layers
+        )
         ids = ids[:-TAIL]
         for at in range(0, len(ids), CHUNK):
             self._read(cache, [ids[at : at + CHUNK]])
@@ -76,12 +82,13 @@ class Decoder:
         selects: Sequence[Any],
         questions: Sequence[Question],
     ) -> Iterator[tuple[int, list[Answer]]]:
-        """Number of every question, as they are done, and its answer by each of `selects`, from forks of
-        what `prefill` read; `tail` is the document's last `TAIL` tokens, which are read densely, too."""
+        """Number of every question, as they are done, and its answer by each of `selects` (`None`: that
+        which looked on when the document was read), from forks of what `prefill` read; `tail` is the
+        document's last `TAIL` tokens, which are read densely, too."""
         ways = range(len(selects))
         with read.fork() as rows:
             rows.batch_repeat_interleave(len(ways))
-            with rows.fork(select=selects) as document:
+            with rows.fork(select=None if None in selects else selects) as document:
                 self._read(document, [tail] * len(ways))
                 for group in batches(questions, max(1, BATCH // len(ways))):
                     asked = [questions[i] for _ in ways for i in group]

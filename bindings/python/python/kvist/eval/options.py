@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ Budget = int | Fraction
 
 FULL, NO_TEXT = "full", "no text"
 """The reference, and the same questions without their document."""
+TAIL = 64
+"""Last tokens of a document that are read for each selector (SnapKV looks at the last 32 queries)."""
 ALL = "all"
 """Every preset that there is."""
 
@@ -34,6 +37,8 @@ class Variant:
     """Tokens per KV head and query, keeps included; `None` where none is set."""
     selection: Any
     """The selection itself; `None` for `NO_TEXT`."""
+    looks_back: bool = False
+    """Whether it goes by queries of the whole document, so that it must read it by itself."""
 
     @property
     def rule(self) -> str:
@@ -155,7 +160,7 @@ def _with_budget(name: str, budget: Budget, length: int) -> Variant:
         return Variant(FULL, None, kvist.selection(FULL))
     tokens = tokens_of(budget, length)
     try:
-        return _checked(Variant(name, tokens, kvist.selection(name, tokens)), length)
+        return _variant(name, tokens, kvist.selection(name, tokens), length)
     except UnknownNameError:
         raise
     except OptionError as e:
@@ -175,7 +180,7 @@ def _with_settings(text: str, length: int) -> Variant:
         selection = kvist.Select(name, **arguments)
         budget = selection.budget
     own = ", ".join(f"{k}={v!r}" for k, v in arguments.items() if k != "budget")
-    return _checked(Variant(f"{name}({own})" if own else name, budget, selection), length)
+    return _variant(f"{name}({own})" if own else name, budget, selection, length)
 
 
 def _call(text: str, length: int) -> tuple[str, dict[str, Any]]:
@@ -199,15 +204,60 @@ def _call(text: str, length: int) -> tuple[str, dict[str, Any]]:
     return call.func.id, arguments
 
 
-def _checked(variant: Variant, length: int) -> Variant:
+def _variant(select: str, budget: int | None, selection: kvist.Select, length: int) -> Variant:
     """Raises `OptionError` if a query cannot be answered this way from keys and values alone: some
-    selectors need scores that a model was trained to give. One is asked, of as many empty keys."""
-    zeros = np.zeros((length, 1, 16), np.float32)
-    with kvist.Cache(
-        layers=1, q_heads=1, kv_heads=1, head_dim=16, dtype="f32", host="1GiB",
-        select=variant.selection,
-    ) as cache:  # fmt: skip
+    selectors need scores that a model was trained to give."""
+    return Variant(select, budget, selection, looks_back(selection, length))
+
+
+@dataclass
+class _Toy:
+    """One head's worth of random numbers, for `looks_back`."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        shape = (3, self.length + 1, 1, 16)
+        self.q, self.k, self.v = np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def cache(self, select: str | kvist.Select) -> kvist.Cache:
+        return kvist.Cache(
+            layers=1, q_heads=1, kv_heads=1, head_dim=16, dtype="f32", host="1GiB", select=select
+        )
+
+    def read(self, sequence: kvist.Sequence, begin: int, end: int) -> None:
+        """Appends and attends the tokens of a prompt."""
+        for at in range(begin, end, 512):
+            part = slice(at, min(at + 512, end))
+            sequence.append(0, self.k[part], self.v[part])
+            sequence.attend(0, self.q[part])
+
+    def picks(self, sequence: kvist.Sequence) -> list[list[int]]:
+        """What a step after the prompt reads."""
+        sequence.append(0, self.k[-1:], self.v[-1:])
+        _, info = sequence.attend(0, self.q[-1], info=True, selected=True)
+        return [head.tolist() for head in info.selected or []]
+
+
+@cache
+def _toy(length: int) -> _Toy:
+    return _Toy(length)
+
+
+def looks_back(selection: kvist.Select, length: int) -> bool:
+    """Whether what is selected depends on queries of the prompt before its last `TAIL` tokens: found
+    out on random numbers, as selectors do not say.
+
+    Raises `OptionError` if the selector cannot be used so.
+    """
+    toy = _toy(length)
+    with toy.cache(selection) as cache:
         sequence = cache.sequence()
-        sequence.append(0, zeros, zeros)
-        sequence.attend(0, zeros[0])
-    return variant
+        toy.read(sequence, 0, length)
+        whole = toy.picks(sequence)
+    with toy.cache(FULL) as cache:
+        sequence = cache.sequence()
+        toy.read(sequence, 0, length - TAIL)
+        late = sequence.fork(select=selection)
+        toy.read(late, length - TAIL, length)
+        return toy.picks(late) != whole

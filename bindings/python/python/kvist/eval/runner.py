@@ -14,13 +14,14 @@ import transformers
 from tqdm import tqdm
 
 import kvist
+from kvist.hf import KvistCache
 
 from .. import _kvist
 from .._errors import OptionError
 from . import corpus
-from .decode import TAIL, Answer, Decoder
+from .decode import Answer, Decoder
 from .models import Model
-from .options import FULL, NO_TEXT, Settings, Variant, variants
+from .options import FULL, NO_TEXT, TAIL, Settings, Variant, variants
 from .records import Record, Results
 from .score import greedy, score
 from .tasks import TASKS, Document, Maker, Question, Task
@@ -153,8 +154,14 @@ class _Cell:
         context = [*self.model.head, *document.context]
         reference: dict[int, torch.Tensor] = {}
 
-        def reading(tokens: int) -> None:
-            self.bar.set_description_str(f"{title}: reading {tokens}/{len(context)}")
+        def read(select: Any = FULL) -> KvistCache:
+            def progress(tokens: int) -> None:
+                self.bar.set_description_str(f"{title}: reading {tokens}/{len(context)}")
+
+            dense = self.settings.dense_layers
+            cache = self.decoder.prefill(context, dense, progress, select)
+            self.bar.set_description_str(f"{title}: asking")
+            return cache
 
         def keep(i: int, variant: Variant, answer: Answer) -> None:
             if i < count and not self.results.has(self.cell.run, variant.rule, first + i):
@@ -162,14 +169,20 @@ class _Cell:
 
         full = self.cell.variants[0]
         assert full.select == FULL
-        asked = [full, *(v for v in missing if v.select not in (FULL, NO_TEXT))]
-        with self.decoder.prefill(context, self.settings.dense_layers, reading) as read:
-            self.bar.set_description_str(f"{title}: asking")
-            selects = [variant.selection for variant in asked]
-            for i, answers in self.decoder.answer(read, context[-TAIL:], selects, questions):
+        others = [v for v in missing if v.select not in (FULL, NO_TEXT)]
+        together = [full, *(v for v in others if not v.looks_back)]
+        tail = context[-TAIL:]
+        with read() as cache:
+            selects = [variant.selection for variant in together]
+            for i, answers in self.decoder.answer(cache, tail, selects, questions):
                 reference[i] = answers[0].log_probs
-                for variant, answer in zip(asked, answers):
+                for variant, answer in zip(together, answers):
                     keep(i, variant, answer)
+        for variant in others:
+            if variant.looks_back:
+                with read(variant.selection) as cache:
+                    for i, (answer,) in self.decoder.answer(cache, tail, [None], questions):
+                        keep(i, variant, answer)
         for variant in missing:
             if variant.select == NO_TEXT:
                 for i, answer in enumerate(self.decoder.without_text(self.model.head, questions)):

@@ -359,7 +359,7 @@ class KvistCache(Cache):
         if isinstance(select, (str, kvist.Select)):
             rules = [kvist.selection(select, budget)] * rows
         elif select is not None:
-            rules = [kvist.selection(rule, budget) for rule in select]
+            rules = [None if rule is None else kvist.selection(rule, budget) for rule in select]
         if select is not None:
             budget = None
         if len(rules) != rows:
