@@ -191,6 +191,36 @@ impl PyCache {
         Ok(PyTuple::new(py, [out, infos.into_pyobject(py)?.into_any()])?.into_any())
     }
 
+    /// `Sequence.hint` for several sequences: `q` `[sequences, q_heads, head_dim]`.
+    #[pyo3(signature = (layer, q, sequences, *, scale=None, soft_cap=0.0, window=Whole::from(0),
+                        scores=None),
+           text_signature = "($self, layer, q, sequences, *, scale=None, soft_cap=0.0, window=0, \
+                             scores=None)")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn hint_batch(
+        &self,
+        py: Python,
+        layer: Whole,
+        q: &Bound<PyAny>,
+        sequences: Vec<Bound<PySequence>>,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: Whole,
+        scores: Option<&Bound<PyAny>>,
+    ) -> PyResult<usize> {
+        let (cache, layer) = (self.get()?, layer.layer()?);
+        let args = AttendArgs::new(false, scale, soft_cap, window, None, None, None, scores, None)?;
+        let input = Input::new(q, "q")?;
+        let rows = input.rows3("[sequences, q_heads, head_dim]")?;
+        let held: Vec<&PySequence> = sequences.iter().map(Bound::get).collect();
+        let sent = py.detach(|| {
+            PySequence::with_all(&held, |open| {
+                Ok(cache.hint_batch(layer, &rows, open, &args.options())?)
+            })
+        });
+        Ok(sent?)
+    }
+
     /// Bytes held and work done so far.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let s = self.get()?.stats();

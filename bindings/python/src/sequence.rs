@@ -209,6 +209,28 @@ impl PySequence {
         Ok(PyTuple::new(py, [out, found])?.into_any())
     }
 
+    /// Tells what a layer will probably be asked next, `q` `[q_heads, head_dim]`: pages that it would
+    /// read and that are on disk are sent for; how many. Never changes what is read.
+    #[pyo3(signature = (layer, q, *, scale=None, soft_cap=0.0, window=Whole::from(0), scores=None),
+           text_signature = "($self, layer, q, *, scale=None, soft_cap=0.0, window=0, scores=None)")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn hint(
+        &self,
+        py: Python,
+        layer: Whole,
+        q: &Bound<PyAny>,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: Whole,
+        scores: Option<&Bound<PyAny>>,
+    ) -> PyResult<usize> {
+        let layer = layer.layer()?;
+        let args = AttendArgs::new(false, scale, soft_cap, window, None, None, None, scores, None)?;
+        let input = Input::new(q, "q")?;
+        let rows = input.rows()?;
+        self.look(py, |s| Ok(s.hint(layer, &rows, &args.options())?))
+    }
+
     /// A sequence that shares all pages; with `select`, `budget` or `profile` one that reads by another rule:
     /// a `select` alone has no profile, a `budget` alone keeps the one there is.
     #[pyo3(signature = (*, select=None, budget=None, profile=None))]

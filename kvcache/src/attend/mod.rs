@@ -13,6 +13,7 @@ mod derived;
 mod flights;
 mod gate;
 mod head;
+mod hint;
 mod observed;
 mod paged;
 mod pages;
@@ -185,7 +186,9 @@ impl Cache {
         options: &AttendOptions,
         out: &mut Tensor3Mut,
     ) -> Result<Vec<AttendInfo>, Error> {
-        let call = self.check_call(layer, q, sequences, queries, options, out)?;
+        let call = self.check_call(layer, q, sequences, queries, options)?;
+        self.check_heads("out", out.shape(), q.shape()[0], self.geometry().dim_v)?;
+        call.check_lengths(sequences, queries)?;
         let mut infos = Vec::with_capacity(sequences.len());
         let (mut i, mut row) = (0, 0);
         while i < sequences.len() {
@@ -229,7 +232,6 @@ impl Cache {
         sequences: &[&Sequence],
         queries: &[usize],
         options: &'a AttendOptions,
-        out: &Tensor3Mut,
     ) -> Result<Call<'a>, Error> {
         self.check_layer(layer)?;
         let g = self.geometry();
@@ -238,20 +240,10 @@ impl Cache {
             return Err(Error::Count { what: "query counts of the batch", expected, found });
         }
         let rows: usize = queries.iter().sum();
-        for (what, found, dim) in [("queries", q.shape(), g.dim_k), ("out", out.shape(), g.dim_v)] {
-            if found != [rows, g.q_heads, dim] {
-                let expected = format!("[{rows} queries, {} query heads, {dim}]", g.q_heads);
-                return Err(Error::Shape { what, expected, found });
-            }
-        }
-        for (index, (s, &n)) in sequences.iter().zip(queries).enumerate() {
-            if !std::sync::Arc::ptr_eq(&s.cache.shared, &self.shared) {
-                return Err(Error::ForeignSequence { index });
-            }
-            let len = s.layers[layer].len;
-            if n > len {
-                return Err(Error::Length { what: "queries to attend", layer, len, found: n });
-            }
+        self.check_heads("queries", q.shape(), rows, g.dim_k)?;
+        let foreign = |s: &&Sequence| !std::sync::Arc::ptr_eq(&s.cache.shared, &self.shared);
+        if let Some(index) = sequences.iter().position(foreign) {
+            return Err(Error::ForeignSequence { index });
         }
         if let Some(scores) = &options.scores {
             scores.check(rows, g.kv_heads)?;
@@ -278,7 +270,37 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// Checks that a tensor has so many rows of all query heads.
+    fn check_heads(
+        &self,
+        what: &'static str,
+        found: [usize; 3],
+        rows: usize,
+        dim: usize,
+    ) -> Result<(), Error> {
+        let heads = self.geometry().q_heads;
+        if found == [rows, heads, dim] {
+            return Ok(());
+        }
+        let expected = format!("[{rows} queries, {heads} query heads, {dim}]");
+        Err(Error::Shape { what, expected, found })
+    }
+}
+
 impl Call<'_> {
+    /// Checks that no sequence is asked by more queries than it has tokens.
+    fn check_lengths(&self, sequences: &[&Sequence], queries: &[usize]) -> Result<(), Error> {
+        let layer = self.layer;
+        for (s, &found) in sequences.iter().zip(queries) {
+            let len = s.layers[layer].len;
+            if found > len {
+                return Err(Error::Length { what: "queries to attend", layer, len, found });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a selector decides what this sequence reads.
     fn selects(&self, sequence: &Sequence, queries: usize) -> bool {
         let len = sequence.layers[self.layer].len;

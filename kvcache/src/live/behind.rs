@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::stripe::Stripe;
-use super::table::{PageKey, Place, Table};
+use super::table::{Ahead, PageKey, Place, Table};
 use super::tier::{Inner, Tier};
 
 /// Bytes of pages that are read at a time.
@@ -43,7 +43,7 @@ impl Inner {
         if cells.len() < keys.len() {
             table.behind.clear();
         }
-        let reads = table.fill(&keys, &mut cells, false);
+        let reads = table.fill(&keys, &mut cells, Ahead::Not);
         drop(table);
         drop(cells);
         let id = (!reads.1.is_empty()).then_some(reads.0);

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::demote::LOOK;
-use super::table::{PageKey, Place, Table};
+use super::table::{Ahead, PageKey, Place, Table};
 use super::tier::{Inner, Tier};
 use crate::MissReason;
 use crate::arena::Cell;
 
 /// Frames are short when less than this share of the budget is free.
 const FREE_SHARE: u64 = 16;
+
+/// Pages in flight on hints at most, as a share of the frames there could be.
+const HINTS_SHARE: usize = 4;
 
 /// A page that cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +77,8 @@ impl Table {
         }
         let page = self.page(key);
         let ahead = std::mem::take(&mut page.ahead);
-        self.counts.prefetch_used += u64::from(ahead);
+        self.counts.prefetch_used += u64::from(ahead != Ahead::Not);
+        self.counts.hints_used += u64::from(ahead == Ahead::Hint);
     }
 }
 
@@ -125,7 +129,7 @@ impl Tier {
         let wanted = keys.iter().filter(below).count();
         let mut cells = self.frames(&mut table, wanted);
         let enough = !all || cells.len() == wanted;
-        let reads = table.fill(if enough { keys } else { &[] }, &mut cells, false);
+        let reads = table.fill(if enough { keys } else { &[] }, &mut cells, Ahead::Not);
         let below = |key: &PageKey| matches!(table.pages[table.at(*key)].place, Place::Below);
         let first = keys.iter().position(below).unwrap_or(keys.len());
         let n = if enough { first } else { 0 };
@@ -212,7 +216,7 @@ impl Tier {
     pub(crate) fn ahead(&self) -> (usize, usize) {
         let counts = self.inner.lock().counts;
         let mut account = self.inner.account.lock();
-        account.learn(counts.asked, counts.prefetch_used);
+        account.learn(counts.asked, counts.prefetch_used - counts.hints_used);
         let room = self.inner.ahead_most().saturating_sub(counts.ahead);
         (room.min(account.pages()), account.guesses())
     }
@@ -231,15 +235,34 @@ impl Tier {
         drop(cells);
     }
 
-    /// Sends for pages that nobody waits for.
+    /// Sends for pages that will probably be wanted, as [`Tier::ahead`] allows.
     pub(crate) fn prefetch(&self, keys: &[PageKey]) {
+        let sent = self.send(keys, Ahead::Guess);
+        self.inner.account.lock().send(sent);
+    }
+
+    /// How many pages may be sent for on hints now.
+    pub(crate) fn hints(&self) -> usize {
+        let most = (self.inner.arena.cells() / HINTS_SHARE).max(1);
+        most.saturating_sub(self.inner.lock().counts.ahead)
+    }
+
+    /// Sends for pages that the caller says will be wanted; how many. They cost and earn nothing of what
+    /// guesses may cost.
+    pub(crate) fn hint(&self, keys: &[PageKey]) -> usize {
+        self.send(keys, Ahead::Hint)
+    }
+
+    /// Sends for pages that nobody waits for.
+    fn send(&self, keys: &[PageKey], why: Ahead) -> usize {
         let mut table = self.inner.lock();
         let mut cells = self.frames(&mut table, keys.len());
-        let reads = table.fill(keys, &mut cells, true);
+        let reads = table.fill(keys, &mut cells, why);
         drop(table);
         drop(cells);
-        self.inner.account.lock().send(reads.1.len());
-        metrics::counter!("kvist_prefetched").increment(reads.1.len() as u64);
+        let sent = reads.1.len();
+        metrics::counter!("kvist_prefetched").increment(sent as u64);
         self.inner.launch(reads);
+        sent
     }
 }

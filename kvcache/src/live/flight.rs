@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::below::{PageIn, PageNext, PageReads};
-use super::table::{Flight, PageKey, Place, StripeId, Table};
+use super::table::{Ahead, Flight, PageKey, Place, StripeId, Table};
 use super::tier::Inner;
 use crate::MissReason;
 use crate::arena::Cell;
@@ -23,7 +23,7 @@ impl Table {
         &mut self,
         keys: &[PageKey],
         cells: &mut Vec<Arc<Cell>>,
-        ahead: bool,
+        ahead: Ahead,
     ) -> Reads {
         let id = self.flights_made;
         let (mut pages, mut reads) = (Vec::new(), Vec::new());
@@ -48,12 +48,12 @@ impl Table {
             self.flights_made += 1;
             let left = reads.len();
             let (flying, sent) = match ahead {
-                true => (left, &mut self.counts.prefetched),
-                false => (0, &mut self.counts.asked),
+                Ahead::Guess | Ahead::Hint => (left, &mut self.counts.prefetched),
+                Ahead::Not => (0, &mut self.counts.asked),
             };
             *sent += left as u64;
             self.counts.ahead += flying;
-            self.flights.push(Flight { id, reads: None, pages, left, ahead });
+            self.flights.push(Flight { id, reads: None, pages, left, ahead: flying > 0 });
         }
         (id, reads)
     }
@@ -82,7 +82,7 @@ impl Table {
                 self.reside(key, cell);
             }
             Err(reason) => {
-                page.ahead = false;
+                page.ahead = Ahead::Not;
                 // A page that was late may be in time when asked for again; all else is for good.
                 if reason != MissReason::Timeout {
                     page.place = Place::Lost(reason);

@@ -36,6 +36,18 @@ pub(super) enum Place {
     Lost(MissReason),
 }
 
+/// Why a page comes back before it is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// It does not: somebody waits for it.
+    #[default]
+    Not,
+    /// What was read before makes it likely.
+    Guess,
+    /// The caller said so.
+    Hint,
+}
+
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) place: Place,
@@ -43,8 +55,8 @@ pub(super) struct Page {
     pub(super) frame: u32,
     /// Calls that read it now.
     pub(super) pins: u32,
-    /// Came back on a guess, and was not used yet.
-    pub(super) ahead: bool,
+    /// Why it came back, and was not used yet.
+    pub(super) ahead: Ahead,
     pub(super) flight: u64,
 }
 
@@ -72,7 +84,7 @@ pub(super) struct Flight {
     /// What it fills, by the index of the read; none once that is over.
     pub(super) pages: Vec<Option<(StripeId, u32)>>,
     pub(super) left: usize,
-    /// Whether they are guesses.
+    /// Whether nobody waits for them.
     pub(super) ahead: bool,
 }
 
@@ -84,7 +96,7 @@ pub(super) struct Counts {
     pub(super) stored: u64,
     pub(super) writing: usize,
     pub(super) leases: usize,
-    /// Guessed pages in flight.
+    /// Pages in flight that nobody waits for.
     pub(super) ahead: usize,
     pub(super) hits: u64,
     pub(super) misses: u64,
@@ -95,6 +107,8 @@ pub(super) struct Counts {
     pub(super) asked: u64,
     pub(super) prefetched: u64,
     pub(super) prefetch_used: u64,
+    /// Those of them that the caller had hinted at.
+    pub(super) hints_used: u64,
     pub(super) prefetch_wasted: u64,
 }
 
@@ -223,7 +237,7 @@ impl Table {
     }
 
     fn new_slot(&mut self) -> u32 {
-        let page = || Page { place: Place::Below, frame: 0, pins: 0, ahead: false, flight: 0 };
+        let page = || Page { place: Place::Below, frame: 0, pins: 0, ahead: Ahead::Not, flight: 0 };
         self.pages.extend(std::iter::repeat_with(page).take(self.heads));
         self.stripes.push(State {
             generation: 0,
@@ -277,7 +291,8 @@ impl Table {
                 Place::Below | Place::Lost(_) => {}
             }
             let page = &mut self.pages[at];
-            self.counts.prefetch_wasted += u64::from(std::mem::take(&mut page.ahead));
+            let ahead = std::mem::take(&mut page.ahead);
+            self.counts.prefetch_wasted += u64::from(ahead != Ahead::Not);
         }
         let state = &mut self.stripes[id.slot as usize];
         if state.stored.is_some() {
@@ -352,7 +367,7 @@ impl Table {
     /// Takes the frame of a stored page that may leave.
     pub(super) fn drop_frame(&mut self, key: PageKey) -> Option<Arc<Cell>> {
         let page = self.page(key);
-        let wasted = u64::from(std::mem::take(&mut page.ahead));
+        let wasted = u64::from(std::mem::take(&mut page.ahead) != Ahead::Not);
         let Place::Frame(cell) = std::mem::replace(&mut page.place, Place::Below) else {
             return None;
         };

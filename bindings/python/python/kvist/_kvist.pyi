@@ -219,6 +219,17 @@ class Cache:
         scores: Any = None,
         prefill: str | Prefill | None = None,
     ) -> tuple[Any, list[AttendInfo]]: ...
+    def hint_batch(
+        self,
+        layer: int,
+        q: Any,
+        sequences: _Seq[Sequence],
+        *,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        window: int = 0,
+        scores: Any = None,
+    ) -> int: ...
     def stats(self) -> Stats: ...
     def close(self) -> None: ...
     @property
@@ -282,6 +293,16 @@ class Sequence:
         scores: Any = None,
         prefill: str | Prefill | None = None,
     ) -> tuple[Any, AttendInfo]: ...
+    def hint(
+        self,
+        layer: int,
+        q: Any,
+        *,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        window: int = 0,
+        scores: Any = None,
+    ) -> int: ...
     def fork(
         self,
         *,

@@ -4,6 +4,7 @@
 #[path = "../../../tests/store/common.rs"]
 mod common;
 mod faults;
+mod hints;
 mod memory;
 mod model;
 mod moves;
