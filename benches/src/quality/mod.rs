@@ -3,6 +3,7 @@
 
 pub(crate) mod dump;
 pub(crate) mod heads;
+mod open;
 mod pages;
 pub(crate) mod truth;
 
@@ -19,6 +20,7 @@ use serde_json::json;
 use crate::python::interpreter;
 use crate::{Error, Line, Options, Params, Sink};
 use dump::Dump;
+use open::Boxes;
 use pages::{RECENT, SINKS, Units};
 use truth::Truth;
 
@@ -135,7 +137,37 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
         }
         sink.push(certificate_line(&dump, planes, &tally));
     }
+    sink.push(open_line(&dump)?);
     Ok(())
+}
+
+/// Tiles that a certificate must open which knows the boxes of the others only.
+fn open_line(dump: &Dump) -> Result<Line, Error> {
+    let mut shares = Vec::new();
+    for layer in (0..dump.layers.len()).filter(|&layer| dump.layers[layer] >= 2) {
+        let of = |head| Boxes::build(dump, layer, head);
+        let boxes = (0..dump.kv_heads).map(of).collect::<Result<Vec<_>, _>>()?;
+        steps(dump, layer, EVERY, None, |step, len, _| {
+            for (head, boxes) in boxes.iter().enumerate() {
+                let truth = Truth::of(dump, layer, step, head, len);
+                let rows = dump.group() * dump.dim_k;
+                let q = &dump.query(layer, step)[head * rows..(head + 1) * rows];
+                shares.push(boxes.to_open(dump, q, &truth, len, MISSED)?);
+            }
+            Ok(())
+        })?;
+    }
+    shares.sort_by(f64::total_cmp);
+    let (n, sum) = (shares.len(), shares.iter().sum::<f64>());
+    let name = format!("boxes alone, max_missed_mass={MISSED}");
+    let columns = Params::new().with("least", shares.first().copied().unwrap_or(0.0));
+    let line = Line::new(
+        "selection-quality",
+        params(dump, &name),
+        sum / n.max(1) as f64,
+        "of tiles opened",
+    );
+    Ok(line.repeated(n, 0.0).columns(columns))
 }
 
 /// The dump given, or one made now from the demo's model and text.

@@ -8,6 +8,8 @@ use crate::quality::dump::Dump;
 pub(crate) struct Truth {
     /// `[group][len]`, each summing to 1.
     pub(crate) mass: Vec<Vec<f64>>,
+    /// Natural log-sum-exp of the logits, `[group]`.
+    log_sums: Vec<f64>,
     /// Made when first needed.
     output: OnceCell<Vec<Vec<f64>>>,
 }
@@ -16,9 +18,14 @@ impl Truth {
     pub(crate) fn of(dump: &Dump, layer: usize, step: usize, head: usize, len: usize) -> Truth {
         let group = dump.group();
         let q = &dump.query(layer, step)[head * group * dump.dim_k..];
-        let mass: Vec<Vec<f64>> =
-            q.chunks(dump.dim_k).take(group).map(|q| masses(dump, layer, head, len, q)).collect();
-        Truth { mass, output: OnceCell::new() }
+        let each = q.chunks(dump.dim_k).take(group).map(|q| masses(dump, layer, head, len, q));
+        let (mass, log_sums) = each.unzip();
+        Truth { mass, log_sums, output: OnceCell::new() }
+    }
+
+    /// Natural log-sum-exp of each query head's logits.
+    pub(super) fn log_sums(&self) -> &[f64] {
+        &self.log_sums
     }
 
     /// Mass covered by these positions, per query head.
@@ -68,7 +75,8 @@ impl Truth {
     }
 }
 
-fn masses(dump: &Dump, layer: usize, head: usize, len: usize, q: &[f32]) -> Vec<f64> {
+/// Softmax masses, and the log-sum-exp of the logits.
+fn masses(dump: &Dump, layer: usize, head: usize, len: usize, q: &[f32]) -> (Vec<f64>, f64) {
     let logit = |t: usize| -> f64 {
         let key = dump.key(layer, t, head);
         let dot: f64 = q.iter().zip(key).map(|(&a, b)| f64::from(a) * f64::from(b.to_f32())).sum();
@@ -79,7 +87,7 @@ fn masses(dump: &Dump, layer: usize, head: usize, len: usize, q: &[f32]) -> Vec<
     let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = logits.iter().map(|x| (x - top).exp()).collect();
     let sum: f64 = exp.iter().sum();
-    exp.into_iter().map(|x| x / sum).collect()
+    (exp.into_iter().map(|x| x / sum).collect(), top + sum.ln())
 }
 
 /// Output over some positions, renormalised.
