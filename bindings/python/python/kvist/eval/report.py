@@ -62,8 +62,9 @@ def write(results: Results, directory: Path) -> list[Path]:
 def summary(results: Results, rows: list[Row]) -> str:
     """Machine, settings of the runs, and a line per row as `kvist bench` writes them."""
     lines = ",\n".join(f"  {json.dumps(_line(row))}" for row in rows)
-    machine, runs = json.dumps(_machine()), json.dumps(current(results), indent=1)
-    return f'{{"machine": {machine},\n"runs": {runs},\n"lines": [\n{lines}\n]}}\n'
+    runs = ",\n".join(f"  {json.dumps(settings)}" for settings in current(results).values())
+    machine = json.dumps(_machine())
+    return f'{{"machine": {machine},\n"runs": [\n{runs}\n],\n"lines": [\n{lines}\n]}}\n'
 
 
 def _line(row: Row) -> dict[str, object]:

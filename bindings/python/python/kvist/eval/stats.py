@@ -137,8 +137,13 @@ def difference(
 
 
 def current(results: Results) -> dict[str, dict[str, object]]:
-    """Settings of the latest run of each model, task and length."""
-    latest = {(s["model"], s["task"], s["length"]): run for run, s in results.settings.items()}
+    """Settings of the latest run with results of each model, task and length."""
+    begun = {record.run for record in results.records}
+    latest = {
+        (s["model"], s["task"], s["length"]): run
+        for run, s in results.settings.items()
+        if run in begun
+    }
     return {run: results.settings[run] for run in latest.values()}
 
 
