@@ -91,7 +91,7 @@ fn rows(budget: usize) -> Result<Vec<(&'static str, Row)>, Error> {
         ("retroinfer", preset("retroinfer", json!({}))?),
         ("retroinfer, not estimated", preset("retroinfer", json!({ "estimated": 0.0 }))?),
         ("pqcache", preset("pqcache", json!({}))?),
-        ("shadowkv", preset("shadowkv", json!({ "outliers": budget / 64 }))?),
+        ("shadowkv", preset("shadowkv", json!({}))?),
         ("infinigen", preset("infinigen", json!({}))?),
         ("streaming", preset("streaming", json!({}))?),
     ])

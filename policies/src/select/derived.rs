@@ -115,7 +115,9 @@ impl Settings for ShadowKv {
         }
     }
 
+    /// Outliers take three sixteenths at most, as in the paper's proportions.
     fn set_budget(&mut self, tokens: usize) {
+        self.outliers = self.outliers.min(tokens * 3 / 16 / self.unit_tokens.max(1));
         self.budget = tokens;
     }
 }
