@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvist_kernels::{Executor, KvLayout, KvPool};
+use kvist_kernels::{Executor, KvLayout, KvPool, Tensor3};
 use kvist_policies::{Profile, Select};
 
 use crate::arena::{Arena, CELL_OVERHEAD, Care};
@@ -396,6 +396,26 @@ impl Cache {
     pub(crate) fn check_layer(&self, layer: usize) -> Result<(), Error> {
         let layers = self.shared.geometry.layers;
         if layer < layers { Ok(()) } else { Err(Error::Layer { layer, layers }) }
+    }
+
+    /// Checks keys and values of some tokens.
+    pub(crate) fn check_rows(&self, k: &Tensor3, v: &Tensor3) -> Result<(), Error> {
+        let g = &self.shared.geometry;
+        for (what, t, dim) in [("keys", k, g.dim_k), ("values", v, g.dim_v)] {
+            let found = t.shape();
+            if found[1..] != [g.kv_heads, dim] {
+                let expected = format!("[tokens, {} KV heads, {dim}]", g.kv_heads);
+                return Err(Error::Shape { what, expected, found });
+            }
+            if t.dtype() != g.dtype {
+                return Err(Error::DType { what, expected: g.dtype, found: t.dtype() });
+            }
+        }
+        if k.shape()[0] != v.shape()[0] {
+            let expected = format!("as many tokens as the keys, {}", k.shape()[0]);
+            return Err(Error::Shape { what: "values", expected, found: v.shape() });
+        }
+        Ok(())
     }
 
     /// Does something that takes memory, demoting pages while there is not enough, and giving back

@@ -67,14 +67,16 @@ mod summaries;
 mod sync;
 mod table;
 pub mod vfs;
+mod view;
 
-pub use attend::{AttendInfo, AttendOptions, BytesRead, Scores};
+pub use attend::{AttendInfo, AttendOptions, BytesRead, Drafts, Scores};
 pub use cache::{Builder, Cache};
 pub use codec::Codec;
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};
 pub use error::Error;
 pub use geometry::{Geometry, parse_bytes};
 pub use kvist_kernels as kernels;
+pub use kvist_kernels::attend::{ROOT, Trees};
 pub use kvist_kernels::{DType, Executor, Tensor3, Tensor3Mut};
 pub use kvist_policies as policies;
 pub use kvist_policies::{Boxed, Profile, Quest, Select, selection_presets};
@@ -87,3 +89,4 @@ pub use prefix::{
 pub use sequence::Sequence;
 pub use session::{Saved, SessionInfo};
 pub use stats::{SequenceStats, Stats};
+pub use view::{HeadView, View};

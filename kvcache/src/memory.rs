@@ -38,7 +38,7 @@ pub(crate) struct Last {
     pub(crate) chosen: Vec<u32>,
     /// Where the kept recent tokens began.
     pub(crate) from: usize,
-    /// Tokens of the layer then.
+    /// Tokens of the layer that it needs: those there were then, or of the prompt it is for.
     pub(crate) len: usize,
     /// Steps that used it, the one that made it included.
     pub(crate) steps: usize,
@@ -95,6 +95,19 @@ pub(crate) struct Observed {
     pub(crate) q: Vec<f32>,
 }
 
+impl Observed {
+    /// Forgets the queries from `len` on: drafts that were verified and refused.
+    fn cut(this: &mut Arc<Observed>, len: usize) {
+        let surplus = this.positions.end.saturating_sub(len);
+        if surplus > 0 {
+            let width = this.q.len() / this.positions.len();
+            let this = Arc::make_mut(this);
+            this.q.truncate(this.q.len() - surplus * width);
+            this.positions.end = len;
+        }
+    }
+}
+
 impl Memory {
     /// Forgets what speaks of tokens from `len` on.
     fn cut(&mut self, len: usize) {
@@ -103,7 +116,8 @@ impl Memory {
             // A step at that length is another one from here on.
             last.iter_mut().filter(|last| last.used > len).for_each(|last| last.used = 0);
         }
-        self.observed.take_if(|observed| observed.positions.end > len);
+        self.observed.take_if(|observed| observed.positions.start >= len);
+        self.observed.iter_mut().for_each(|observed| Observed::cut(observed, len));
         self.means.iter_mut().for_each(|means| Arc::make_mut(means).truncate(len / TILE));
         self.index.iter_mut().for_each(|index| index.truncate(len));
         self.asked.blocks.cut(len);
@@ -199,6 +213,8 @@ mod tests {
         memory.cut(5);
         assert!(memory.observed.is_some());
         memory.cut(4);
+        assert_eq!(memory.observed.as_deref(), Some(&observed(3..4)));
+        memory.cut(3);
         assert!(memory.observed.is_none());
     }
 }

@@ -87,7 +87,7 @@ impl Sequence {
     /// sequence is unchanged then.
     pub fn append(&mut self, layer: usize, k: &Tensor3, v: &Tensor3) -> Result<(), Error> {
         self.cache.check_layer(layer)?;
-        self.check_rows(k, v)?;
+        self.cache.check_rows(k, v)?;
         let tokens = k.shape()[0];
         if tokens == 0 {
             return Ok(());
@@ -116,25 +116,6 @@ impl Sequence {
             return Err(Error::Position { layer, expected, found: position });
         }
         self.append(layer, k, v)
-    }
-
-    fn check_rows(&self, k: &Tensor3, v: &Tensor3) -> Result<(), Error> {
-        let g = &self.cache.shared.geometry;
-        for (what, t, dim) in [("keys", k, g.dim_k), ("values", v, g.dim_v)] {
-            let found = t.shape();
-            if found[1..] != [g.kv_heads, dim] {
-                let expected = format!("[tokens, {} KV heads, {dim}]", g.kv_heads);
-                return Err(Error::Shape { what, expected, found });
-            }
-            if t.dtype() != g.dtype {
-                return Err(Error::DType { what, expected: g.dtype, found: t.dtype() });
-            }
-        }
-        if k.shape()[0] != v.shape()[0] {
-            let expected = format!("as many tokens as the keys, {}", k.shape()[0]);
-            return Err(Error::Shape { what: "values", expected, found: v.shape() });
-        }
-        Ok(())
     }
 
     /// Attends with the last `queries` positions of a layer: `q` is `[queries, q_heads, dim_k]`,

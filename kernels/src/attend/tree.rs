@@ -80,6 +80,28 @@ impl Trees {
         Trees::new(indptr, &parents)
     }
 
+    /// First row of each tree, and the number of rows.
+    #[must_use]
+    pub fn indptr(&self) -> &[u32] {
+        &self.indptr
+    }
+
+    /// Nodes above each row's node; 0 for roots.
+    #[must_use]
+    pub fn depths(&self) -> Vec<u32> {
+        let mut depths = vec![0u32; self.parents.len()];
+        for w in self.indptr.windows(2) {
+            let first = w[0] as usize;
+            for row in first..w[1] as usize {
+                depths[row] = match self.parents[row] {
+                    ROOT => 0,
+                    parent => depths[first + parent as usize] + 1,
+                };
+            }
+        }
+        depths
+    }
+
     /// Parents of a sequence's nodes.
     ///
     /// # Panics

@@ -334,6 +334,7 @@ fn malformed_trees_are_named() {
 #[test]
 fn an_accepted_path_is_moved_to_the_front() {
     let trees = Trees::new(&[0, 1, 7], &[ROOT, ROOT, 0, 0, 2, 2, 4]).unwrap();
+    assert_eq!((trees.indptr(), trees.depths()), (&[0, 1, 7][..], vec![0, 0, 1, 1, 2, 2, 3]));
     assert_eq!(trees.path(1, 5).unwrap(), [0, 2, 4, 5]);
     assert_eq!(trees.moves(1, &[0, 2, 4, 5]).unwrap(), [(2, 1), (4, 2), (5, 3)]);
     assert_eq!(trees.moves(1, &[]).unwrap(), []);

@@ -93,13 +93,20 @@ impl Call<'_> {
             let len = sequence.layers[self.layer].len;
             let mut memory = sequence.memories.of(self.layer);
             memory.last.resize(heads, None);
+            // What is chosen for good goes by the prompt, which may be cut back to.
+            let prompt = memory.observed.as_ref().map_or(len, |o| o.positions.end);
+            let made = |reads: &Reads| match &reads.method {
+                Method::Parts(parts) if parts.reuse == Reuse::Prompt => prompt,
+                _ => len,
+            };
             let each = memory.last.iter_mut().zip(choices).zip(reads);
             for ((last, choice), reads) in each.filter(|(_, reads)| used(reads)) {
                 match (choice.origin, last) {
                     (Origin::Fresh, last) => {
                         let (q, from) = (choice.q.clone(), choice.from);
                         let chosen = choice.positions[choice.picked.clone()].to_vec();
-                        *last = Some(Last { q, chosen, from, len, steps: 1, used: len });
+                        let made = made(reads);
+                        *last = Some(Last { q, chosen, from, len: made, steps: 1, used: len });
                     }
                     (Origin::Again, Some(last)) => (last.steps, last.used) = (last.steps + 1, len),
                     // It would be old by the time it is needed.

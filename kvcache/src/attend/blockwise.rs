@@ -12,7 +12,9 @@ impl Call<'_> {
     /// Whether a pattern decides what the queries of a run read.
     pub(super) fn blockwise(&self, run: &Run) -> bool {
         let wanted = self.options.prefill.is_some_and(|pattern| *pattern != Prefill::Dense);
+        // Drafts are verified exactly.
         wanted
+            && self.depths.is_none()
             && self.options.window == 0
             && self.options.sinks.is_none()
             && run.queries.iter().any(|&n| n >= prefill::BLOCK)

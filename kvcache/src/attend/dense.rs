@@ -108,10 +108,8 @@ impl Call<'_> {
             return 0;
         }
         let g = self.cache.geometry();
-        let len = |s: &Sequence| s.layers[self.layer].len;
-        let seen =
-            run.sequences.iter().zip(run.queries).map(|(s, &n)| (len(s) - n) / g.page_tokens);
-        let most = seen.min().unwrap_or(0);
+        let seen = |i: usize| run.stands(self, i).start / g.page_tokens;
+        let most = (0..run.sequences.len()).map(seen).min().unwrap_or(0);
         let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(x, y)| x == y).count();
         let ids = |i: usize, head: usize| run.ids(self, i, head);
         (1..run.sequences.len()).fold(most, |most, i| {
@@ -125,13 +123,12 @@ impl Call<'_> {
 
     /// Row offsets and positions of a group's queries.
     pub(super) fn rows(&self, group: &Run) -> (Vec<u32>, Vec<u32>) {
-        let (mut indptr, mut positions) = (vec![0], Vec::new());
-        for (s, &n) in group.sequences.iter().zip(group.queries) {
-            let len = s.layers[self.layer].len;
-            positions.extend((len - n..len).map(|p| p as u32));
-            indptr.push(positions.len() as u32);
-        }
-        (indptr, positions)
+        let mut indptr = vec![0];
+        indptr.extend(group.queries.iter().scan(0, |row, &n| {
+            *row += n as u32;
+            Some(*row)
+        }));
+        (indptr, group.positions(self))
     }
 
     fn separate(
@@ -192,19 +189,20 @@ impl Call<'_> {
         let each = |(i, (s, &n)): (usize, (&&Sequence, &usize))| {
             let len = s.layers[self.layer].len;
             let seen = match self.options.window {
+                _ if n == 0 => len..len,
                 0 => 0..len,
-                w => len.saturating_sub(w + n.max(1) - 1)..len,
+                w => (group.stands(self, i).start + 1).saturating_sub(w).min(len)..len,
             };
             let own = if i == 0 { seen.len() } else { len - shared_pages * g.page_tokens };
             let own = own.min(seen.len());
             let positions = || seen.clone().map(|p| p as u32).collect::<Vec<u32>>();
             let info = AttendInfo {
                 lse2: lse[row * g.q_heads..(row + n) * g.q_heads].to_vec(),
-                tokens_read: vec![if n == 0 { 0 } else { seen.len() as u32 }; g.kv_heads],
+                tokens_read: vec![seen.len() as u32; g.kv_heads],
                 missed_mass_bound: Some(vec![0.0; g.q_heads]),
                 selected: self.options.selected.then(|| vec![positions(); g.kv_heads]),
                 bytes: BytesRead {
-                    kv: if n == 0 { 0 } else { (own * g.kv_heads * g.token_bytes()) as u64 },
+                    kv: (own * g.kv_heads * g.token_bytes()) as u64,
                     ..BytesRead::default()
                 },
             };

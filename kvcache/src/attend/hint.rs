@@ -55,7 +55,8 @@ impl Cache {
         let mut sent = 0;
         for (row, sequence) in sequences.iter().enumerate().filter(|(_, s)| call.chooses(s)) {
             let rows = row..row + 1;
-            let run = Run { sequences: &[*sequence], queries: &[1], rows, whole: &[] };
+            let sequences = &[*sequence];
+            let run = Run { sequences, queries: &[1], rows, depths: None, whole: &[] };
             sent += call.hint(&run, tier, &q.rows(row, row + 1))?;
         }
         Ok(sent)

@@ -10,6 +10,7 @@ mod compose;
 mod dense;
 mod derive;
 mod derived;
+mod drafts;
 mod flights;
 mod gate;
 mod head;
@@ -30,6 +31,7 @@ use kvist_kernels::attend::Params;
 use kvist_kernels::{Tensor3, Tensor3Mut};
 
 pub(crate) use derive::check as check_digest;
+pub use drafts::Drafts;
 
 use crate::live::Whole;
 use crate::prefill::Prefill;
@@ -132,6 +134,8 @@ pub(crate) struct Call<'a> {
     layer: usize,
     options: &'a AttendOptions<'a>,
     params: Params<'a>,
+    /// Where the queries stand behind their sequence, each so far; none if they are its last tokens.
+    depths: Option<&'a [u32]>,
 }
 
 /// Neighbouring sequences of a batch that are treated alike, and their rows of the query.
@@ -139,6 +143,8 @@ struct Run<'a> {
     sequences: &'a [&'a Sequence],
     queries: &'a [usize],
     rows: Range<usize>,
+    /// [`Call::depths`] of the rows.
+    depths: Option<&'a [u32]>,
     /// With a lower tier: leases on all their pages, or none if some are not near.
     whole: &'a [Whole<'a>],
 }
@@ -163,8 +169,34 @@ impl Run<'_> {
     fn part(&self, of: Range<usize>, row: usize) -> Run<'_> {
         let queries = &self.queries[of.clone()];
         let rows = row..row + queries.iter().sum::<usize>();
+        let depths = self.depths.map(|depths| &depths[rows.clone()]);
         let whole = self.whole.get(of.clone()).unwrap_or_default();
-        Run { sequences: &self.sequences[of], queries, rows, whole }
+        Run { sequences: &self.sequences[of], queries, rows, depths, whole }
+    }
+
+    /// Position of each query.
+    fn positions(&self, call: &Call) -> Vec<u32> {
+        let (mut positions, mut row) = (Vec::with_capacity(self.rows.len()), 0);
+        for (s, &n) in self.sequences.iter().zip(self.queries) {
+            let len = s.layers[call.layer].len;
+            match self.depths {
+                Some(depths) => {
+                    positions.extend(depths[row..row + n].iter().map(|d| len as u32 + d));
+                }
+                None => positions.extend((len - n..len).map(|p| p as u32)),
+            }
+            row += n;
+        }
+        positions
+    }
+
+    /// The lowest position of sequence `i`'s queries, and the one behind the highest.
+    fn stands(&self, call: &Call, i: usize) -> Range<usize> {
+        let (len, n) = (self.sequences[i].layers[call.layer].len, self.queries[i]);
+        let Some(depths) = self.depths else { return len - n..len };
+        let first: usize = self.queries[..i].iter().sum();
+        let deepest = depths[first..first + n].iter().max();
+        len..len + deepest.map_or(0, |&d| d as usize + 1)
     }
 }
 
@@ -189,38 +221,7 @@ impl Cache {
         let call = self.check_call(layer, q, sequences, queries, options)?;
         self.check_heads("out", out.shape(), q.shape()[0], self.geometry().dim_v)?;
         call.check_lengths(sequences, queries)?;
-        let mut infos = Vec::with_capacity(sequences.len());
-        let (mut i, mut row) = (0, 0);
-        while i < sequences.len() {
-            let (kind, first) = call.kind(sequences[i], queries[i]);
-            let mut whole: Vec<Whole> = first.into_iter().collect();
-            let mut end = i + 1;
-            while end < sequences.len() {
-                let (next, lease) = call.kind(sequences[end], queries[end]);
-                if next != kind {
-                    break;
-                }
-                whole.extend(lease);
-                end += 1;
-            }
-            let rows = row..row + queries[i..end].iter().sum::<usize>();
-            let (sequences, queries) = (&sequences[i..end], &queries[i..end]);
-            let run = Run { sequences, queries, rows, whole: &whole };
-            (i, row) = (end, run.rows.end);
-            let q = q.rows(run.rows.start, run.rows.end);
-            let mut out = out.rows_mut(run.rows.start, run.rows.end);
-            infos.append(&mut match (&self.shared.tier, kind.near, kind.sparse) {
-                (Some(tier), false, sparse) => {
-                    self.with_frames(|| paged::attend(&call, &run, tier, sparse, &q, &mut out))?
-                }
-                (_, _, true) => sparse::attend(&call, &run, &q, &mut out)?,
-                (_, _, false) => match call.blockwise(&run) {
-                    true => blockwise::attend(&call, &run, &q, &mut out)?,
-                    false => dense::attend(&call, &run, &q, &mut out)?,
-                },
-            });
-            call.observe(&run, &q);
-        }
+        let infos = call.attend(q, sequences, queries, out)?;
         call.count(sequences, queries, &infos);
         Ok(infos)
     }
@@ -266,7 +267,7 @@ impl Cache {
         }
         let params =
             Params { soft_cap: options.soft_cap, sinks: options.sinks, ..Params::new(scale) };
-        Ok(Call { cache: self, layer, options, params })
+        Ok(Call { cache: self, layer, options, params, depths: None })
     }
 }
 
@@ -301,10 +302,58 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// Attends, run by run of neighbours that are treated alike.
+    fn attend(
+        &self,
+        q: &Tensor3,
+        sequences: &[&Sequence],
+        queries: &[usize],
+        out: &mut Tensor3Mut,
+    ) -> Result<Vec<AttendInfo>, Error> {
+        let mut infos = Vec::with_capacity(sequences.len());
+        let (mut i, mut row) = (0, 0);
+        while i < sequences.len() {
+            let (kind, first) = self.kind(sequences[i], queries[i]);
+            let mut whole: Vec<Whole> = first.into_iter().collect();
+            let mut end = i + 1;
+            while end < sequences.len() {
+                let (next, lease) = self.kind(sequences[end], queries[end]);
+                if next != kind {
+                    break;
+                }
+                whole.extend(lease);
+                end += 1;
+            }
+            let rows = row..row + queries[i..end].iter().sum::<usize>();
+            let depths = self.depths.map(|depths| &depths[rows.clone()]);
+            let (sequences, queries) = (&sequences[i..end], &queries[i..end]);
+            let run = Run { sequences, queries, rows, depths, whole: &whole };
+            (i, row) = (end, run.rows.end);
+            let q = q.rows(run.rows.start, run.rows.end);
+            let mut out = out.rows_mut(run.rows.start, run.rows.end);
+            infos.append(&mut match (&self.cache.shared.tier, kind.near, kind.sparse) {
+                (Some(tier), false, sparse) => {
+                    let paged = || paged::attend(self, &run, tier, sparse, &q, &mut out);
+                    self.cache.with_frames(paged)?
+                }
+                (_, _, true) => sparse::attend(self, &run, &q, &mut out)?,
+                (_, _, false) => match self.blockwise(&run) {
+                    true => blockwise::attend(self, &run, &q, &mut out)?,
+                    false => dense::attend(self, &run, &q, &mut out)?,
+                },
+            });
+            if self.depths.is_none() {
+                self.observe(&run, &q);
+            }
+        }
+        Ok(infos)
+    }
+
     /// Whether a selector decides what this sequence reads.
     fn selects(&self, sequence: &Sequence, queries: usize) -> bool {
         let len = sequence.layers[self.layer].len;
-        queries == 1 && self.options.window == 0 && sequence.selector.selects(self.layer, len)
+        let step = queries == 1 && self.depths.is_none();
+        step && self.options.window == 0 && sequence.selector.selects(self.layer, len)
     }
 
     /// How to treat a sequence; with a lower tier, and where all its pages are near, a lease on them.

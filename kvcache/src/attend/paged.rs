@@ -21,7 +21,7 @@ use super::proof::Proof;
 use super::sparse::{each_head, votes, with_work};
 use super::{AttendInfo, BytesRead, Call, Run};
 use crate::live::{PageKey, Tier};
-use crate::{Error, MissReason, Sequence};
+use crate::{Error, MissReason};
 
 /// Bytes of a run when a whole sequence passes through.
 const SCAN_BYTES: usize = 4 << 20;
@@ -64,12 +64,8 @@ pub(super) fn attend(
     let mut stream = Stream { call, run, tier, q, scan, deadline, sum: None, spare, proofs };
     let heads = call.cache.geometry().kv_heads;
     if !sparse {
-        let lists: Vec<Vec<u32>> = run
-            .sequences
-            .iter()
-            .zip(run.queries)
-            .flat_map(|(s, &n)| std::iter::repeat_n(call.seen_pages(s, n), heads))
-            .collect();
+        let of_sequence = |i| std::iter::repeat_n(call.seen_pages(run, i), heads);
+        let lists: Vec<Vec<u32>> = (0..run.sequences.len()).flat_map(of_sequence).collect();
         tier.poll();
         let begun = stream.begin(lists.into_iter().enumerate().collect())?;
         stream.read(vec![begun])?;
@@ -97,15 +93,15 @@ pub(super) fn attend(
 }
 
 impl Call<'_> {
-    /// Pages that some of the last `n` queries of a sequence may see.
-    fn seen_pages(&self, sequence: &Sequence, n: usize) -> Vec<u32> {
-        let len = sequence.layers[self.layer].len;
+    /// Pages that some query of sequence `i` may see.
+    fn seen_pages(&self, run: &Run, i: usize) -> Vec<u32> {
+        let len = run.sequences[i].layers[self.layer].len;
         let page = self.cache.geometry().page_tokens;
         let first = match self.options.window {
             0 => 0,
-            w => (len + 1).saturating_sub(n + w),
+            w => (run.stands(self, i).start + 1).saturating_sub(w),
         };
-        let end = if n == 0 { 0 } else { len.div_ceil(page) };
+        let end = if run.queries[i] == 0 { 0 } else { len.div_ceil(page) };
         ((first / page).min(end) as u32..end as u32).collect()
     }
 }

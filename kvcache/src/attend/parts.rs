@@ -34,10 +34,10 @@ impl Stream<'_> {
     /// Whether some query of the sequence may not see all of a page.
     fn is_masked(&self, item: &Item) -> bool {
         let heads = self.call.cache.geometry().kv_heads;
-        let n = self.run.queries[item.list as usize / heads];
-        let (len, tokens) = (self.layer_of(item.list).len, self.tokens_of(item));
-        let window = self.call.options.window;
-        tokens.end > len - n + 1 || (window > 0 && tokens.start + window < len)
+        let queries = self.run.stands(self.call, item.list as usize / heads);
+        let (tokens, window) = (self.tokens_of(item), self.call.options.window);
+        tokens.end > queries.start + 1
+            || (window > 0 && tokens.start.saturating_add(window) < queries.end)
     }
 
     fn lists(&self) -> u32 {

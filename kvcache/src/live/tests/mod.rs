@@ -3,6 +3,7 @@
 #[expect(dead_code, reason = "shared with the tests outside, which use all of it")]
 #[path = "../../../tests/store/common.rs"]
 mod common;
+mod drafts;
 mod faults;
 mod hints;
 mod memory;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use half::bf16;
 
 use self::common::{DIM, GROUP, HEADS, ROW, Random, rows};
+use self::drafts::Draft;
 use self::memory::{Faults, Handle, Memory};
 use kvist_policies::{
     ArkVale, ClusterKv, InfLlm, InfiniGen, PqCache, RetroInfer, ShadowKv, Streaming, Twilight,

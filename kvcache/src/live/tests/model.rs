@@ -14,6 +14,7 @@ enum Step {
     Truncate { sequence: usize, keep: usize },
     Drop { sequence: usize },
     Attend { sequence: usize, layer: usize, queries: usize, window: usize },
+    Verify { sequence: usize, nodes: usize, window: usize },
     Read { sequence: usize, from: usize, tokens: usize },
     Offload { sequence: usize },
     Restore { sequence: usize },
@@ -31,8 +32,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (s.clone(), 0usize..4).prop_map(|(sequence, select)| Step::ForkWith { sequence, select }),
         1 => (s.clone(), 0usize..100).prop_map(|(sequence, keep)| Step::Truncate { sequence, keep }),
         1 => s.clone().prop_map(|sequence| Step::Drop { sequence }),
-        6 => (s.clone(), 0..LAYERS, prop_oneof![3 => Just(1usize), 1 => 2usize..90], window)
+        6 => (s.clone(), 0..LAYERS, prop_oneof![3 => Just(1usize), 1 => 2usize..90], window.clone())
             .prop_map(|(sequence, layer, queries, window)| Step::Attend { sequence, layer, queries, window }),
+        2 => (s.clone(), 1usize..20, window.clone())
+            .prop_map(|(sequence, nodes, window)| Step::Verify { sequence, nodes, window }),
         1 => (s.clone(), 0usize..100, 1usize..200).prop_map(|(sequence, from, tokens)| Step::Read { sequence, from, tokens }),
         1 => s.clone().prop_map(|sequence| Step::Offload { sequence }),
         1 => s.clone().prop_map(|sequence| Step::Restore { sequence }),
@@ -120,6 +123,24 @@ impl World {
         }
     }
 
+    /// Verifies a draft tree.
+    fn verify(&mut self, i: usize, nodes: usize, window: usize) {
+        let twins = &self.live[i];
+        let q = query(&mut self.random, nodes);
+        let draft = Draft::new(nodes, &mut self.random);
+        let sinks: Vec<f32> = (0..HEADS * GROUP).map(|_| self.random.normal()).collect();
+        let sinks = (nodes % 3 == 1).then_some(&sinks[..]);
+        let options = AttendOptions { selected: true, window, sinks, ..AttendOptions::default() };
+        let (want, reference) = draft.attend(&twins.all, &q, &options).unwrap();
+        let Some((out, info)) = allowed(draft.attend(&twins.few, &q, &options), self.faulty) else {
+            return;
+        };
+        assert!(near(&out, &want), "{nodes} nodes, window {window}, {} tokens", twins.len());
+        assert!(near(&info.lse2, &reference.lse2));
+        assert_eq!(info.selected, reference.selected);
+        assert_eq!(info.bytes, reference.bytes);
+    }
+
     fn read(&mut self, i: usize, from: usize, tokens: usize) {
         let twins = &self.live[i];
         let from = from * twins.len() / 100;
@@ -167,6 +188,7 @@ impl World {
             Step::Attend { sequence, layer, queries, window } => {
                 self.attend(sequence % n, layer, queries, window);
             }
+            Step::Verify { sequence, nodes, window } => self.verify(sequence % n, nodes, window),
             Step::Read { sequence, from, tokens } => self.read(sequence % n, from, tokens),
             Step::Offload { sequence } => {
                 allowed(self.live[sequence % n].few.offload(), faulty);
