@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::dlpack::{Input, Kind, Library, Storage};
+use crate::drafts::{self, Nodes, Parents};
 use crate::error::{Failure, from_store, shape_error};
 use crate::info::{PyAttendInfo, session_object, stats_object};
 use crate::number::{Whole, optional};
@@ -219,6 +220,46 @@ impl PyCache {
             })
         });
         Ok(sent?)
+    }
+
+    /// `Sequence.attend_tree` of several sequences in one call: `parents` has a list for each, `q`, `k` and `v`
+    /// the nodes one tree after another; pages they share are read once.
+    #[pyo3(signature = (layer, q, sequences, parents, k, v, *, info=false, scale=None, soft_cap=0.0,
+                        window=Whole::from(0), sinks=None, selected=None),
+           text_signature = "($self, layer, q, sequences, parents, k, v, *, info=False, scale=None, \
+                             soft_cap=0.0, window=0, sinks=None, selected=None)")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn attend_trees<'py>(
+        &self,
+        py: Python<'py>,
+        layer: Whole,
+        q: &Bound<'py, PyAny>,
+        sequences: Vec<Bound<'py, PySequence>>,
+        parents: Vec<Parents>,
+        k: &Bound<'py, PyAny>,
+        v: &Bound<'py, PyAny>,
+        info: bool,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: Whole,
+        sinks: Option<&Bound<'py, PyAny>>,
+        selected: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (cache, layer) = (self.get()?, layer.layer()?);
+        let args =
+            AttendArgs::new(info, scale, soft_cap, window, sinks, selected, None, None, None)?;
+        let nodes = Nodes { trees: drafts::trees(&parents)?, q, k, v };
+        let held: Vec<&PySequence> = sequences.iter().map(Bound::get).collect();
+        let dim_v = cache.geometry().dim_v;
+        let (out, infos) = nodes.attend(py, dim_v, &args, |q, drafts, options, out| {
+            PySequence::with_all(&held, |open| {
+                Ok(cache.attend_trees(layer, q, open, drafts, options, out)?)
+            })
+        })?;
+        match info {
+            false => Ok(out),
+            true => Ok(PyTuple::new(py, [out, infos.into_pyobject(py)?.into_any()])?.into_any()),
+        }
     }
 
     /// Bytes held and work done so far.

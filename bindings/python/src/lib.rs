@@ -3,6 +3,7 @@
 
 mod cache;
 mod dlpack;
+mod drafts;
 mod error;
 mod info;
 mod kernels;
@@ -28,6 +29,8 @@ mod _kvist {
     use super::cache::PyCache;
     #[pymodule_export]
     use super::dlpack::Buffer;
+    #[pymodule_export]
+    use super::drafts::PyView;
     #[pymodule_export]
     use super::info::PyAttendInfo;
     #[pymodule_export]

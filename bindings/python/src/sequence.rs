@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::dlpack::{Input, Kind, Library, Storage};
+use crate::drafts::{self, Nodes, Parents, PyView};
 use crate::error::{Failure, raise, shape_error};
 use crate::info::{PyAttendInfo, stats_object};
 use crate::number::{Whole, optional};
@@ -231,19 +232,59 @@ impl PySequence {
         self.look(py, |s| Ok(s.hint(layer, &rows, &args.options())?))
     }
 
+    /// Attention of a draft tree's nodes, of which nothing is appended: `q` `[nodes, q_heads, head_dim]`,
+    /// `k` and `v` `[nodes, kv_heads, dim]`. Node `i` sees every token, node `parents[i]` (-1: none) with all
+    /// that it sees, and itself.
+    #[pyo3(signature = (layer, q, parents, k, v, *, info=false, scale=None, soft_cap=0.0,
+                        window=Whole::from(0), sinks=None, selected=None),
+           text_signature = "($self, layer, q, parents, k, v, *, info=False, scale=None, soft_cap=0.0, \
+                             window=0, sinks=None, selected=None)")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn attend_tree<'py>(
+        &self,
+        py: Python<'py>,
+        layer: Whole,
+        q: &Bound<'py, PyAny>,
+        parents: Parents,
+        k: &Bound<'py, PyAny>,
+        v: &Bound<'py, PyAny>,
+        info: bool,
+        scale: Option<f32>,
+        soft_cap: f32,
+        window: Whole,
+        sinks: Option<&Bound<'py, PyAny>>,
+        selected: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let layer = layer.layer()?;
+        let args =
+            AttendArgs::new(info, scale, soft_cap, window, sinks, selected, None, None, None)?;
+        let nodes = Nodes { trees: drafts::trees(&[parents])?, q, k, v };
+        let dim_v = self.look(py, |s| Ok(s.cache().geometry().dim_v))?;
+        let (out, infos) = nodes.attend(py, dim_v, &args, |q, drafts, options, out| {
+            self.with(|s| Ok(vec![s.attend_tree(layer, q, drafts, options, out)?]))
+        })?;
+        match infos.into_iter().next().filter(|_| info) {
+            None => Ok(out),
+            Some(found) => Ok(PyTuple::new(py, [out, found.into_bound(py).into_any()])?.into_any()),
+        }
+    }
+
     /// A sequence that shares all pages; with `select`, `budget` or `profile` one that reads by another rule:
-    /// a `select` alone has no profile, a `budget` alone keeps the one there is.
-    #[pyo3(signature = (*, select=None, budget=None, profile=None))]
+    /// a `select` alone has no profile, a `budget` alone keeps the one there is. With `view` it reads by that
+    /// view instead of choosing anew.
+    #[pyo3(signature = (*, select=None, budget=None, profile=None, view=None))]
     fn fork(
         &self,
         py: Python,
         select: Option<SelectArg>,
         budget: Option<Whole>,
         profile: Option<&Bound<PyAny>>,
+        view: Option<&Bound<PyView>>,
     ) -> PyResult<PySequence> {
         let budget = optional(budget, "budget")?;
+        let view = view.map(|view| &view.get().0);
         if select.is_none() && budget.is_none() && profile.is_none() {
-            return self.look(py, |s| Ok(PySequence::new(s.fork())));
+            return self.look(py, |s| Ok(PySequence::new(drafts::viewing(s.fork(), view)?)));
         }
         let keeps = select.is_none();
         let chosen = match select {
@@ -256,11 +297,18 @@ impl PySequence {
         let given = profile.map(profile_of).transpose()?;
         self.look(py, |s| {
             let own = s.profile().filter(|_| keeps);
-            Ok(PySequence::new(match given.as_ref().or(own) {
+            let fork = match given.as_ref().or(own) {
                 Some(profile) => s.fork_profiled(&chosen, profile)?,
                 None => s.fork_with(&chosen)?,
-            }))
+            };
+            Ok(PySequence::new(drafts::viewing(fork, view)?))
         })
+    }
+
+    /// What the selector chose for good (`snapkv`, `magicdec`), for `fork(view=)`; `None` before the first
+    /// step after the prompt, and for selectors that choose anew.
+    fn view(&self, py: Python) -> PyResult<Option<PyView>> {
+        self.look(py, |s| Ok(s.view().map(PyView)))
     }
 
     /// Forgets the tokens from `length` on.

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as _Seq
 from typing import Any, Literal, TypeAlias, final, overload
 
@@ -24,6 +24,7 @@ __all__ = [
     "Space",
     "Summary",
     "Ticket",
+    "View",
     "__version__",
     "_calibrate",
     "attend_pages",
@@ -230,6 +231,40 @@ class Cache:
         window: int = 0,
         scores: Any = None,
     ) -> int: ...
+    @overload
+    def attend_trees(
+        self,
+        layer: int,
+        q: Any,
+        sequences: _Seq[Sequence],
+        parents: _Seq[Iterable[int]],
+        k: Any,
+        v: Any,
+        *,
+        info: Literal[False] = False,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        window: int = 0,
+        sinks: Any = None,
+        selected: bool | None = None,
+    ) -> Any: ...
+    @overload
+    def attend_trees(
+        self,
+        layer: int,
+        q: Any,
+        sequences: _Seq[Sequence],
+        parents: _Seq[Iterable[int]],
+        k: Any,
+        v: Any,
+        *,
+        info: bool,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        window: int = 0,
+        sinks: Any = None,
+        selected: bool | None = None,
+    ) -> tuple[Any, list[AttendInfo]]: ...
     def stats(self) -> Stats: ...
     def close(self) -> None: ...
     @property
@@ -303,13 +338,47 @@ class Sequence:
         window: int = 0,
         scores: Any = None,
     ) -> int: ...
+    @overload
+    def attend_tree(
+        self,
+        layer: int,
+        q: Any,
+        parents: Iterable[int],
+        k: Any,
+        v: Any,
+        *,
+        info: Literal[False] = False,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        window: int = 0,
+        sinks: Any = None,
+        selected: bool | None = None,
+    ) -> Any: ...
+    @overload
+    def attend_tree(
+        self,
+        layer: int,
+        q: Any,
+        parents: Iterable[int],
+        k: Any,
+        v: Any,
+        *,
+        info: bool,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        window: int = 0,
+        sinks: Any = None,
+        selected: bool | None = None,
+    ) -> tuple[Any, AttendInfo]: ...
     def fork(
         self,
         *,
         select: _Select | None = None,
         budget: int | None = None,
         profile: _Profile | None = None,
+        view: View | None = None,
     ) -> Sequence: ...
+    def view(self) -> View | None: ...
     def truncate(self, length: int) -> None: ...
     def read(
         self, layer: int, start: int = 0, stop: int | None = None
@@ -330,6 +399,23 @@ class Sequence:
     def __bool__(self) -> bool: ...
     def __enter__(self) -> Sequence: ...
     def __exit__(self, *_exception: object) -> None: ...
+    def __reduce__(self) -> Any: ...
+
+@final
+class View:
+    """What the heads of a sequence read from some length on: a draft view."""
+
+    @staticmethod
+    def from_json(text: str) -> View: ...
+    def to_json(self) -> str: ...
+    def head(self, layer: int, kv_head: int) -> tuple[list[int], int] | None: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __bool__(self) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
     def __reduce__(self) -> Any: ...
 
 @final
