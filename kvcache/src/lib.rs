@@ -36,6 +36,7 @@ extern crate self as kvist;
 
 mod arena;
 mod attend;
+mod boxes;
 mod budget;
 mod cache;
 mod codec;

@@ -8,6 +8,7 @@ use kvist_policies::prefetch::Recent;
 use kvist_policies::share::Sharing;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::boxes::{Boxes, FAN};
 use crate::index::Index;
 use crate::means::Means;
 use crate::summaries::TILE;
@@ -25,6 +26,10 @@ pub(crate) struct Memory {
     pub(crate) index: Vec<Index>,
     /// What the queries looked for, where what is derived depends on it.
     pub(crate) asked: Asked,
+    /// Boxes over each head's 16-token boxes, where a tree of them is searched.
+    pub(crate) boxes: Vec<Arc<Boxes>>,
+    /// How flat attention is, where the selector asks.
+    pub(crate) support: Option<Support>,
     /// The last queries of the prompt, where the selector looks at them.
     pub(crate) observed: Option<Arc<Observed>>,
 }
@@ -88,6 +93,15 @@ impl Blocks {
     }
 }
 
+/// Effective support of attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Support {
+    /// As a share of the tokens.
+    pub(crate) share: f64,
+    /// Tokens of the layer when it was measured.
+    pub(crate) at: usize,
+}
+
 /// Queries of consecutive positions, `[positions][q_heads, dim_k]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Observed {
@@ -121,6 +135,9 @@ impl Memory {
         self.means.iter_mut().for_each(|means| Arc::make_mut(means).truncate(len / TILE));
         self.index.iter_mut().for_each(|index| index.truncate(len));
         self.asked.blocks.cut(len);
+        let leaves = len / TILE * FAN;
+        self.boxes.iter_mut().for_each(|boxes| Arc::make_mut(boxes).truncate(leaves));
+        self.support.take_if(|support| support.at > len);
     }
 
     /// Notes queries, of which the last `most` are kept. What they select is another thing than before.

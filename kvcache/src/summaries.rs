@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvist_kernels::score::CellList;
 use kvist_kernels::summary::{self, BoxedSpec, LowBitSpec, UnitKind, UnitSpec};
 use kvist_kernels::{DType, Isa};
-use kvist_policies::{Digest, Method, Refine, Row};
+use kvist_policies::{Method, Refine, Row};
 
 use crate::arena::{Arena, Care, Cell};
+use crate::boxes::{self, Boxes};
 use crate::budget::Budget;
 use crate::means::{self, Means};
 use crate::pages::Head;
@@ -36,11 +37,7 @@ impl Spec {
             Method::Boxed(b) => return Ok(Some(Spec::Boxed(BoxedSpec::new(dim_k, b.planes)?))),
             Method::Parts(parts) => parts,
         };
-        let (row, tokens) = match parts.digest {
-            Digest::Units { row, tokens } => (row, tokens),
-            Digest::Landmarks { tokens, .. } => (Row::Mean, tokens),
-            _ => return Ok(None),
-        };
+        let Some((row, tokens)) = parts.rows() else { return Ok(None) };
         let kind = match row {
             Row::Box => UnitKind::Box,
             Row::MeanBox => UnitKind::MeanBox,
@@ -93,8 +90,8 @@ impl Spec {
 pub(crate) struct Store {
     pub(crate) spec: Spec,
     pub(crate) arena: Arc<Arena>,
-    /// Rows of means, for boxed cells.
-    pub(crate) means: Option<Arc<Arena>>,
+    /// What long sequences are searched by first: means of boxed cells, boxes of 16-token boxes.
+    pub(crate) above: Option<Arc<Arena>>,
 }
 
 /// One arena per kind of summary, made when first needed.
@@ -109,11 +106,14 @@ impl Stores {
             return Ok(store.clone());
         }
         let arena = |bytes| Arena::new(bytes, u32::MAX as usize, budget.clone(), Care::default());
-        let means = match spec {
+        let above = match spec {
             Spec::Boxed(boxed) => Some(arena(means::spec(boxed.dim())?.cell_bytes())?),
+            Spec::Units(units) if units.kind() == UnitKind::Box => {
+                Some(arena(boxes::cell_bytes(&units))?)
+            }
             Spec::Units(_) | Spec::Pruned(..) => None,
         };
-        let store = Store { spec, arena: arena(spec.cell_bytes())?, means };
+        let store = Store { spec, arena: arena(spec.cell_bytes())?, above };
         stores.push(store.clone());
         Ok(store)
     }
@@ -133,16 +133,28 @@ impl Stores {
 
 impl Store {
     fn arenas(&self) -> impl Iterator<Item = &Arc<Arena>> {
-        std::iter::once(&self.arena).chain(&self.means)
+        std::iter::once(&self.arena).chain(&self.above)
     }
 
     /// Brings the means of a head up to its finished tiles.
     pub(crate) fn means(&self, head: &Head, means: &mut Means) -> Result<(), Error> {
-        let (Spec::Boxed(spec), Some(arena)) = (&self.spec, &self.means) else { return Ok(()) };
+        let (Spec::Boxed(spec), Some(arena)) = (&self.spec, &self.above) else { return Ok(()) };
         let (base, bytes) = (self.arena.at(0), self.arena.cell_bytes());
         // SAFETY: the cells are the head's, written when they were made.
         let cells = unsafe { CellList::new(base, bytes, head.cell_ids()) };
         means.extend(arena, spec, &cells)
+    }
+
+    /// Brings the boxes over a head's first `leaves` 16-token boxes up to those.
+    pub(crate) fn boxes(&self, head: &Head, leaves: usize, boxes: &mut Boxes) -> Result<(), Error> {
+        let (Spec::Units(spec), Some(arena)) = (&self.spec, &self.above) else { return Ok(()) };
+        let cells = head.cell_ids();
+        let leaf = |i: usize| {
+            let row = i % spec.units() * spec.row_bytes();
+            self.arena.at(cells[i / spec.units()]).wrapping_add(row)
+        };
+        // SAFETY: the cells are the head's, written when they were made; the leaves are whole.
+        unsafe { boxes.extend(arena, spec, leaves, leaf) }
     }
 
     /// Writes what cell `tile` must say once the sequence has `len` tokens, given that it was right

@@ -5,10 +5,12 @@
 //! Here: the selectors of query-aware decoding ([`Select`]) with their defaults and the tokens
 //! they always keep ([`Keep`]), how each head of a model is read ([`Profile`]), the arithmetic of
 //! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which come back
-//! before they are asked for ([`prefetch`]), and which blocks of keys the queries of a prompt read
-//! ([`prefill`]), and which heads read what others selected ([`share`]).
+//! before they are asked for ([`prefetch`]), which blocks of keys the queries of a prompt read
+//! ([`prefill`]), which heads read what others selected ([`share`]), how a tree of chunks is searched
+//! ([`tree`]), and what chunks are sent with ([`compress`]).
 #![forbid(unsafe_code)]
 
+pub mod compress;
 pub mod cover;
 mod error;
 mod keep;
@@ -19,14 +21,15 @@ mod profile;
 mod select;
 mod settings;
 pub mod share;
+pub mod tree;
 
 pub use error::Error;
 pub use keep::Keep;
 pub use profile::{Class, Expected, HeadStats, Missed, Profile, Rules, Shape, Window};
 pub use select::{
     ArkVale, Boxed, ClusterKv, Clustering, Digest, Dsa, DuoAttention, Fold, HShare, InfLlm,
-    InfiniGen, MagicDec, Method, Nsa, PRESETS, Parts, PqCache, Preset, Quest, Refine, RetroInfer,
-    Reuse, Row, Rule, Scope, Select, ShadowKv, SnapKv, Streaming, Style, TidalDecode, TokenSelect,
-    Twilight, selection_presets,
+    InfiniGen, LeoAm, MagicDec, Method, Nsa, PRESETS, Parts, PqCache, Preset, Quest, Refine,
+    RetroInfer, Reuse, Row, Rule, Scope, Select, ShadowKv, SnapKv, Streaming, Style, TidalDecode,
+    TokenSelect, Twilight, selection_presets,
 };
 pub use settings::nearest;

@@ -47,6 +47,7 @@ def test_wrong_settings_are_named():
         ("tidaldecode", {"anchors": []}, "anchors"),
         ("tidaldecode", {"anchors": object()}, "anchors"),
         ("hshare", {"heads": 2}, "heads"),
+        ("leoam", {"flat": 0}, "flat"),
         ("twilight", {"top_p": 1}, "top_p"),
         ("snapkv", {"pool": 2}, "odd"),
         ("streaming", {"sinks": 0, "recent": 0}, "recent"),

@@ -111,6 +111,20 @@ pub fn units(query: &UnitQuery, cells: &CellList, out: &mut [f32]) {
     }
 }
 
+/// Scores rows wherever they lie, `out` `[heads][rows]`, as [`units`] does: the same bits for the same row.
+///
+/// # Panics
+/// If `out` has another length.
+///
+/// # Safety
+/// Every row must be readable as a row of the query's spec.
+pub unsafe fn unit_rows(query: &UnitQuery, rows: &[*const u8], out: &mut [f32]) {
+    let (n, heads) = (rows.len(), query.heads);
+    assert_eq!(out.len(), heads * n, "scores of {heads} heads, {n} rows");
+    // SAFETY: the caller's promise.
+    unsafe { query.rows.dots(rows, out, n) }
+}
+
 /// Upper bound of `q . k` for keys in a box, rounded up far enough to be rigorous.
 fn upper(q: &[f32], row: &[f32]) -> f32 {
     let (max, min) = row.split_at(q.len());

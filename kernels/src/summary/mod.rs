@@ -12,7 +12,7 @@ mod units;
 pub use boxed::{BoxedSpec, build_boxed, build_boxed_at, decode_boxed, is_open};
 pub(crate) use boxed::{FIELD_BITS, OPEN, WIDTH_BIAS, WIDTH_SHIFT, unpack};
 pub use low_bit::{LowBitSpec, build_low_bit};
-pub use units::{UnitKind, UnitSpec, build_units, update_unit};
+pub use units::{UnitKind, UnitSpec, build_units, merge_boxes, update_unit};
 
 /// Tokens of a tile.
 pub const TILE: usize = 64;

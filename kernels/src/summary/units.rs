@@ -109,12 +109,12 @@ impl UnitSpec {
     }
 }
 
-/// Merges a key into a box row; a NaN stays.
-fn merge_box(row: &mut [f32], key: &[f32]) {
-    let (max, min) = row.split_at_mut(key.len());
-    for ((max, min), &k) in max.iter_mut().zip(min).zip(key) {
-        *max = if k > *max || k.is_nan() { k } else { *max };
-        *min = if k < *min || k.is_nan() { k } else { *min };
+/// Merges a box, or a key as both of its ends, into a box row; a NaN stays.
+fn merge_box(row: &mut [f32], most: &[f32], least: &[f32]) {
+    let (max, min) = row.split_at_mut(most.len());
+    for ((max, min), (&most, &least)) in max.iter_mut().zip(min).zip(most.iter().zip(least)) {
+        *max = if most > *max || most.is_nan() { most } else { *max };
+        *min = if least < *min || least.is_nan() { least } else { *min };
     }
 }
 
@@ -174,7 +174,7 @@ unsafe fn extend(spec: &UnitSpec, row: &mut [f32], have: usize, rows: &[*const u
                 row[..spec.dim].copy_from_slice(key);
                 row[spec.dim..].copy_from_slice(key);
             }
-            UnitKind::Box | UnitKind::MeanBox => merge_box(row, key),
+            UnitKind::Box | UnitKind::MeanBox => merge_box(row, key, key),
             UnitKind::Mean | UnitKind::Moment2 => merge_moments(row, key, have + i + 1),
         }
     }
@@ -217,6 +217,31 @@ pub unsafe fn update_unit(
         extend(spec, row, have, rows);
         narrow(spec.dtype, row, bytes.as_mut_ptr());
     }
+}
+
+/// Writes the box row of all tokens that some box rows speak of, bit-equal to one built from their keys.
+///
+/// # Panics
+/// If the spec's rows are not boxes, `into` is not a row long, or there is no row.
+///
+/// # Safety
+/// Every row must be readable as a row of `spec`.
+pub unsafe fn merge_boxes(spec: &UnitSpec, rows: &[*const u8], into: &mut [u8]) {
+    assert_eq!(spec.kind, UnitKind::Box, "only boxes are merged");
+    assert_eq!(into.len(), spec.row_bytes(), "a row of {spec:?}");
+    assert!(!rows.is_empty(), "a box of nothing");
+    let (mut all, mut one) = ([0f32; 2 * DIM_MAX], [0f32; 2 * DIM_MAX]);
+    let (all, one) = (&mut all[..spec.row_len()], &mut one[..spec.row_len()]);
+    for (i, &row) in rows.iter().enumerate() {
+        // SAFETY: passed on from the caller.
+        unsafe { widen(spec.dtype, row, one) }
+        match i {
+            0 => all.copy_from_slice(one),
+            _ => merge_box(all, &one[..spec.dim], &one[spec.dim..]),
+        }
+    }
+    // SAFETY: `into` is one row of the dtype, checked above.
+    unsafe { narrow(spec.dtype, all, into.as_mut_ptr()) }
 }
 
 /// Writes the cell of a tile of 64 keys.

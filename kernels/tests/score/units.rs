@@ -95,6 +95,68 @@ fn incremental_boxes_are_bit_equal() {
 }
 
 #[test]
+fn boxes_of_boxes_are_boxes_of_their_keys() {
+    let mut rng = Rng(14);
+    for dtype in DType::ALL {
+        for dim in [1, 5, 33, 64] {
+            let keys = Keys::random(&mut rng, dtype, dim, 1);
+            let mut bytes = keys.bytes.clone();
+            if rng.bits().is_multiple_of(2) {
+                // All ones is a NaN in every dtype.
+                let at = rng.bits() as usize % (bytes.len() / dtype.size()) * dtype.size();
+                bytes[at..at + dtype.size()].fill(0xff);
+            }
+            let row = dim * dtype.size();
+            let ptrs: Vec<*const u8> = bytes.chunks(row).map(<[u8]>::as_ptr).collect();
+            let cell = |tokens: usize| {
+                let spec = UnitSpec::new(UnitKind::Box, dim, dtype, tokens).unwrap();
+                let mut cell = vec![0u8; spec.cell_bytes()];
+                // SAFETY: the pointers are rows of `bytes`.
+                unsafe { summary::build_units(&spec, &ptrs, &mut cell) }
+                (spec, cell)
+            };
+            let ((fine, small), (whole, large)) = (cell(8), cell(64));
+            let rows: Vec<*const u8> =
+                small.chunks(fine.row_bytes()).take(8).map(<[u8]>::as_ptr).collect();
+            let mut merged = vec![0xa5u8; fine.row_bytes()];
+            // SAFETY: rows of `small`.
+            unsafe { summary::merge_boxes(&fine, &rows, &mut merged) }
+            assert_eq!(merged, large[..whole.row_bytes()]);
+        }
+    }
+}
+
+#[test]
+fn listed_rows_score_like_all() {
+    let mut rng = Rng(15);
+    for (dim, heads, tiles) in shapes(&mut rng).into_iter().filter(|s| s.2 > 0) {
+        let keys = Keys::random(&mut rng, DType::Bf16, dim, tiles);
+        let q = queries(&mut rng, heads, dim);
+        let spec = UnitSpec::new(UnitKind::Box, dim, DType::Bf16, 16).unwrap();
+        let cells = keys.units(&spec);
+        let n = tiles * spec.units();
+        let row = |u: usize| {
+            let at = u / spec.units() * spec.cell_bytes() + u % spec.units() * spec.row_bytes();
+            cells[at..].as_ptr()
+        };
+        for isa in Isa::available() {
+            let all = unit_scores(isa, spec, &q, &cells, 1.0, false);
+            let query = UnitQuery::new(isa, spec, &q, heads, 1.0, true);
+            for count in [1, 3, 4, 7] {
+                let units: Vec<usize> = (0..count).map(|_| rng.bits() as usize % n).collect();
+                let rows: Vec<*const u8> = units.iter().map(|&u| row(u)).collect();
+                let mut out = vec![0f32; heads * count];
+                // SAFETY: rows of `cells`.
+                unsafe { score::unit_rows(&query, &rows, &mut out) }
+                for (i, &unit) in units.iter().enumerate() {
+                    (0..heads).for_each(|h| assert_eq!(out[h * count + i], all[h * n + unit]));
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn log_mass_estimates_keep_their_order() {
     // I-5: ln n + s q.mean <= ln sum exp(s q.k) <= ln n + s UB, and the second moment adds to the mean.
     let mut rng = Rng(13);

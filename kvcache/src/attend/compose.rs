@@ -8,7 +8,7 @@ use kvist_policies::{Digest, Fold, Parts, Refine, Reuse, Row, Rule};
 
 use super::certify::{Certificate, Unread, slack};
 use super::head::{Choice, Origin, Scratch, Work, sized};
-use super::{again, clusters, derived, observed};
+use super::{again, clusters, derived, leo, observed};
 use crate::Error;
 
 /// What one head, or all heads of a layer together, think of the units.
@@ -29,7 +29,7 @@ pub(super) struct Weighed {
 }
 
 impl Weighed {
-    fn new(keep: [Range<usize>; 2], unit: usize) -> Weighed {
+    pub(super) fn new(keep: [Range<usize>; 2], unit: usize) -> Weighed {
         Weighed { first: keep[0].end / unit, unit, keep, ..Weighed::default() }
     }
 
@@ -46,22 +46,40 @@ impl Weighed {
         self.weights[units].iter().fold(f32::NEG_INFINITY, larger)
     }
 
+    /// Searches the tree of the candidates, see [`leo::search`].
+    pub(super) fn search(
+        &mut self,
+        work: &Work,
+        grain: u32,
+        wanted: usize,
+        take: impl FnMut(Range<usize>) -> bool,
+    ) {
+        let candidates = self.first..self.first + self.len();
+        let found = leo::search(work, candidates, grain, wanted, take);
+        (self.weights, self.summary_bytes) = (found.weights, found.bytes);
+    }
+
     /// Adds what another head thinks of the same units.
     pub(super) fn join(&mut self, other: &Weighed) {
         self.weights.iter_mut().zip(&other.weights).for_each(|(w, o)| *w += o);
     }
 
-    /// Positions of the candidates that `rule` takes, ascending.
-    fn pick(&self, rule: Rule, len: usize) -> Vec<u32> {
+    /// Candidates that `rule` takes.
+    fn count(&self, rule: Rule, len: usize) -> usize {
         let kept = self.keep[0].len() + self.keep[1].len();
-        let n = match rule {
+        match rule {
             Rule::Budget(tokens) => tokens.saturating_sub(kept) / self.unit,
             Rule::Share(share) => ((share * len as f32) as usize / self.unit).max(1),
             Rule::Split { share, recent } => {
                 ((share * (1.0 - recent) * len as f32) as usize / self.unit).max(1)
             }
             Rule::Near { share, .. } => self.near.min((share * len as f32) as usize).max(1),
-        };
+        }
+    }
+
+    /// Positions of the candidates that `rule` takes, ascending.
+    fn pick(&self, rule: Rule, len: usize) -> Vec<u32> {
+        let n = self.count(rule, len);
         let tokens = |&u: &u32| {
             let first = (self.first + u as usize) * self.unit;
             (first..first + self.unit).map(|t| t as u32)
@@ -138,6 +156,16 @@ pub(super) fn weigh(work: &Work, parts: &Parts) -> Result<Weighed, Error> {
                 weighed.near = derived::near(work, &raw, alpha);
             }
             derived::open(work, &mut weighed);
+        }
+        Digest::Tree { flat, .. } => {
+            let support = work.sequence.memories.of(work.call.layer).support;
+            let grain = support.filter(|s| s.share > f64::from(flat)).map_or(0, |_| leo::COARSE);
+            let (n, mut found) = (weighed.count(parts.rule, work.len), 0);
+            let take = |leaves: Range<usize>| {
+                found += leaves.len();
+                found < n
+            };
+            weighed.search(work, grain, n, take);
         }
         Digest::Given { tokens } => weighed.weights = given(work, tokens, &weighed)?,
         Digest::Observed { pool, .. } => {
@@ -267,7 +295,9 @@ pub(super) fn prove(
 ) -> Result<Option<Vec<f32>>, Error> {
     match parts.digest {
         _ if !work.call.options.bound => Ok(None),
-        Digest::Units { row: Row::Box, .. } => prove_units(work, positions).map(Some),
+        Digest::Units { row: Row::Box, .. } | Digest::Tree { .. } => {
+            prove_units(work, positions).map(Some)
+        }
         Digest::Keys | Digest::Observed { .. } => prove_keys(work, positions).map(Some),
         Digest::Clusters(_) => clusters::prove(work, positions).map(Some),
         _ => Ok(None),

@@ -158,7 +158,7 @@ impl Work<'_> {
 
     /// Cells of means.
     pub(super) fn mean_cells<'b>(&'b self, ids: &'b [u32]) -> CellList<'b> {
-        let arena = self.store.and_then(|s| s.means.as_ref());
+        let arena = self.store.and_then(|s| s.above.as_ref());
         let (base, bytes) = arena.map_or((std::ptr::null(), 0), |a| (a.at(0), a.cell_bytes()));
         // SAFETY: the ids are those of cells that are held and not written to while others hold them.
         unsafe { CellList::new(base, bytes, ids) }
@@ -171,6 +171,14 @@ impl Work<'_> {
             Some(Spec::Pruned(spec, _)) => (spec, self.all_cells().part(0, spec.cell_bytes())),
             _ => unreachable!("a sequence's store is made for its selector"),
         }
+    }
+
+    /// Address of a unit's row.
+    pub(super) fn unit_row(&self, unit: usize) -> *const u8 {
+        let (spec, _) = self.units();
+        let (cell, row) = (unit / spec.units(), unit % spec.units() * spec.row_bytes());
+        let arena = self.store.map(|s| s.arena.at(self.head.cell_ids()[cell]));
+        arena.map_or(std::ptr::null(), |cell| cell.wrapping_add(row))
     }
 
     /// Shape of the cells' keys of a few bits, and those parts of the cells.

@@ -15,6 +15,7 @@ mod flights;
 mod gate;
 mod head;
 mod hint;
+mod leo;
 mod observed;
 mod paged;
 mod pages;
@@ -23,6 +24,7 @@ mod predict;
 mod proof;
 mod share;
 mod sparse;
+mod support;
 mod tree;
 
 use std::ops::Range;

@@ -29,7 +29,7 @@ impl Call<'_> {
             let reads = sequence.selector.layer(self.layer);
             let most = reads.iter().map(of_head).max().unwrap_or(0);
             // A single query is a step, not a prompt.
-            if most > 0 && n > 1 {
+            if most > 0 && (n > 1 || n == 1 && self.soon_measured(sequence)) {
                 let (len, seen) = (sequence.layers[self.layer].len, n.min(most));
                 let mut rows = vec![0f32; seen * g.q_heads * g.dim_k];
                 for (i, out) in rows.chunks_mut(g.dim_k).enumerate() {
@@ -85,22 +85,12 @@ impl Call<'_> {
 /// Softmax mass that the observed queries of the head's group give each token in front of them, summed over
 /// queries and group and averaged over `pool` neighbours.
 pub(super) fn weigh(work: &Work, observed: &Observed, pool: usize) -> Result<Vec<f32>, Error> {
-    let dim = work.call.cache.geometry().dim_k;
     let (start, end) = (observed.positions.start, observed.positions.end);
     let row = observed.q.len() / observed.positions.len();
     let scale = work.scale_log2();
     let mut mass = vec![0f32; start];
     for (at, queries) in observed.positions.clone().zip(observed.q.chunks(row)) {
-        let group = &queries[work.number * work.group * dim..][..work.group * dim];
-        let rows = work.query_rows(group, false);
-        let mut raw = vec![0f32; work.group * end];
-        for from in (0..=at).step_by(PIECE) {
-            let to = (from + PIECE).min(at + 1);
-            let part = work.logits(&rows, from as u32..to as u32)?;
-            for (all, part) in raw.chunks_mut(end).zip(part.chunks(to - from)) {
-                all[from..to].copy_from_slice(part);
-            }
-        }
+        let raw = raw(work, queries, at, end)?;
         let mut lse = vec![f32::NEG_INFINITY; work.group];
         select::lse2_strided(&raw, end, at + 1, scale, &mut lse);
         let mut one = vec![0f32; start];
@@ -110,6 +100,23 @@ pub(super) fn weigh(work: &Work, observed: &Observed, pool: usize) -> Result<Vec
         mass.iter_mut().zip(one).for_each(|(m, o)| *m += o);
     }
     Ok(pooled(&mass, pool))
+}
+
+/// Exact raw q.k of the head's group among `queries`, those of all heads at position `at`, with the keys up
+/// to there: `[group][end]`, zeros behind.
+pub(super) fn raw(work: &Work, queries: &[f32], at: usize, end: usize) -> Result<Vec<f32>, Error> {
+    let dim = work.call.cache.geometry().dim_k;
+    let group = &queries[work.number * work.group * dim..][..work.group * dim];
+    let rows = work.query_rows(group, false);
+    let mut raw = vec![0f32; work.group * end];
+    for from in (0..=at).step_by(PIECE) {
+        let to = (from + PIECE).min(at + 1);
+        let part = work.logits(&rows, from as u32..to as u32)?;
+        for (all, part) in raw.chunks_mut(end).zip(part.chunks(to - from)) {
+            all[from..to].copy_from_slice(part);
+        }
+    }
+    Ok(raw)
 }
 
 /// Mean over `pool` neighbours, zeros beyond the ends.

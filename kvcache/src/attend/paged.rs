@@ -74,6 +74,7 @@ pub(super) fn attend(
     }
     tier.poll();
     call.derive(run, q)?;
+    call.grow_trees(run)?;
     let votes = votes(call, run, q)?;
     let groups = Groups::new(run.sequences.len() * heads);
     let mut choices = each_head(call, run, q, |list, work, method| {

@@ -51,7 +51,7 @@ pub(super) fn choose(work: &Work, method: &Method, vote: Option<&Weighed>) -> Re
         }
         Method::Parts(parts) => match vote {
             Some(vote) => Ok(by_units(work, parts, vote)),
-            None => Ok(by_units(work, parts, &compose::weigh(work, parts)?)),
+            None => Ok(by_units(work, parts, &weigh(work, parts)?)),
         },
         Method::Boxed(boxed) => Scratch::with(|scratch| by_mass(work, boxed, scratch)),
     }
@@ -101,9 +101,14 @@ fn pick(work: &Work, candidates: &Range<usize>, weights: &[f32], count: &Count) 
     Pages { chosen, runners, ..Pages::default() }
 }
 
+/// How many are noted beside so many that are picked.
+fn runners_of(picked: usize) -> usize {
+    (picked / RUNNERS_SHARE).max(RUNNERS_MIN)
+}
+
 /// The heaviest that were not picked, heaviest first.
 fn runners(weights: &[f32], best: &[u32]) -> Vec<u32> {
-    let n = (best.len() / RUNNERS_SHARE).max(RUNNERS_MIN);
+    let n = runners_of(best.len());
     let mut next = Vec::new();
     select::top_k(weights, best.len() + n, &mut next);
     next.retain(|p| best.binary_search(p).is_err());
@@ -111,6 +116,31 @@ fn runners(weights: &[f32], best: &[u32]) -> Vec<u32> {
     next.sort_by(|a, b| heavier(a, b).then(a.cmp(b)));
     next.truncate(n);
     next
+}
+
+/// Weighs the units. Of a tree, chunks are looked for until enough of the pages that they lie in were found.
+fn weigh(work: &Work, parts: &Parts) -> Result<Weighed, Error> {
+    let (Digest::Tree { .. }, Rule::Budget(tokens)) = (parts.digest, parts.rule) else {
+        return compose::weigh(work, parts);
+    };
+    let mut weighed = Weighed::new(compose::keep(work, parts), parts.unit_tokens());
+    let (unit, page, candidates) =
+        (weighed.unit, work.page_tokens(), work.candidates(&weighed.keep));
+    let n = work.affordable(tokens, &candidates);
+    let mut left = (n + runners_of(n)).min(candidates.len());
+    let mut found = vec![false; candidates.len()];
+    let take = |leaves: Range<usize>| {
+        for leaf in leaves {
+            // A page that holds kept tokens is read anyway.
+            let of_page = (leaf * unit / page).checked_sub(candidates.start);
+            if let Some(found) = of_page.and_then(|p| found.get_mut(p)) {
+                left -= usize::from(!std::mem::replace(found, true));
+            }
+        }
+        left > 0
+    };
+    weighed.search(work, 0, usize::MAX, take);
+    Ok(weighed)
 }
 
 /// A page weighs what its heaviest unit does.
@@ -135,7 +165,7 @@ fn by_units(work: &Work, parts: &Parts, weighed: &Weighed) -> Pages {
     if let Some(Refine::TopP { p, .. }) = parts.refine {
         pages.summary_bytes += refine(work, p, &candidates, &mut pages.chosen);
     }
-    if work.call.options.bound && matches!(parts.digest, Digest::Units { row: Row::Box, .. }) {
+    if work.call.options.bound && parts.rows().is_some_and(|(row, _)| row == Row::Box) {
         let (spec, cells) = work.units();
         let scale = work.call.params.scale;
         let query = UnitQuery::new(Isa::level(), spec, work.q, work.group, scale, false);

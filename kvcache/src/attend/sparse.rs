@@ -21,6 +21,8 @@ pub(super) fn attend(
     let g = call.cache.geometry();
     call.prepare(run)?;
     call.derive(run, q)?;
+    call.grow_trees(run)?;
+    let measured = call.measure(run, q)?;
     let votes = votes(call, run, q)?;
     let led = share::lead(call, run, q)?;
     let choices =
@@ -61,7 +63,9 @@ pub(super) fn attend(
     }
     call.check(run, &choices, &lse);
     let each = |(row, choices): (usize, &[Choice])| {
-        info(call, choices, &lse[row * g.q_heads..(row + 1) * g.q_heads])
+        let mut info = info(call, choices, &lse[row * g.q_heads..(row + 1) * g.q_heads]);
+        info.bytes.keys += measured[row];
+        info
     };
     Ok(choices.chunks(g.kv_heads).enumerate().map(each).collect())
 }

@@ -99,21 +99,29 @@ impl Call<'_> {
             if !each.any(|(means, searched)| *searched && means.lack(tiles)) {
                 continue;
             }
-            let more = || {
-                let slots: Vec<_> =
-                    known.iter().map(|m| parking_lot::Mutex::new((m.clone(), Ok(())))).collect();
-                self.cache.shared.exec.run(heads, |head| {
-                    let (means, done) = &mut *slots[head].lock();
-                    *done = store.means(&layer.heads[head], Arc::make_mut(means));
-                });
-                let each = slots.into_iter().map(|slot| slot.into_inner());
-                each.map(|(means, done)| done.map(|()| means)).collect::<Result<Vec<_>, Error>>()
-            };
+            let more =
+                || extended(self, &known, |head, means| store.means(&layer.heads[head], means));
             let means = self.cache.with_room(more)?;
             sequence.memories.of(self.layer).means = means;
         }
         Ok(())
     }
+}
+
+/// What each head has, with what it lacks added, on all threads.
+pub(super) fn extended<T: Clone + Send + Sync>(
+    call: &Call,
+    known: &[Arc<T>],
+    extend: impl Fn(usize, &mut T) -> Result<(), Error> + Sync,
+) -> Result<Vec<Arc<T>>, Error> {
+    let slots: Vec<_> =
+        known.iter().map(|m| parking_lot::Mutex::new((m.clone(), Ok(())))).collect();
+    call.cache.shared.exec.run(known.len(), |head| {
+        let (all, done) = &mut *slots[head].lock();
+        *done = extend(head, Arc::make_mut(all));
+    });
+    let each = slots.into_iter().map(|slot| slot.into_inner());
+    each.map(|(all, done)| done.map(|()| all)).collect()
 }
 
 /// Chooses the tiles to score, with `planes` planes.

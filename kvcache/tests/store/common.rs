@@ -99,3 +99,43 @@ pub(crate) fn dense(k: &[bf16], v: &[bf16], len: usize, q: &[f32]) -> Vec<f64> {
 pub(crate) fn close(got: &[f32], want: &[f64]) -> bool {
     got.iter().zip(want).all(|(&a, &b)| (f64::from(a) - b).abs() < 0.02)
 }
+
+/// What a KV head's group thinks of the 16-token chunks `chunks` (LeoAM): of its query heads the largest upper
+/// bound of the logits, relative to the log-sum-exp of the bounds of the chunks of 1024 tokens that hold
+/// them, and of those behind the last whole such chunk.
+pub(crate) fn chunk_weights(
+    k: &[bf16],
+    q: &[f32],
+    len: usize,
+    head: usize,
+    chunks: std::ops::Range<usize>,
+) -> Vec<f64> {
+    let scale = 1.0 / (DIM as f64).sqrt();
+    let upper = |tokens: std::ops::Range<usize>, q: &[f32]| -> f64 {
+        let of_channel = |c: usize| {
+            let value = |t: usize| f64::from(k[t * ROW + head * DIM + c].to_f32());
+            let (max, min) = tokens
+                .clone()
+                .map(value)
+                .fold((f64::MIN, f64::MAX), |(a, b), x| (a.max(x), b.min(x)));
+            let q = f64::from(q[c]);
+            (q * max).max(q * min)
+        };
+        (0..DIM).map(of_channel).sum::<f64>() * scale
+    };
+    let (runs, last) = (chunks.start / 64..len / 1024, len / 1024 * 64);
+    let runs = runs.start.min(runs.end)..runs.end.min(chunks.end.div_ceil(64));
+    let mut weights = vec![f64::MIN; chunks.len()];
+    for h in head * GROUP..(head + 1) * GROUP {
+        let q = &q[h * DIM..][..DIM];
+        let whole = runs.clone().map(|r| (r * 1024..(r + 1) * 1024, 1024f64));
+        let rest = (chunks.start.max(last)..chunks.end).map(|c| (c * 16..(c + 1) * 16, 16f64));
+        let parts: Vec<f64> = whole.chain(rest).map(|(t, n)| upper(t, q) + n.ln()).collect();
+        let top = parts.iter().copied().fold(f64::MIN, f64::max);
+        let lse = top + parts.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
+        for (w, c) in weights.iter_mut().zip(chunks.clone()) {
+            *w = w.max(upper(c * 16..(c + 1) * 16, q) - lse);
+        }
+    }
+    weights
+}

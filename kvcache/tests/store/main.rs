@@ -10,6 +10,7 @@ mod drafts;
 mod hshare;
 mod invariants;
 mod keys;
+mod leoam;
 mod memory;
 mod model;
 mod prefill;

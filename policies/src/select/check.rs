@@ -59,6 +59,10 @@ impl Parts {
             }
             Digest::Given { tokens: 0 } => return err("unit_tokens", "at least 1", &0),
             Digest::Observed { window: 0, .. } => return err("window", "at least 1", &0),
+            Digest::Tree { queries: 0, .. } => return err("queries", "at least 1", &0),
+            Digest::Tree { flat, .. } if !(flat > 0.0 && flat <= 1.0) => {
+                return err("flat", "above 0 and at most 1", &flat);
+            }
             Digest::Observed { pool, .. } if pool % 2 == 0 => return err("pool", "odd", &pool),
             Digest::Nothing if self.floor_tokens() == 0 => {
                 return err("recent", "at least 1 where nothing is picked", &self.keep.recent);

@@ -7,6 +7,7 @@ mod derived;
 mod duo;
 mod given;
 mod hshare;
+mod leoam;
 mod parts;
 mod tokens;
 mod units;
@@ -21,6 +22,7 @@ pub use derived::{InfLlm, InfiniGen, PqCache, ShadowKv};
 pub use duo::DuoAttention;
 pub use given::{Dsa, MagicDec, Nsa, SnapKv};
 pub use hshare::HShare;
+pub use leoam::LeoAm;
 pub use parts::{Clustering, Digest, Fold, Parts, Refine, Reuse, Row, Rule, Scope, Style};
 pub use tokens::{Streaming, TidalDecode, TokenSelect, Twilight};
 pub use units::{ArkVale, Quest};
@@ -186,6 +188,8 @@ presets! {
     InfLlm,
     /// Keys by a few channels (InfiniGen).
     InfiniGen,
+    /// A tree of page boxes, searched best first (LeoAM).
+    LeoAm,
     /// What the prompt's last queries attended to (SnapKV).
     SnapKv,
     /// The same as a draft view (MagicDec).
@@ -426,6 +430,8 @@ mod tests {
         assert!(refused("hshare", json!({ "steps": 0 })).contains("steps"));
         assert!(refused("hshare", json!({ "heads": 1.5 })).contains("heads"));
         assert!(refused("hshare", json!({ "layers": -0.5 })).contains("layers"));
+        assert!(refused("leoam", json!({ "flat": 0.0 })).contains("flat"));
+        assert!(refused("leoam", json!({ "queries": 0 })).contains("queries"));
         assert!(refused("nsa", json!({ "unit_tokens": 0 })).contains("unit_tokens"));
         assert!(refused("clusterkv", json!({ "cluster_tokens": 0 })).contains("cluster_tokens"));
         assert!(refused("clusterkv", json!({ "window": 0 })).contains("window"));

@@ -3,6 +3,9 @@
 
 use crate::Keep;
 
+/// Tokens of a tree's finest chunk.
+const TREE_TOKENS: usize = 16;
+
 /// A selector, part by part, in the order in which a step runs them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parts {
@@ -35,6 +38,14 @@ pub enum Digest {
         row: Row,
         /// Tokens of a unit, a divisor of 64.
         tokens: usize,
+    },
+    /// Boxes of 16 tokens, and a tree of larger ones over them.
+    Tree {
+        /// Layers whose attention has an effective support above this share of the tokens are read in
+        /// chunks of 256 tokens.
+        flat: f32,
+        /// Last queries with which that is measured.
+        queries: usize,
     },
     /// Scores that come with the query: of a trained indexer.
     Given {
@@ -217,12 +228,24 @@ impl Parts {
             | Digest::Given { tokens }
             | Digest::Representatives { tokens, .. }
             | Digest::Landmarks { tokens, .. } => tokens,
+            Digest::Tree { .. } => TREE_TOKENS,
             Digest::Nothing
             | Digest::Keys
             | Digest::Observed { .. }
             | Digest::Clusters(_)
             | Digest::Codes { .. }
             | Digest::Channels { .. } => 1,
+        }
+    }
+
+    /// What rows of consecutive tokens are scored, and how many tokens a row speaks of.
+    #[must_use]
+    pub fn rows(&self) -> Option<(Row, usize)> {
+        match self.digest {
+            Digest::Units { row, tokens } => Some((row, tokens)),
+            Digest::Landmarks { tokens, .. } => Some((Row::Mean, tokens)),
+            Digest::Tree { .. } => Some((Row::Box, TREE_TOKENS)),
+            _ => None,
         }
     }
 
@@ -263,11 +286,12 @@ impl Parts {
         }
     }
 
-    /// Last queries of the prompt that must be remembered.
+    /// Last queries, of the prompt at least, that must be remembered.
     #[must_use]
     pub fn observed(&self) -> usize {
         match self.digest {
             Digest::Observed { window, .. } => window,
+            Digest::Tree { queries, .. } => queries,
             _ => 0,
         }
     }

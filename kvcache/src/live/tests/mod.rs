@@ -21,7 +21,8 @@ use self::common::{DIM, GROUP, HEADS, ROW, Random, rows};
 use self::drafts::Draft;
 use self::memory::{Faults, Handle, Memory};
 use kvist_policies::{
-    ArkVale, ClusterKv, InfLlm, InfiniGen, PqCache, RetroInfer, ShadowKv, Streaming, Twilight,
+    ArkVale, ClusterKv, InfLlm, InfiniGen, LeoAm, PqCache, RetroInfer, ShadowKv, Streaming,
+    Twilight,
 };
 
 use crate::{
@@ -73,6 +74,7 @@ fn selects() -> Vec<Select> {
         ShadowKv { budget: 256, outliers: 2, ..ShadowKv::default() }.into(),
         InfLlm { budget: 256, unit_tokens: 16, sinks: 4, recent: 64, ..InfLlm::default() }.into(),
         InfiniGen { budget: Some(256), sinks: 4, recent: 16, ..InfiniGen::default() }.into(),
+        LeoAm { budget: 256, sinks: 4, recent: 16, ..LeoAm::default() }.into(),
     ]
 }
 

@@ -115,6 +115,38 @@ fn without_whole_pages_a_sequence_in_memory_is_selected_from_by_token() {
 }
 
 #[test]
+fn a_tree_finds_the_best_pages() {
+    let select = LeoAm { budget: 400, sinks: 20, recent: 40, ..LeoAm::default() }.into();
+    let (cache, memory) = tiered(&select, 2 << 20, Faults::default());
+    let mut random = Random(18);
+    let mut s = cache.sequence();
+    let (k, v) = data(&mut random, 2400);
+    append(&mut s, &k, &v).unwrap();
+    s.offload().unwrap();
+    for _ in 0..5 {
+        let q = query(&mut random, 1);
+        let options = AttendOptions { selected: true, ..AttendOptions::default() };
+        let info = attend(&s, 0, &q, &options).unwrap().1;
+        // A page weighs what its heaviest chunk does; the first and what holds the window is read.
+        for (head, chosen) in info.selected.unwrap().iter().enumerate() {
+            let chunks = common::chunk_weights(&k, &q, 2400, head, 2..147);
+            let heaviest =
+                |page: usize| chunks[page * 4 - 2..][..4].iter().copied().fold(f64::MIN, f64::max);
+            let (mut least, mut most, mut read) = (f64::MAX, f64::MIN, 0);
+            for page in 1..36 {
+                match chosen.binary_search(&(page as u32 * 64)) {
+                    Ok(_) => (least, read) = (least.min(heaviest(page)), read + 1),
+                    Err(_) => most = most.max(heaviest(page)),
+                }
+            }
+            assert!(read == (400 - 64 - 96) / 64 && most <= least + 0.02, "{read} {most} {least}");
+        }
+    }
+    drop(s);
+    nothing_left(&cache, &memory);
+}
+
+#[test]
 fn reads_on_wrong_guesses_stay_few() {
     let (cache, memory) = tiered(&boxed(), 600 << 10, Faults { delay: 3, ..Faults::default() });
     let mut random = Random(17);
