@@ -42,7 +42,6 @@ impl Spec {
             Row::Box => UnitKind::Box,
             Row::MeanBox => UnitKind::MeanBox,
             Row::Mean => UnitKind::Mean,
-            Row::Moments => UnitKind::Moment2,
         };
         let units = UnitSpec::new(kind, dim_k, dtype, tokens)?;
         Ok(Some(match parts.refine {

@@ -84,6 +84,7 @@ fn rows(budget: usize) -> Result<Vec<(&'static str, Row)>, Error> {
         ("quest", preset("quest", json!({}))?),
         ("arkvale", preset("arkvale", json!({}))?),
         ("arkvale, per KV head", preset("arkvale", json!({ "layer_wide": false }))?),
+        ("leoam", preset("leoam", json!({}))?),
         ("tokenselect", preset("tokenselect", json!({ "theta": null }))?),
         ("tidaldecode, anchor", preset("tidaldecode", json!({ "anchors": [0] }))?),
         ("twilight", Row::Store(Select::Twilight(Twilight::default()))),

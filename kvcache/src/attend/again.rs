@@ -22,7 +22,6 @@ pub(super) fn choose(work: &Work, parts: &Parts) -> Option<Choice> {
     let fits = |last: &Last| match &parts.reuse {
         Reuse::Never => false,
         Reuse::Cosine(theta) => cosine(&work.queries(parts.scope), &last.q) >= *theta,
-        Reuse::Steps(steps) => last.steps < *steps,
         Reuse::Prompt => true,
         Reuse::Layers(_) => last.len == work.len,
         Reuse::Shared { steps, .. } => match owner {

@@ -104,7 +104,7 @@ impl Parts {
             Reuse::Cosine(theta) if !(*theta > 0.0 && *theta <= 1.0) => {
                 err("theta", "above 0 and at most 1", theta)
             }
-            Reuse::Steps(0) | Reuse::Shared { steps: 0, .. } => err("steps", "at least 1", &0),
+            Reuse::Shared { steps: 0, .. } => err("steps", "at least 1", &0),
             Reuse::Shared { heads, .. } if !(0.0..=1.0).contains(heads) => {
                 err("heads", "from 0 to 1", heads)
             }

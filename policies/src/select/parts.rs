@@ -129,8 +129,6 @@ pub enum Row {
     MeanBox,
     /// Mean key.
     Mean,
-    /// Mean and variance per channel: the second-order estimate of the unit's mass.
-    Moments,
 }
 
 /// How the query heads of a group become one weight per unit. Raw scores of different heads are not
@@ -201,8 +199,6 @@ pub enum Reuse {
     Never,
     /// While the cosine of the group's queries with those of the last selection is at least this.
     Cosine(f32),
-    /// For this many steps, the one that selected included.
-    Steps(usize),
     /// Until the sequence is cut: what the end of the prompt selected.
     Prompt,
     /// Of the nearest of these layers below, at this step; they select themselves.
