@@ -344,12 +344,14 @@ class KvistCache(Cache):
         select: str | kvist.Select | Sequence[str | kvist.Select] | None = None,
         budget: int | None = None,
         profile: kvist.Profile | None = None,
+        views: Sequence[kvist.View | None] | None = None,
     ) -> KvistCache:
         """A second cache that continues from here, over the same pages (copied when written).
 
         With `select` (and `budget`, `profile`) the fork reads by another rule: prefill once, compare
         many. A list gives each row of the batch a rule of its own. A `select` alone has no profile, a
-        `budget` alone keeps the one there is.
+        `budget` alone keeps the one there is. With `views`, from `Sequence.view()` of the rows of an earlier
+        fork, the rows read by these instead of choosing anew: a draft view that serves until it is refreshed.
 
         Raises `ShapeError` for a list that is not as long as the batch.
         """
@@ -364,7 +366,10 @@ class KvistCache(Cache):
             budget = None
         if len(rules) != rows:
             raise ShapeError(f"select: expected one for each of {rows} rows, found {len(rules)}")
-        store = self._store.fork(rules, budget, profile)
+        views = [None] * rows if views is None else list(views)
+        if len(views) != rows:
+            raise ShapeError(f"views: expected one for each of {rows} rows, found {len(views)}")
+        store = self._store.fork(rules, budget, profile, views)
         layers = []
         for layer in self.layers:
             if isinstance(layer, KvistLayer):

@@ -287,13 +287,20 @@ class Store:
         if self.keep is not None:
             self.keep = self.keep[torch.tensor(index)]
 
-    def fork(self, selects: list[Any], budget: int | None, profile: kvist.Profile | None) -> Store:
-        """A second store over the same pages; each row with its own selection, `None` for the same."""
+    def fork(
+        self,
+        selects: list[Any],
+        budget: int | None,
+        profile: kvist.Profile | None,
+        views: list[kvist.View | None],
+    ) -> Store:
+        """A second store over the same pages; each row with its own selection, `None` for the same, and
+        its own view."""
         other = Store(self.options)
         other.cache = self.cache
         other.rows = [
-            row.fork(select=select, budget=budget, profile=profile)
-            for row, select in zip(self.rows, selects)
+            row.fork(select=select, budget=budget, profile=profile, view=view)
+            for row, select, view in zip(self.rows, selects, views)
         ]
         other.row_counts = [self._no_counts() for _ in self.rows]
         other.seen = list(self.seen)
