@@ -85,12 +85,15 @@ pub(super) fn choose(work: &Work, parts: &Parts) -> Choice {
         Rule::Share(share) => (usize::MAX, ((share * order.len() as f32) as usize).max(1)),
         Rule::Split { .. } | Rule::Near { .. } => (usize::MAX, usize::MAX),
     };
-    let mut chosen: Vec<u32> = work.index.parts().flat_map(|part| &part.open).copied().collect();
+    // After a cut, recent tokens that are kept may be in a cluster, too.
+    let end = keep[1].start as u32;
+    let open = work.index.parts().flat_map(|part| &part.open);
+    let mut chosen: Vec<u32> = open.copied().filter(|&t| t < end).collect();
     let most = tokens.max(chosen.len());
     let mut taken = 0;
     while taken < order.len().min(clusters) && chosen.len() < most {
         let (of, first, c) = each[order[taken] as usize];
-        let members = of.members(c).iter().map(|t| t + first as u32);
+        let members = of.members(c).iter().map(|t| t + first as u32).take_while(|&t| t < end);
         chosen.extend(members.take(most - chosen.len()));
         taken += 1;
     }
@@ -100,7 +103,12 @@ pub(super) fn choose(work: &Work, parts: &Parts) -> Choice {
     choice.set(&keep, &chosen);
     let estimated = (how.estimated * order.len() as f32) as usize;
     if estimated > 0 {
-        let next: Vec<u32> = order[taken..].iter().copied().take(estimated).collect();
+        // What is kept is not estimated, too.
+        let apart = |&id: &u32| {
+            let (of, first, c) = each[id as usize];
+            of.members(c).last().is_some_and(|&t| t + (first as u32) < end)
+        };
+        let next: Vec<u32> = order[taken..].iter().copied().take(estimated).filter(apart).collect();
         choice.estimate = Some(estimate(work, &scored, &each, &next));
         let value = 4 * work.call.cache.geometry().dim_v as u64;
         choice.bytes.summary += value * next.len() as u64;

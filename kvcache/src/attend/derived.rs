@@ -22,7 +22,7 @@ pub(super) fn score(work: &Work, parts: &Parts, weighed: &mut Weighed) -> Vec<f3
         // Units in front of the first candidate are kept, and so are those behind the last.
         let first = part.tokens.start / unit;
         let skip = weighed.first.saturating_sub(first);
-        if skip >= units {
+        if skip >= units || first + skip >= weighed.first + n {
             continue;
         }
         let at = first + skip - weighed.first;

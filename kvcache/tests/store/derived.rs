@@ -404,6 +404,28 @@ fn forks_and_cuts_leave_what_a_fresh_sequence_reads() {
 }
 
 #[test]
+fn no_token_is_read_twice_after_a_cut() {
+    let mut random = Random(8);
+    let k = random.rows(400 * ROW, 1.0);
+    for select in all() {
+        let name = select.name();
+        let mut s = sequence(select, &k[..300 * ROW], &k[..300 * ROW]);
+        let q = query(&mut random, 1);
+        picks(&s, &q);
+        append(&mut s, &k[300 * ROW..], &k[300 * ROW..]);
+        picks(&s, &q);
+        // Into what was derived last, so that recent tokens are among it.
+        for len in [395, 350, 301, 290, 250] {
+            s.truncate(len).unwrap();
+            for chosen in picks(&s, &q) {
+                assert!(chosen.windows(2).all(|w| w[0] < w[1]), "{name} at {len}");
+                assert!(chosen.contains(&(len as u32 - 1)), "{name} at {len}");
+            }
+        }
+    }
+}
+
+#[test]
 fn keys_that_are_not_finite_are_read() {
     let mut random = Random(4);
     for bad in [f32::NAN, f32::INFINITY] {
