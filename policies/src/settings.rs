@@ -36,6 +36,21 @@ pub(crate) fn change(
     Ok(())
 }
 
+/// The settings in what something is as JSON: without its name, single-precision numbers as they are
+/// written (0.85, not 0.8500000238418579).
+pub(crate) fn of(object: serde_json::Result<Value>) -> Map<String, Value> {
+    let Ok(Value::Object(mut object)) = object else { return Map::new() };
+    object.remove("name");
+    for value in object.values_mut() {
+        let Some(wide) = value.as_f64().filter(|_| value.is_f64()) else { continue };
+        let short = (wide as f32).to_string().parse::<f64>();
+        if let Some(short) = short.ok().filter(|short| *short as f32 == wide as f32) {
+            *value = short.into();
+        }
+    }
+    object
+}
+
 /// Names with commas between them.
 pub(crate) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.collect::<Vec<_>>().join(", ")

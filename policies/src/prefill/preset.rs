@@ -212,12 +212,7 @@ impl Prefill {
     /// Its settings by name.
     #[must_use]
     pub fn settings(&self) -> Map<String, Value> {
-        let mut object = match serde_json::to_value(self) {
-            Ok(Value::Object(object)) => object,
-            _ => Map::new(),
-        };
-        object.remove("name");
-        object
+        settings::of(serde_json::to_value(self))
     }
 
     /// Checks every setting.

@@ -240,12 +240,7 @@ impl Select {
     /// Its settings by name.
     #[must_use]
     pub fn settings(&self) -> Map<String, Value> {
-        let mut object = match serde_json::to_value(self) {
-            Ok(Value::Object(object)) => object,
-            _ => Map::new(),
-        };
-        object.remove("name");
-        object
+        settings::of(serde_json::to_value(self))
     }
 
     /// The tokens that are read whatever the query says.
@@ -373,6 +368,7 @@ mod tests {
 
     #[test]
     fn settings_are_changed_by_name() {
+        assert_eq!(Select::parse("twilight").unwrap().settings()["top_p"], json!(0.85));
         let quest = changed("quest", json!({ "budget": 512 })).unwrap();
         assert_eq!(quest, Select::Quest(Quest { budget: 512, ..Quest::default() }));
         let tokens = changed("tokenselect", json!({ "theta": null, "sinks": 4 })).unwrap();
