@@ -1,6 +1,6 @@
 """A model that drafts for itself: a fork guesses over a part of the context, one dense pass checks.
 
-    python examples/python/speculate.py .cache/models/smollm2-135m
+    python examples/python/hf_speculate.py .cache/models/smollm2-135m
 
 Greedy, so the text is exactly that of plain decoding. It gains time where reading the KV cache is
 what a step costs: long contexts, large batches.
