@@ -12,7 +12,7 @@ use crate::codec::Codec;
 use crate::disk::{Disk, DiskOptions, DiskUse};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
-use crate::live::{self, Below, Shelf, Tier};
+use crate::live::{self, Below, Clustered, Shelf, Tier};
 use crate::selector::{For, Selector};
 use crate::stats::{Counters, Stats};
 use crate::summaries::{Store, Stores, TILE};
@@ -143,7 +143,7 @@ impl Builder {
 
     /// Whether selectors pick whole pages even from sequences that are all in host memory, so that
     /// what is selected never depends on what is there. Default no: such sequences are selected from
-    /// token by token. Only with a lower tier.
+    /// token by token. Only with a lower tier. Selectors over clusters pick none in any case.
     #[must_use]
     pub fn whole_pages(mut self, on: bool) -> Builder {
         self.live.whole_pages = on;
@@ -250,8 +250,17 @@ impl Builder {
             Some(_) => None,
         };
         shelf.iter().filter(|_| self.prefault).for_each(|shelf| shelf.disk().prefault());
+        let of_clusters = live::clustered_geometry(&self.geometry);
+        let clusters_below: Option<Arc<dyn Below>> = match (&self.below, &shelf) {
+            (Some(below), _) => Some(below.clone()),
+            (None, Some(shelf)) => Some(Arc::new(shelf.of_clusters(&of_clusters)?)),
+            (None, None) => None,
+        };
+        let clustered = |below| Clustered::new(below, self.live, of_clusters, budget.clone());
+        let clustered = clusters_below.map(clustered).transpose()?;
         let below = self.below.or(shelf.clone().map(|shelf| shelf as Arc<dyn Below>));
         let tier = below.map(tier).transpose()?;
+        let tier = tier.zip(clustered).map(|(tier, clustered)| tier.with_clustered(clustered));
         let shared = Shared {
             pages,
             tier,
@@ -357,11 +366,13 @@ impl Cache {
             tier.fill(&mut stats);
         }
         let (pages, page_bytes) = (shared.pages.used() as u64, shared.pages.cell_bytes() as u64);
-        let cells = pages + shared.stores.cells();
+        let clustered = shared.tier.as_ref().and_then(Tier::clustered);
+        let (small, small_bytes) = clustered.map_or((0, 0), Clustered::used);
+        let cells = pages + small + shared.stores.cells();
         let mut stats = Stats {
             budget_bytes: shared.budget.limit(),
             used_bytes: shared.budget.used(),
-            page_bytes: pages * page_bytes,
+            page_bytes: pages * page_bytes + small_bytes,
             summary_bytes: shared.stores.bytes(),
             overhead_bytes: cells * CELL_OVERHEAD + shared.budget.tables(),
             ..stats

@@ -8,6 +8,7 @@ use kvist_kernels::cluster::Clusters;
 use kvist_kernels::cluster::pq::Codebook;
 
 use crate::budget::Charge;
+use crate::live::Ordered;
 
 /// Tokens of a part at most, where what is derived of a token does not depend on others.
 pub(crate) const BATCH: usize = 64;
@@ -26,6 +27,8 @@ pub(crate) struct Part {
     /// Those of them whose keys are not finite, ascending: nothing is known of them.
     pub(crate) open: Vec<u32>,
     pub(crate) made: Made,
+    /// Of clusters, with a lower tier: their tokens' rows.
+    pub(crate) ordered: Ordered,
     _charge: Charge,
 }
 
@@ -46,7 +49,7 @@ pub(crate) enum Made {
 
 impl Part {
     pub(crate) fn new(tokens: Range<usize>, open: Vec<u32>, made: Made, charge: Charge) -> Part {
-        Part { tokens, open, made, _charge: charge }
+        Part { tokens, open, made, ordered: Ordered::default(), _charge: charge }
     }
 }
 

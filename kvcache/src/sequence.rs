@@ -127,7 +127,8 @@ impl Sequence {
     ///
     /// With a lower tier, pages that are not in host memory are read while attention runs over those
     /// that are. While a layer has such pages, selectors pick whole pages, from summaries alone, under
-    /// the same budget of tokens; see [`Builder::whole_pages`](crate::Builder::whole_pages). Which
+    /// the same budget of tokens; see [`Builder::whole_pages`](crate::Builder::whole_pages). Clusters are
+    /// picked as in memory, from rows stored in their order at the first such call. Which
     /// pages were in memory changes results by rounding only; when others arrive, not at all.
     ///
     /// # Errors

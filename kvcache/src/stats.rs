@@ -9,7 +9,7 @@ pub struct Stats {
     pub budget_bytes: u64,
     /// Bytes charged to it: pages, summaries and overhead.
     pub used_bytes: u64,
-    /// Bytes of pages in host memory; a page shared by forks counts once.
+    /// Bytes of pages in host memory, those of clusters included; a page shared by forks counts once.
     pub page_bytes: u64,
     /// Bytes of summaries in use.
     pub summary_bytes: u64,
@@ -31,6 +31,11 @@ pub struct Stats {
     pub page_hits: u64,
     /// Pages that it did not find there.
     pub page_misses: u64,
+    /// Pages of clusters (up to 16 tokens of one) that attention found in host memory, of a sequence that is
+    /// not there as a whole.
+    pub cluster_hits: u64,
+    /// Pages of clusters that it did not find there.
+    pub cluster_misses: u64,
     /// Reads of pages that failed.
     pub pages_failed: u64,
     /// Bytes of pages brought back from the tier below.

@@ -40,6 +40,11 @@ pub(super) struct Coming<'a> {
 }
 
 impl<'a> Begun<'a> {
+    /// Whether nothing is missing.
+    pub(super) fn is_near(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// Takes off what was not sent for.
     pub(super) fn split_rest(&mut self) -> impl Iterator<Item = (Item, PageKey)> + use<> {
         let started = self.coming.as_ref().map_or(0, Lease::len);

@@ -36,15 +36,20 @@ impl Certificate {
     /// From the exact logits of the positions read; `norm` bounds those of the keys.
     pub(super) fn of_read(work: &Work, positions: &[u32], norm: f32) -> Result<Certificate, Error> {
         let logits = work.logits(&work.exact_query(true), positions.iter().copied())?;
+        Ok(Certificate::of_logits(work, &logits, norm))
+    }
+
+    /// The same from the logits, `[group, positions]`.
+    pub(super) fn of_logits(work: &Work, logits: &[f32], norm: f32) -> Certificate {
         let scale = scale(work);
         let slack = slack(work, norm);
-        let n = positions.len();
+        let n = logits.len() / work.group;
         let read = (0..work.group).map(|h| {
             let low = logits[h * n..(h + 1) * n].iter().map(|&x| (f64::from(x) - slack[h]) * scale);
             let top = low.clone().fold(f64::NEG_INFINITY, f64::max);
             (top, low.map(|x| (x - top).exp2()).sum())
         });
-        Ok(Certificate { scale, read: read.collect() })
+        Certificate { scale, read: read.collect() }
     }
 
     /// The proven bound per head, given what each leaves unread.

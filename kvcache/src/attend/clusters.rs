@@ -6,9 +6,9 @@ use kvist_kernels::{DType, Isa};
 use kvist_policies::{Digest, Parts, Rule};
 
 use super::certify::{Certificate, Unread, slack};
-use super::compose::{self, Weighed};
+use super::compose;
 use super::derived::dots;
-use super::head::{Choice, Estimate, Origin, Work};
+use super::head::{Choice, Estimate, Members, Origin, Work};
 use crate::Error;
 use crate::index::Made;
 use crate::pages;
@@ -90,15 +90,17 @@ pub(super) fn choose(work: &Work, parts: &Parts) -> Choice {
     let open = work.index.parts().flat_map(|part| &part.open);
     let mut chosen: Vec<u32> = open.copied().filter(|&t| t < end).collect();
     let most = tokens.max(chosen.len());
-    let mut taken = 0;
+    let (mut taken, mut members) = (0, Vec::new());
     while taken < order.len().min(clusters) && chosen.len() < most {
-        let (of, first, c) = each[order[taken] as usize];
-        let members = of.members(c).iter().map(|t| t + first as u32).take_while(|&t| t < end);
-        chosen.extend(members.take(most - chosen.len()));
+        let (of, first, cluster) = each[order[taken] as usize];
+        let there = of.members(cluster).iter().map(|t| t + first as u32);
+        let before = chosen.len();
+        chosen.extend(there.take_while(|&t| t < end).take(most - before));
+        members.push(Members { first, cluster, tokens: chosen.len() - before });
         taken += 1;
     }
     chosen.sort_unstable();
-    let mut choice = Choice { origin: Origin::Fresh, ..Choice::default() };
+    let mut choice = Choice { origin: Origin::Fresh, clusters: members, ..Choice::default() };
     choice.bytes.summary = scored.bytes();
     choice.set(&keep, &chosen);
     let estimated = (how.estimated * order.len() as f32) as usize;
@@ -162,33 +164,21 @@ fn estimate(
     all
 }
 
-/// The weight of each candidate token: that of its cluster.
-pub(super) fn weigh_tokens(work: &Work, parts: &Parts, weighed: &mut Weighed) {
-    let mut scored = Scored::new(work, false);
-    let weights = scored.weights(work, parts);
-    weighed.summary_bytes = scored.bytes();
-    let first = weighed.first;
-    weighed.weights = vec![0.0; weighed.len()];
-    let mut set = |token: usize, weight: f32| {
-        if let Some(w) = token.checked_sub(first).and_then(|t| weighed.weights.get_mut(t)) {
-            *w = weight;
-        }
-    };
-    for ((clusters, start, c), &weight) in scored.each().zip(&weights) {
-        clusters.members(c).iter().for_each(|&t| set(start + t as usize, weight));
-    }
-    let open = work.index.parts().flat_map(|part| &part.open);
-    open.for_each(|&t| set(t as usize, f32::NAN));
+/// Bounds what is missed where these positions are read, all of which are near.
+pub(super) fn prove(work: &Work, positions: &[u32]) -> Result<Vec<f32>, Error> {
+    let logits = work.logits(&work.exact_query(true), positions.iter().copied())?;
+    let norm = work.key_norm(positions.iter().copied())?;
+    Ok(bounds(work, positions, &logits, norm))
 }
 
-/// Each unread token of a cluster is at most as far from the centroid as the radius.
-pub(super) fn prove(work: &Work, positions: &[u32]) -> Result<Vec<f32>, Error> {
+/// The same from the logits of the keys that are read, `[group, positions]` in any order, and the largest of
+/// their norms. Each unread token of a cluster is at most as far from the centroid as the radius.
+pub(super) fn bounds(work: &Work, positions: &[u32], logits: &[f32], of_read: f32) -> Vec<f32> {
     let scored = Scored::new(work, true);
     let dim = work.q.len() / work.group;
     let farthest = |(clusters, _, c): (&Clusters, usize, usize)| {
         pages::norm(&clusters.centroids()[c * dim..][..dim]) + clusters.radii()[c]
     };
-    let of_read = work.key_norm(positions.iter().copied())?;
     let norm = scored.each().map(farthest).fold(of_read, f32::max).next_up();
     let slack = slack(work, norm);
     let length = |q: &[f32]| q.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
@@ -202,8 +192,8 @@ pub(super) fn prove(work: &Work, positions: &[u32]) -> Result<Vec<f32>, Error> {
     let radii: Vec<f32> = scored.each().map(|(clusters, _, c)| clusters.radii()[c]).collect();
     let (scale, cap) = (f64::from(work.call.params.scale), f64::from(work.call.params.soft_cap));
     let capped = |x: f64| if cap > 0.0 { cap * (x * scale / cap).tanh() / scale } else { x };
-    let certificate = Certificate::of_read(work, positions, norm)?;
-    Ok(certificate.bounds(|head| {
+    let certificate = Certificate::of_logits(work, logits, norm);
+    certificate.bounds(|head| {
         let of = |c: usize| {
             let centre = f64::from(scored.raw[head * scored.count + c]) + slack[head];
             let upper = capped(centre + lengths[head] * f64::from(radii[c]) * ROUNDING);
@@ -211,5 +201,5 @@ pub(super) fn prove(work: &Work, positions: &[u32]) -> Result<Vec<f32>, Error> {
             Unread { upper, tokens: left[c] as f64 }
         };
         (0..scored.count).filter(|&c| left[c] > 0).map(of).collect()
-    }))
+    })
 }

@@ -147,7 +147,7 @@ pub(super) fn weigh(work: &Work, parts: &Parts) -> Result<Weighed, Error> {
             units(work, parts.fold, &mut weighed);
             derived::outliers(work, outliers, &mut weighed);
         }
-        Digest::Clusters(_) => clusters::weigh_tokens(work, parts, &mut weighed),
+        Digest::Clusters(_) => unreachable!("clusters are picked as such"),
         Digest::Codes { .. } | Digest::Channels { .. } | Digest::Representatives { .. } => {
             let mut raw = derived::score(work, parts, &mut weighed);
             let n = weighed.len();

@@ -18,10 +18,10 @@ use crate::{Error, Geometry};
 const PAGES: usize = 64;
 
 /// Keys of consecutive tokens of one head, and values where they are wanted.
-struct Taken {
-    tokens: Range<usize>,
-    k: Vec<u8>,
-    v: Vec<u8>,
+pub(super) struct Taken {
+    pub(super) tokens: Range<usize>,
+    pub(super) k: Vec<u8>,
+    pub(super) v: Vec<u8>,
 }
 
 /// What the parts of an index depend on besides the keys.
@@ -81,19 +81,25 @@ impl Call<'_> {
                 let (mut index, asked) = {
                     let mut memory = sequence.memories.of(self.layer);
                     memory.index.resize_with(heads, Index::default);
-                    if due(parts, &memory.index[head], len).is_empty() {
+                    let index = memory.index[head].clone();
+                    if due(parts, &index, len).is_empty() {
+                        drop(memory);
+                        self.order(run, row, head, &index, None)?;
                         continue;
                     }
                     let asked = self.asked(&memory.asked, q, row);
-                    (memory.index[head].clone(), asked)
+                    (index, asked)
                 };
                 let tokens = due(parts, &index, len);
-                let values = matches!(parts.digest, Digest::Clusters(c) if c.estimated > 0.0);
+                let values = matches!(parts.digest, Digest::Clusters(c)
+                    if c.estimated > 0.0 || self.clustered(run).is_some());
                 let taken = self.take(run, row, head, tokens, values)?;
                 let first = index.first();
-                let part = Context { call: self, asked: &asked, head, first }.part(parts, taken)?;
+                let part =
+                    Context { call: self, asked: &asked, head, first }.part(parts, &taken)?;
                 index.push(part);
-                sequence.memories.of(self.layer).index[head] = index;
+                sequence.memories.of(self.layer).index[head] = index.clone();
+                self.order(run, row, head, &index, Some(taken))?;
             }
         }
         Ok(())
@@ -121,7 +127,7 @@ impl Call<'_> {
     }
 
     /// Copies keys of consecutive tokens, which are brought near where they are not.
-    fn take(
+    pub(super) fn take(
         &self,
         run: &Run,
         row: usize,
@@ -184,7 +190,7 @@ impl Call<'_> {
 }
 
 impl Context<'_> {
-    fn part(&self, parts: &Parts, taken: Taken) -> Result<Part, Error> {
+    fn part(&self, parts: &Parts, taken: &Taken) -> Result<Part, Error> {
         let g = self.call.cache.geometry();
         let (tokens, bytes) = (taken.tokens.clone(), g.dim_k * g.dtype.size());
         let keys: Vec<*const u8> = taken.k.chunks_exact(bytes).map(<[u8]>::as_ptr).collect();
@@ -192,7 +198,7 @@ impl Context<'_> {
         let rows = unsafe { Rows::new(g.dtype, g.dim_k, &keys) }?;
         let mut open = Vec::new();
         let made = match parts.digest {
-            Digest::Clusters(clustering) => self.clusters(&clustering, rows, &taken, &mut open)?,
+            Digest::Clusters(clustering) => self.clusters(&clustering, rows, taken, &mut open)?,
             Digest::Codes { parts, bits, iterations } => {
                 let spec = PqSpec::new(g.dim_k, parts, bits)?;
                 let made = self.codes(spec, iterations, rows, &mut open)?;
@@ -201,7 +207,7 @@ impl Context<'_> {
             }
             Digest::Channels { share } => self.channels(share, &taken.k),
             Digest::Representatives { tokens: unit, count, behind } => {
-                self.representatives(unit, count, behind, &taken)
+                self.representatives(unit, count, behind, taken)
             }
             Digest::Landmarks { tokens: unit, .. } => Made::Cosines(
                 self.floats(&taken.k)
@@ -252,10 +258,10 @@ impl Context<'_> {
         let settings = KMeans { count: Count::PerTokens(size), iterations: how.iterations, ..base };
         let rows = taken.v.chunks_exact(g.dim_v * g.dtype.size()).map(<[u8]>::as_ptr);
         let ptrs: Vec<*const u8> = rows.collect();
-        let values = match ptrs.is_empty() {
-            true => None,
+        let values = match how.estimated > 0.0 {
             // SAFETY: the rows are those that were copied.
-            false => Some(unsafe { Rows::new(g.dtype, g.dim_v, &ptrs) }?),
+            true => Some(unsafe { Rows::new(g.dtype, g.dim_v, &ptrs) }?),
+            false => None,
         };
         let exec = &self.call.cache.shared.exec;
         let mut built = cluster::build(&settings, &[Head { keys, values }], Isa::level(), exec)?;

@@ -62,6 +62,18 @@ pub(super) struct Choice {
     pub(super) rest: Option<Vec<f32>>,
     /// What stands for tokens that are not read.
     pub(super) estimate: Option<Estimate>,
+    /// Where clusters were picked: these.
+    pub(super) clusters: Vec<Members>,
+}
+
+/// The first members of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Members {
+    /// Position of the first token of the cluster's part.
+    pub(super) first: usize,
+    /// Its number there.
+    pub(super) cluster: usize,
+    pub(super) tokens: usize,
 }
 
 /// Attention over means that stand for tokens.
@@ -195,15 +207,28 @@ impl Work<'_> {
     pub(super) fn key_norm(&self, tokens: impl Iterator<Item = u32>) -> Result<f32, Error> {
         let g = self.call.cache.geometry();
         let pool = self.call.cache.pool()?;
+        let row = |t: u32| {
+            let (page, offset) = (t as usize / g.page_tokens, t as usize % g.page_tokens);
+            pool.k_row(self.ids[page - self.first] as usize, 0, offset)
+        };
+        let rows: Vec<*const u8> = tokens.map(row).collect();
+        // SAFETY: the tokens are below the layer's length; their pages are held by the sequence.
+        Ok(unsafe { self.norm_at(&rows) })
+    }
+
+    /// Upper bound of the norms of finite keys.
+    ///
+    /// # Safety
+    /// Every row must be readable as a key.
+    pub(super) unsafe fn norm_at(&self, rows: &[*const u8]) -> f32 {
+        let g = self.call.cache.geometry();
         let (mut key, mut most) = (vec![0f32; g.dim_k], 0f32);
-        for t in tokens.map(|t| t as usize) {
-            let frame = self.ids[t / g.page_tokens - self.first] as usize;
-            let row = pool.k_row(frame, 0, t % g.page_tokens);
-            // SAFETY: the token is below the layer's length; its page is held by the sequence.
+        for &row in rows {
+            // SAFETY: the caller's promise.
             unsafe { convert::widen(g.dtype, row, &mut key) }
             most = most.max(pages::norm(&key));
         }
-        Ok(most)
+        most
     }
 
     /// Query rows for exact logits. `precise` keeps the query in f32.

@@ -13,10 +13,12 @@ mod derived;
 mod drafts;
 mod flights;
 mod gate;
+mod gathered;
 mod head;
 mod hint;
 mod leo;
 mod observed;
+mod order;
 mod paged;
 mod pages;
 mod parts;
@@ -28,15 +30,18 @@ mod support;
 mod tree;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvist_kernels::attend::Params;
 use kvist_kernels::{Tensor3, Tensor3Mut};
+use kvist_policies::{Digest, Method};
 
 pub(crate) use derive::check as check_digest;
 pub use drafts::Drafts;
 
 use crate::live::Whole;
 use crate::prefill::Prefill;
+use crate::selector::Reads;
 use crate::{Cache, Error, Sequence};
 
 /// How to attend; the default is plain softmax attention with scale 1/sqrt(dim_k).
@@ -244,7 +249,7 @@ impl Cache {
         }
         let rows: usize = queries.iter().sum();
         self.check_heads("queries", q.shape(), rows, g.dim_k)?;
-        let foreign = |s: &&Sequence| !std::sync::Arc::ptr_eq(&s.cache.shared, &self.shared);
+        let foreign = |s: &&Sequence| !Arc::ptr_eq(&s.cache.shared, &self.shared);
         if let Some(index) = sequences.iter().position(foreign) {
             return Err(Error::ForeignSequence { index });
         }
@@ -358,6 +363,16 @@ impl Call<'_> {
         step && self.options.window == 0 && sequence.selector.selects(self.layer, len)
     }
 
+    /// Whether no head picks pages, wherever they are.
+    fn picks_clusters(&self, sequence: &Sequence) -> bool {
+        let picks = |reads: &Arc<Reads>| match &reads.method {
+            Method::Full => true,
+            Method::Parts(parts) => matches!(parts.digest, Digest::Clusters(_)),
+            Method::Boxed(_) => false,
+        };
+        sequence.selector.layer(self.layer).iter().all(picks)
+    }
+
     /// How to treat a sequence; with a lower tier, and where all its pages are near, a lease on them.
     fn kind<'a>(&'a self, sequence: &Sequence, queries: usize) -> (Kind, Option<Whole<'a>>) {
         let sparse = self.selects(sequence, queries);
@@ -365,7 +380,8 @@ impl Call<'_> {
             return (Kind { sparse, near: true }, None);
         };
         let layer = &sequence.layers[self.layer];
-        let whole = match sparse && tier.options().whole_pages {
+        let pages = tier.options().whole_pages && !self.picks_clusters(sequence);
+        let whole = match sparse && pages {
             true => None,
             false => tier.whole(&layer.sealed, &layer.open_ids()),
         };

@@ -14,6 +14,7 @@ use kvist_policies::Method;
 
 use super::begin::{Begun, Coming, Groups};
 use super::flights::Flights;
+use super::gathered::Gathered;
 use super::head::Work;
 use super::pages::{self, Pages};
 use super::parts::Part;
@@ -43,11 +44,13 @@ pub(super) struct Stream<'a> {
     pub(super) q: &'a Tensor3<'a>,
     /// Whether all pages pass through once, so that few frames will do.
     pub(super) scan: bool,
-    deadline: Duration,
+    pub(super) deadline: Duration,
     pub(super) sum: Option<Part>,
     pub(super) spare: [Part; 2],
     /// Per (sequence, KV head), where the missed mass is to be bounded.
     proofs: Vec<Mutex<Option<Proof>>>,
+    /// Per (sequence, KV head), where clusters were picked.
+    pub(super) gathered: Vec<Option<Gathered>>,
 }
 
 pub(super) fn attend(
@@ -58,10 +61,29 @@ pub(super) fn attend(
     q: &Tensor3,
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
+    loop {
+        match once(call, run, tier, sparse, q, out) {
+            // Pages have all that clusters have.
+            Err(Error::Missing { .. }) if call.give_up_lost(run) => {}
+            done => return done,
+        }
+    }
+}
+
+fn once(
+    call: &Call,
+    run: &Run,
+    tier: &Tier,
+    sparse: bool,
+    q: &Tensor3,
+    out: &mut Tensor3Mut,
+) -> Result<Vec<AttendInfo>, Error> {
     let spare = [Part::default(), Part::default()];
     let proofs = Vec::new();
     let (scan, deadline) = (!sparse, tier.deadline());
-    let mut stream = Stream { call, run, tier, q, scan, deadline, sum: None, spare, proofs };
+    let gathered = Vec::new();
+    let mut stream =
+        Stream { call, run, tier, q, scan, deadline, sum: None, spare, proofs, gathered };
     let heads = call.cache.geometry().kv_heads;
     if !sparse {
         let of_sequence = |i| std::iter::repeat_n(call.seen_pages(run, i), heads);
@@ -84,7 +106,8 @@ pub(super) fn attend(
     })?;
     let begun = groups.begun(&stream)?;
     stream.proofs = choices.iter_mut().map(|c| Mutex::new(c.proof.take())).collect();
-    stream.read(begun)?;
+    stream.gathered = choices.iter_mut().map(|c| c.gathered.take()).collect();
+    stream.read_both(begun)?;
     stream.prove(&mut choices)?;
     let lse = stream.finish(out)?;
     let infos = stream.infos(&choices, &lse);
@@ -119,8 +142,23 @@ impl<'a> Stream<'a> {
         first..(first + page).min(self.layer_of(item.list).len)
     }
 
+    /// What is read of a list that picked clusters.
+    pub(super) fn gathered(&self, list: u32) -> Option<&Gathered> {
+        self.gathered.get(list as usize)?.as_ref()
+    }
+
+    /// Positions of a page that are read.
+    pub(super) fn tokens_read(&self, item: &Item) -> Vec<u32> {
+        let tokens = self.tokens_of(item);
+        let Some(gathered) = self.gathered(item.list) else {
+            return tokens.map(|t| t as u32).collect();
+        };
+        let before = |end: usize| gathered.paged.partition_point(|&p| (p as usize) < end);
+        gathered.paged[before(tokens.start)..before(tokens.end)].to_vec()
+    }
+
     /// Attends to what is near while what is missing comes, then to that.
-    fn read(&mut self, mut begun: Vec<Begun<'a>>) -> Result<(), Error> {
+    pub(super) fn read(&mut self, mut begun: Vec<Begun<'a>>) -> Result<(), Error> {
         let tier = self.tier;
         let rest = begun.iter_mut().flat_map(Begun::split_rest);
         let (mut items, keys): (Vec<Item>, Vec<PageKey>) = rest.unzip();
@@ -177,25 +215,46 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Counts the true masses of what is being read, where a bound is wanted.
-    pub(super) fn tally(&self, items: &[Item]) {
-        if self.proofs.is_empty() {
-            return;
-        }
+    /// Counts the true masses of pages that are being read, where a bound is wanted.
+    pub(super) fn tally_pages(&self, items: &[Item]) {
         let g = self.call.cache.geometry();
         let (arena, row_bytes) = (&self.call.cache.shared.pages, g.dim_k * g.dtype.size());
-        self.call.cache.shared.exec.run(self.proofs.len(), |list| {
-            let Ok(mut proof) = self.proofs[list].lock() else { return };
-            let Some(proof) = proof.as_mut() else { return };
+        let keys = |list: usize| {
             let mine = items.iter().filter(|i| i.list as usize == list);
             let rows = mine.flat_map(|i| {
                 let first = arena.at(i.frame);
-                (0..self.tokens_of(i).len()).map(move |t| first.wrapping_add(t * row_bytes))
+                let at = move |t: u32| t as usize % g.page_tokens * row_bytes;
+                self.tokens_read(i).into_iter().map(move |t| first.wrapping_add(at(t)))
             });
-            let rows: Vec<*const u8> = rows.collect();
-            // SAFETY: tokens of the sequence in pages that are open, or leased by the caller.
-            let add = |work: &Work| unsafe { proof.add(work, &rows) };
-            with_work(self.call, self.run, self.q, list, add);
+            rows.collect()
+        };
+        // SAFETY: tokens of the sequence in pages that are open, or leased by the caller.
+        unsafe { self.tally(keys) }
+    }
+
+    /// Counts the true masses of keys that are being read, where a bound is wanted.
+    ///
+    /// # Safety
+    /// Every row that `keys` gives for a list must be readable as a key.
+    pub(super) unsafe fn tally(&self, keys: impl Fn(usize) -> Vec<*const u8> + Sync) {
+        if !self.call.options.bound && self.proofs.is_empty() {
+            return;
+        }
+        self.call.cache.shared.exec.run(self.lists() as usize, |list| {
+            let mut proof = self.proofs.get(list).and_then(|proof| proof.lock().ok());
+            let proof = proof.as_mut().and_then(|proof| proof.as_mut());
+            let gathered = self.gathered(list as u32).filter(|gathered| gathered.sees());
+            if proof.is_none() && gathered.is_none() {
+                return;
+            }
+            let keys = keys(list);
+            let see = |work: &Work| {
+                // SAFETY: the caller's promise.
+                proof.into_iter().for_each(|proof| unsafe { proof.add(work, &keys) });
+                // SAFETY: the same.
+                gathered.into_iter().for_each(|gathered| unsafe { gathered.see(work, &keys) });
+            };
+            with_work(self.call, self.run, self.q, list, see);
         });
     }
 
@@ -231,12 +290,18 @@ impl<'a> Stream<'a> {
     fn infos(&self, choices: &[Pages], lse: &[f32]) -> Vec<AttendInfo> {
         let g = self.call.cache.geometry();
         let positions = |(list, choice): (usize, &Pages)| -> Vec<u32> {
+            if let Some(gathered) = self.gathered(list as u32) {
+                return gathered.positions.clone();
+            }
             let tokens = |&page: &u32| self.tokens_of(&Item { list: list as u32, page, frame: 0 });
             choice.chosen.iter().flat_map(tokens).map(|t| t as u32).collect()
         };
         let bound = |list: usize| {
             let (sequence, head) = (self.run.sequences[list / g.kv_heads], list % g.kv_heads);
             let len = sequence.layers[self.call.layer].len;
+            if let Some(gathered) = self.gathered(list as u32) {
+                return self.bounds_of(list, gathered);
+            }
             match sequence.selector.method(self.call.layer, head, len) {
                 Method::Full => Some(vec![0.0; g.group()]),
                 _ => Some(self.proofs[list].lock().ok()?.as_ref()?.bounds()),

@@ -2,7 +2,7 @@
 //!
 //! Selectors score as they do for tokens; a page weighs what its tokens weigh together (`boxed`:
 //! estimated softmax mass, summed) or what its best unit does (all others). Pages that hold a kept token
-//! are always read. Selections of earlier steps are not used again.
+//! are always read. Selections of earlier steps are not used again. Clusters are picked as they are.
 
 use std::ops::Range;
 
@@ -12,6 +12,7 @@ use kvist_policies::{Boxed, Digest, Method, Parts, Refine, Row, Rule};
 
 use super::boxed::PLANES_FIRST;
 use super::compose::{self, Weighed};
+use super::gathered::{self, Gathered};
 use super::head::{Scratch, Work, sized};
 use super::proof::Proof;
 use crate::Error;
@@ -32,6 +33,8 @@ pub(super) struct Pages {
     pub(super) summary_bytes: u64,
     /// What is needed to bound the missed mass, if that is wanted.
     pub(super) proof: Option<Proof>,
+    /// Where clusters were picked: what is read of these, and of the pages.
+    pub(super) gathered: Option<Gathered>,
 }
 
 /// How many of the candidates to pick.
@@ -48,6 +51,9 @@ pub(super) fn choose(work: &Work, method: &Method, vote: Option<&Weighed>) -> Re
         Method::Full => {
             let pages = work.len.div_ceil(work.page_tokens()) as u32;
             Ok(Pages { chosen: (0..pages).collect(), ..Pages::default() })
+        }
+        Method::Parts(parts) if matches!(parts.digest, Digest::Clusters(_)) => {
+            Ok(gathered::choose(work, parts))
         }
         Method::Parts(parts) => match vote {
             Some(vote) => Ok(by_units(work, parts, vote)),

@@ -3,8 +3,8 @@
 use kvist_kernels::attend::{self, Out, Params, Queries};
 use kvist_kernels::{Executor, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
 
-use super::Call;
 use super::paged::{Item, Stream};
+use super::{Call, sparse};
 use crate::Error;
 
 /// A partial result.
@@ -17,7 +17,7 @@ pub(super) struct Part {
 impl Stream<'_> {
     /// Attends to pages that are near and adds the result to the sum.
     pub(super) fn part(&mut self, items: &[Item]) -> Result<(), Error> {
-        self.tally(items);
+        self.tally_pages(items);
         let (masked, plain): (Vec<Item>, Vec<Item>) = items.iter().partition(|i| self.is_masked(i));
         // The learned sink logits join once, with the first part.
         if !plain.is_empty() || (self.sum.is_none() && masked.is_empty()) {
@@ -31,16 +31,17 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Whether some query of the sequence may not see all of a page.
+    /// Whether some query of the sequence may not see, or does not read, all of a page.
     fn is_masked(&self, item: &Item) -> bool {
         let heads = self.call.cache.geometry().kv_heads;
         let queries = self.run.stands(self.call, item.list as usize / heads);
         let (tokens, window) = (self.tokens_of(item), self.call.options.window);
-        tokens.end > queries.start + 1
+        self.gathered(item.list).is_some()
+            || tokens.end > queries.start + 1
             || (window > 0 && tokens.start.saturating_add(window) < queries.end)
     }
 
-    fn lists(&self) -> u32 {
+    pub(super) fn lists(&self) -> u32 {
         (self.run.sequences.len() * self.call.cache.geometry().kv_heads) as u32
     }
 
@@ -63,14 +64,13 @@ impl Stream<'_> {
 
     /// Tokens of pages that some query sees only in part.
     fn masked(&mut self, items: &[Item]) -> Result<Part, Error> {
-        let page = self.call.cache.geometry().page_tokens;
+        let page = self.call.cache.geometry().page_tokens as u32;
         let (mut indptr, mut slots, mut positions, mut at) = (vec![0], Vec::new(), Vec::new(), 0);
         for list in 0..self.lists() {
             for item in items[at..].iter().take_while(|i| i.list == list) {
-                let tokens = self.tokens_of(item);
-                slots
-                    .extend(tokens.clone().map(|t| (item.frame as usize * page + t % page) as u32));
-                positions.extend(tokens.map(|t| t as u32));
+                let tokens = self.tokens_read(item);
+                slots.extend(tokens.iter().map(|t| item.frame * page + t % page));
+                positions.extend(tokens);
                 at += 1;
             }
             indptr.push(slots.len() as u32);
@@ -82,7 +82,7 @@ impl Stream<'_> {
         })
     }
 
-    fn kernel(
+    pub(super) fn kernel(
         &mut self,
         params: Params,
         run: impl FnOnce(
@@ -110,7 +110,7 @@ impl Stream<'_> {
         Ok(part)
     }
 
-    fn add(&mut self, part: Part) -> Result<(), Error> {
+    pub(super) fn add(&mut self, part: Part) -> Result<(), Error> {
         let Some(sum) = self.sum.take() else {
             self.sum = Some(part);
             return Ok(());
@@ -132,13 +132,19 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Writes the result; its log-sum-exps.
+    /// Writes the result; the log-sum-exps of what was read.
     pub(super) fn finish(&mut self, out: &mut Tensor3Mut) -> Result<Vec<f32>, Error> {
-        let sum = self.sum.take().unwrap_or_default();
+        let Part { o, lse } = self.sum.take().unwrap_or_default();
         let shape = out.shape();
-        let mut lse = vec![0f32; sum.lse.len()];
-        let views = [(Tensor3::contiguous(&sum.o, shape)?, &sum.lse[..])];
-        attend::merge(&views, &mut Out { o: out.rows_mut(0, shape[0]), lse2: Some(&mut lse) })?;
+        let g = self.call.cache.geometry();
+        let estimates = || self.gathered.iter().map(|g| g.as_ref()?.estimate.as_ref());
+        let mut views = vec![(Tensor3::contiguous(&o, shape)?, &lse[..])];
+        let (rest, rest_lse);
+        if estimates().any(|estimate| estimate.is_some()) {
+            (rest, rest_lse) = sparse::estimates(estimates(), g.group(), g.dim_v);
+            views.push((Tensor3::contiguous(&rest, shape)?, &rest_lse[..]));
+        }
+        attend::merge(&views, &mut Out { o: out.rows_mut(0, shape[0]), lse2: None })?;
         Ok(lse)
     }
 }

@@ -52,7 +52,8 @@ pub(super) fn attend(
         let mut o = vec![0f32; rows * g.q_heads * g.dim_v];
         let shape = [rows, g.q_heads, g.dim_v];
         read(&mut Out { o: Tensor3Mut::contiguous(&mut o, shape)?, lse2: Some(&mut lse) })?;
-        let (rest, rest_lse) = estimates(&choices, g.group(), g.dim_v);
+        let each = choices.iter().map(|choice| choice.estimate.as_ref());
+        let (rest, rest_lse) = estimates(each, g.group(), g.dim_v);
         let parts = [
             (Tensor3::contiguous(&o, shape)?, &lse[..]),
             (Tensor3::contiguous(&rest, shape)?, &rest_lse[..]),
@@ -71,10 +72,14 @@ pub(super) fn attend(
 }
 
 /// What stands for tokens that are not read, `[rows, q_heads, dim_v]` and `[rows, q_heads]`.
-fn estimates(choices: &[Choice], group: usize, dim: usize) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn estimates<'a>(
+    each: impl Iterator<Item = Option<&'a Estimate>>,
+    group: usize,
+    dim: usize,
+) -> (Vec<f32>, Vec<f32>) {
     let mut all = (Vec::new(), Vec::new());
-    for choice in choices {
-        match &choice.estimate {
+    for estimate in each {
+        match estimate {
             Some(Estimate { o, lse2 }) => {
                 all.0.extend_from_slice(o);
                 all.1.extend_from_slice(lse2);

@@ -11,12 +11,15 @@ use super::below::{Held, StripeOut};
 use super::stripe::Stripe;
 use super::table::{PageKey, Place, StripeId, Table};
 use super::tier::{Inner, Tier};
+use crate::arena::CELL_OVERHEAD;
 use crate::{Error, MissReason};
 
 /// Bytes written in one go: enough to stream, few enough to be waited for.
 const BATCH_BYTES: usize = 8 << 20;
 /// How long the demoting thread rests after a write that failed.
 const REST: Duration = Duration::from_millis(200);
+/// A tier whose frames hold less than this share of the budget may take others from its neighbour.
+const CLAIM_SHARE: u64 = 2;
 /// Waiting for what other threads do is checked against the deadline this often.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
@@ -137,6 +140,24 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Frees at least `bytes` of frames where that is possible without waiting for anybody; whether any
+    /// were.
+    fn give(&self, bytes: u64) -> bool {
+        let frames = (bytes.div_ceil(self.arena.cell_bytes() as u64) as usize).max(1);
+        let mut freed = 0;
+        loop {
+            let cells = self.lock().evict(frames - freed);
+            freed += cells.len();
+            drop(cells);
+            if freed >= frames {
+                return true;
+            }
+            let Wrote::Stripes(_) = self.write_some() else { return freed > 0 };
+        }
+    }
+}
+
 impl Table {
     /// Takes a stripe out of the queue; false if it is not in it. Its id may be there several times.
     fn unqueue(&mut self, id: StripeId) -> bool {
@@ -172,26 +193,33 @@ impl Table {
 }
 
 impl Tier {
-    /// Frees at least `bytes` of frames where that is possible; whether any were. With `wait`, also
-    /// waits for what other calls hold. The caller must hold no lease then.
+    /// Frees at least `bytes` of frames where that is possible, of the other tier's pages where this one
+    /// has none to give; whether any were. With `wait`, also waits for what other calls hold. The caller
+    /// must hold no lease then.
     pub(crate) fn make_room(&self, bytes: u64, wait: bool) -> bool {
         let inner = &self.inner;
         let deadline = inner.below.now() + inner.options.deadline;
-        let frames = (bytes.div_ceil(inner.arena.cell_bytes() as u64) as usize).max(1);
-        let mut freed = 0;
         loop {
-            let cells = inner.lock().evict(frames - freed);
-            freed += cells.len();
-            drop(cells);
-            if freed >= frames {
+            if inner.give(bytes) || inner.other().is_some_and(|other| other.give(bytes)) {
                 return true;
             }
-            if let Wrote::Stripes(_) = inner.write_some() {
-                continue;
+            if !wait || !self.wait_for_others(deadline) {
+                return false;
             }
-            if freed > 0 || !wait || !self.wait_for_others(deadline) {
-                return freed > 0;
-            }
+        }
+    }
+
+    /// Makes room for so many pages, as far as it is missing, at the cost of the other tier's while this
+    /// one holds less than its share of the budget.
+    pub(crate) fn claim(&self, pages: usize) {
+        let inner = &self.inner;
+        let limit = inner.budget.limit();
+        let bytes = |frames: usize| self.bytes_of(frames) + frames as u64 * CELL_OVERHEAD;
+        let missing = bytes(pages).saturating_sub(limit.saturating_sub(inner.budget.used()));
+        let held = bytes(inner.arena.used());
+        let most = (limit / CLAIM_SHARE).saturating_sub(held);
+        if let Some(other) = inner.other().filter(|_| missing.min(most) > 0) {
+            other.give(missing.min(most));
         }
     }
 

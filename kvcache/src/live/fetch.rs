@@ -197,6 +197,11 @@ impl Tier {
         *seen == keys.len()
     }
 
+    /// Whether some of these pages can never be had again.
+    pub(super) fn any_lost(&self, keys: &[PageKey]) -> bool {
+        self.inner.lock().find_lost(keys).is_err()
+    }
+
     /// Whether pages are near or on their way (or gone for good), by key.
     pub(crate) fn near(&self, keys: &[PageKey]) -> Vec<bool> {
         let table = self.inner.lock();

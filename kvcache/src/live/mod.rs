@@ -7,7 +7,9 @@
 mod behind;
 mod below;
 mod bring;
+mod clustered;
 mod demote;
+mod extent;
 mod fetch;
 mod flight;
 mod shelf;
@@ -20,6 +22,8 @@ mod tests;
 
 pub(crate) use below::{Below, Stored};
 pub(crate) use bring::Whole;
+pub(crate) use clustered::{Clustered, geometry as clustered_geometry};
+pub(crate) use extent::{Extent, Ordered, TokenRows};
 pub(crate) use fetch::Lease;
 pub(crate) use shelf::{Kept, OnShelf, Shelf};
 pub use stripe::Pin;

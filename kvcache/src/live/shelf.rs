@@ -136,6 +136,13 @@ impl Shelf {
         Ok(Shelf { disk, plan, model, uid, next: AtomicU64::new(0) })
     }
 
+    /// A shelf in the same directory for stripes of pages of clusters, which are read in place: as they are.
+    pub(crate) fn of_clusters(&self, geometry: &Geometry) -> Result<Shelf, Error> {
+        let mut shelf = Shelf::new(self.disk.clone(), geometry, &Codec::raw(), &[])?;
+        shelf.model = self.model;
+        Ok(shelf)
+    }
+
     pub(crate) fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }

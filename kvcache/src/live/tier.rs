@@ -1,7 +1,7 @@
 //! The lower tier of a cache as its sequences see it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use kvist_policies::prefetch::Account;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::below::{Below, Stored};
+use super::clustered::Clustered;
 use super::stripe::Stripe;
 use super::table::{Counts, Table};
 use crate::arena::{Arena, Cell};
@@ -49,6 +50,8 @@ pub(super) struct Inner {
     pub(super) work: Condvar,
     /// What reading ahead may cost.
     pub(super) account: Mutex<Account>,
+    /// The tier with which the budget is shared.
+    pub(super) other: OnceLock<Weak<Inner>>,
     heads: usize,
 }
 
@@ -63,6 +66,8 @@ impl fmt::Debug for Inner {
 pub(crate) struct Tier {
     pub(super) inner: Arc<Inner>,
     thread: Option<JoinHandle<()>>,
+    /// Rows in the order of clusters, for selectors that go by these.
+    clustered: Option<Box<Clustered>>,
 }
 
 /// Guessed pages in flight at most, as a share of the frames there could be.
@@ -77,6 +82,10 @@ impl Inner {
     fn stripe_bytes(&self) -> u64 {
         let handle = size_of::<Stripe>() + 2 * size_of::<usize>() + size_of::<Arc<Stripe>>();
         (handle + Table::STRIPE_BYTES + self.heads * Table::PAGE_BYTES) as u64
+    }
+
+    pub(super) fn other(&self) -> Option<Arc<Inner>> {
+        self.other.get()?.upgrade()
     }
 
     /// Guessed pages that may be in flight.
@@ -104,13 +113,28 @@ impl Tier {
             changed: Condvar::new(),
             work: Condvar::new(),
             account: Mutex::new(Account::new(most)),
+            other: OnceLock::new(),
             heads,
         });
         let thread = match options.write_ahead {
             true => Some(super::demote::spawn(inner.clone())?),
             false => None,
         };
-        Ok(Tier { inner, thread })
+        Ok(Tier { inner, thread, clustered: None })
+    }
+
+    /// With a tier beside it for rows in the order of clusters: each gives way to the other.
+    pub(crate) fn with_clustered(mut self, clustered: Clustered) -> Tier {
+        for (of, other) in [(&self, clustered.tier()), (clustered.tier(), &self)] {
+            of.inner.other.get_or_init(|| Arc::downgrade(&other.inner));
+        }
+        self.clustered = Some(Box::new(clustered));
+        self
+    }
+
+    /// Rows in the order of clusters.
+    pub(crate) fn clustered(&self) -> Option<&Clustered> {
+        self.clustered.as_deref()
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -170,6 +194,9 @@ impl Tier {
         stats.prefetched = counts.prefetched;
         stats.prefetch_used = counts.prefetch_used;
         stats.prefetch_wasted = counts.prefetch_wasted;
+        if let Some(clustered) = &self.clustered {
+            clustered.fill(stats);
+        }
     }
 
     /// Adds a stripe to what a sequence holds.

@@ -15,6 +15,8 @@ use crate::vfs::Buf;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Faults {
     pub(super) read_fails: u64,
+    /// The same for what is smaller than any page of consecutive tokens.
+    pub(super) small_fails: u64,
     pub(super) write_fails: u64,
     /// Reads that take longer than any deadline.
     pub(super) read_hangs: u64,
@@ -23,6 +25,9 @@ pub(super) struct Faults {
     /// Calls to read that are quick in any case.
     pub(super) quick: u64,
 }
+
+/// Bytes of a page of 64 tokens.
+const SMALL: usize = 4 * super::common::DIM * 64;
 
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -155,7 +160,8 @@ impl PageReads for Reads {
         }
         state.now = state.now.max(when);
         let Some((_, index, mut want)) = self.waiting.pop() else { return PageNext::Empty };
-        let share = state.faults.read_fails;
+        let small = want.into.len() < SMALL;
+        let share = state.faults.read_fails + if small { state.faults.small_fails } else { 0 };
         if state.chance(share) {
             // Garbage in the frame must never be seen.
             want.into.fill(0xEE);

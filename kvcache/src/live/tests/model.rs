@@ -266,7 +266,8 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40), seed in any::<u64>(), select in 0usize..4,
         kib in 100u64..400, read_fails in 0u64..30, write_fails in 0u64..200, read_hangs in 0u64..20,
     ) {
-        let faults = Faults { read_fails, write_fails, read_hangs, delay: 20, quick: 0 };
+        let faults =
+            Faults { read_fails, write_fails, read_hangs, delay: 20, ..Faults::default() };
         run(steps, seed, select, 64, kib << 10, faults);
     }
 }
