@@ -78,6 +78,12 @@ fn once(
     q: &Tensor3,
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
+    tier.poll();
+    if sparse {
+        // It may take long, and is no part of the time that reads have.
+        call.derive(run, q)?;
+        call.grow_trees(run)?;
+    }
     let spare = [Part::default(), Part::default()];
     let proofs = Vec::new();
     let (scan, deadline) = (!sparse, tier.deadline());
@@ -88,15 +94,11 @@ fn once(
     if !sparse {
         let of_sequence = |i| std::iter::repeat_n(call.seen_pages(run, i), heads);
         let lists: Vec<Vec<u32>> = (0..run.sequences.len()).flat_map(of_sequence).collect();
-        tier.poll();
         let begun = stream.begin(lists.into_iter().enumerate().collect())?;
         stream.read(vec![begun])?;
         let lse = stream.finish(out)?;
         return Ok(call.infos(run, &lse, 0));
     }
-    tier.poll();
-    call.derive(run, q)?;
-    call.grow_trees(run)?;
     let votes = votes(call, run, q)?;
     let groups = Groups::new(run.sequences.len() * heads);
     let mut choices = each_head(call, run, q, |list, work, method| {
