@@ -1,6 +1,7 @@
 //! Live sequences that are larger than host memory, and saved ones that are opened again: what a
 //! token costs beside the same in memory, and beside what the disk can give.
 
+mod clusters;
 mod decode;
 mod scene;
 mod session;
@@ -18,5 +19,6 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     }
     let statistics = scene::Statistics::new(options, sink)?;
     decode::run(options, &place, &statistics, sink)?;
+    clusters::run(options, &place, sink)?;
     session::run(options, &place, &statistics, sink)
 }
