@@ -8,6 +8,7 @@ use kvist_policies::{Profile, Select};
 
 use crate::arena::CELL_OVERHEAD;
 use crate::attend::{AttendInfo, AttendOptions};
+use crate::index::Index;
 use crate::layer::{Cut, Layer};
 use crate::live::Stripe;
 use crate::memory::Memories;
@@ -280,13 +281,23 @@ impl Sequence {
     }
 
     /// Moves all finished pages to the tier below, as far as they are not in use or pinned; summaries
-    /// stay. Returns how many pages left host memory: none without a lower tier. Pages shared with
-    /// forks leave for them too. They come back when they are read.
+    /// stay. Returns how many pages left host memory, those of clusters not counted: none without a lower
+    /// tier. Pages shared with forks leave for them too. They come back when they are read.
     ///
     /// # Errors
     /// [`Error::Demote`] if some could not be stored; those stay.
     pub fn offload(&self) -> Result<usize, Error> {
         let Some(tier) = &self.cache.shared.tier else { return Ok(0) };
+        if let Some(clustered) = tier.clustered() {
+            // They are stored already.
+            for layer in 0..self.layers.len() {
+                let index = self.memories.of(layer).index.clone();
+                let parts = index.iter().flat_map(Index::parts);
+                for extent in parts.filter_map(|part| part.ordered.get()) {
+                    extent.leave(clustered)?;
+                }
+            }
+        }
         let stripes: Vec<_> = self.layers.iter().flat_map(|l| l.sealed.iter().cloned()).collect();
         tier.demote(&stripes)
     }

@@ -89,6 +89,11 @@ impl Gathered {
         self.seen.is_some()
     }
 
+    /// Pages of clusters that are read.
+    pub(super) fn keys(&self) -> impl Iterator<Item = PageKey> + '_ {
+        self.pages.iter().map(|(key, _)| *key)
+    }
+
     /// Notes keys that are read.
     ///
     /// # Safety

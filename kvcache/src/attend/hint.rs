@@ -9,9 +9,11 @@ use kvist_kernels::Tensor3;
 use kvist_policies::prefetch::{self, Recent};
 use kvist_policies::{Digest, Method};
 
+use super::gathered::Gathered;
+use super::pages::{self, Pages};
 use super::sparse::{each_head, votes};
-use super::{AttendOptions, Call, Run, pages};
-use crate::live::{PageKey, Tier};
+use super::{AttendOptions, Call, Run};
+use crate::live::{Clustered, PageKey, Tier};
 use crate::selector::Reads;
 use crate::{Cache, Error, Sequence};
 
@@ -82,10 +84,11 @@ impl Call<'_> {
     /// Sends for what the query of a run, which is of one sequence, would read.
     fn hint(&self, run: &Run, tier: &Tier, q: &Tensor3) -> Result<usize, Error> {
         let votes = votes(self, run, q)?;
-        let wanted = each_head(self, run, q, |_, work, method| {
-            let pages = pages::choose(work, method, votes[0].as_ref())?;
-            Ok(Recent { selected: pages.chosen, runners: Vec::new() })
+        let chosen = each_head(self, run, q, |_, work, method| {
+            pages::choose(work, method, votes[0].as_ref())
         })?;
+        let recent = |pages: &Pages| Recent { selected: pages.chosen.clone(), runners: Vec::new() };
+        let wanted: Vec<Recent> = chosen.iter().map(recent).collect();
         let sealed = &run.sequences[0].layers[self.layer].sealed;
         let key = |head: usize, page: u32| Some(sealed.get(page as usize)?.page(head));
         let most = tier.hints();
@@ -96,6 +99,22 @@ impl Call<'_> {
         });
         let keys: Vec<PageKey> =
             plan.into_iter().filter_map(|(head, page)| key(head, page)).collect();
-        Ok(if keys.is_empty() { 0 } else { tier.hint(&keys) })
+        let sent = if keys.is_empty() { 0 } else { tier.hint(&keys) };
+        Ok(sent + self.clustered(run).map_or(0, |clustered| hint_at_clusters(clustered, &chosen)))
     }
+}
+
+/// Sends for pages of clusters.
+fn hint_at_clusters(clustered: &Clustered, chosen: &[Pages]) -> usize {
+    let tier = clustered.tier();
+    tier.poll();
+    let all: Vec<PageKey> = chosen
+        .iter()
+        .filter_map(|pages| pages.gathered.as_ref())
+        .flat_map(Gathered::keys)
+        .collect();
+    let near = tier.near(&all);
+    let far = all.into_iter().zip(near).filter(|(_, near)| !near).map(|(key, _)| key);
+    let keys: Vec<PageKey> = far.take(tier.hints()).collect();
+    if keys.is_empty() { 0 } else { tier.hint(&keys) }
 }

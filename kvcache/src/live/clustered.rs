@@ -136,6 +136,9 @@ impl Clustered {
         stats.pages_failed += own.pages_failed;
         stats.below_read_bytes += own.below_read_bytes;
         stats.below_written_bytes += own.below_written_bytes;
+        stats.prefetched += own.prefetched;
+        stats.prefetch_used += own.prefetch_used;
+        stats.prefetch_wasted += own.prefetch_wasted;
     }
 }
 

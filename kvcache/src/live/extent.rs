@@ -94,6 +94,11 @@ impl Extent {
         self.stripes[page / STRIPE_PAGES].page(page % STRIPE_PAGES)
     }
 
+    /// Drops what is in host memory of it and is not in use.
+    pub(crate) fn leave(&self, clustered: &Clustered) -> Result<(), Error> {
+        clustered.tier().demote(&self.stripes).map(drop)
+    }
+
     /// Whether some page of it cannot be had any more.
     fn is_lost(&self, clustered: &Clustered) -> bool {
         let pages = self.first.last().map_or(0, |&end| end as usize);
