@@ -17,6 +17,7 @@ mod gathered;
 mod head;
 mod hint;
 mod leo;
+mod make;
 mod observed;
 mod order;
 mod paged;
