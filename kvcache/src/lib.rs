@@ -39,6 +39,7 @@ mod attend;
 mod boxes;
 mod budget;
 mod cache;
+mod coarse;
 mod codec;
 mod disk;
 mod error;
@@ -52,7 +53,6 @@ pub mod inspect;
 mod layer;
 mod lend;
 mod live;
-mod means;
 mod memory;
 
 mod miss;

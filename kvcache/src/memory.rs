@@ -9,8 +9,8 @@ use kvist_policies::share::Sharing;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::boxes::{Boxes, FAN};
+use crate::coarse::Coarse;
 use crate::index::Index;
-use crate::means::Means;
 use crate::summaries::TILE;
 
 /// Of one layer.
@@ -20,8 +20,8 @@ pub(crate) struct Memory {
     pub(crate) recent: Vec<Recent>,
     /// What each head selected last, where its selector may use that again.
     pub(crate) last: Vec<Option<Last>>,
-    /// Means of each head's tiles, where a long sequence is searched by them.
-    pub(crate) means: Vec<Arc<Means>>,
+    /// Boxes of each head's tiles, where a long sequence is searched by them.
+    pub(crate) coarse: Vec<Arc<Coarse>>,
     /// What was derived from each head's keys, where its selector goes by that.
     pub(crate) index: Vec<Index>,
     /// What the queries looked for, where what is derived depends on it.
@@ -132,7 +132,7 @@ impl Memory {
         }
         self.observed.take_if(|observed| observed.positions.start >= len);
         self.observed.iter_mut().for_each(|observed| Observed::cut(observed, len));
-        self.means.iter_mut().for_each(|means| Arc::make_mut(means).truncate(len / TILE));
+        self.coarse.iter_mut().for_each(|coarse| Arc::make_mut(coarse).truncate(len / TILE));
         self.index.iter_mut().for_each(|index| index.truncate(len));
         self.asked.blocks.cut(len);
         let leaves = len / TILE * FAN;

@@ -10,7 +10,7 @@ use kvist_policies::{Method, Refine, Row};
 use crate::arena::{Arena, Care, Cell};
 use crate::boxes::{self, Boxes};
 use crate::budget::Budget;
-use crate::means::{self, Means};
+use crate::coarse::{Coarse, CoarseSpec};
 use crate::pages::Head;
 use crate::{Error, Geometry};
 
@@ -89,7 +89,7 @@ impl Spec {
 pub(crate) struct Store {
     pub(crate) spec: Spec,
     pub(crate) arena: Arc<Arena>,
-    /// What long sequences are searched by first: means of boxed cells, boxes of 16-token boxes.
+    /// What long sequences are searched by first: boxes of 64 boxed cells, boxes of 16-token boxes.
     pub(crate) above: Option<Arc<Arena>>,
 }
 
@@ -106,7 +106,7 @@ impl Stores {
         }
         let arena = |bytes| Arena::new(bytes, u32::MAX as usize, budget.clone(), Care::default());
         let above = match spec {
-            Spec::Boxed(boxed) => Some(arena(means::spec(boxed.dim())?.cell_bytes())?),
+            Spec::Boxed(boxed) => Some(arena(CoarseSpec::new(boxed.dim())?.cell_bytes())?),
             Spec::Units(units) if units.kind() == UnitKind::Box => {
                 Some(arena(boxes::cell_bytes(&units))?)
             }
@@ -135,13 +135,13 @@ impl Store {
         std::iter::once(&self.arena).chain(&self.above)
     }
 
-    /// Brings the means of a head up to its finished tiles.
-    pub(crate) fn means(&self, head: &Head, means: &mut Means) -> Result<(), Error> {
+    /// Brings the coarse boxes of a head up to its finished tiles.
+    pub(crate) fn coarse(&self, head: &Head, coarse: &mut Coarse) -> Result<(), Error> {
         let (Spec::Boxed(spec), Some(arena)) = (&self.spec, &self.above) else { return Ok(()) };
         let (base, bytes) = (self.arena.at(0), self.arena.cell_bytes());
         // SAFETY: the cells are the head's, written when they were made.
         let cells = unsafe { CellList::new(base, bytes, head.cell_ids()) };
-        means.extend(arena, spec, &cells)
+        coarse.extend(arena, spec, &cells)
     }
 
     /// Brings the boxes over a head's first `leaves` 16-token boxes up to those.

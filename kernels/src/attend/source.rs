@@ -165,8 +165,9 @@ impl Source<'_> {
             }
             Source::Slots(s) => {
                 let slots = &s.slots[s.indptr[list] as usize + from..];
+                let page = page as u32;
                 for (t, &slot) in slots[..n].iter().enumerate() {
-                    let (frame, offset) = (slot as usize / page, slot as usize % page);
+                    let (frame, offset) = ((slot / page) as usize, (slot % page) as usize);
                     k[t] = pool.k_row(frame, head, offset);
                     v[t] = pool.v_row(frame, head, offset);
                 }

@@ -1,7 +1,7 @@
 //! Scores of tokens and units from summaries, one KV head at a time.
 //!
 //! [`boxed`] estimates q.k of every token from boxed codes, with rigorous bounds on request, and
-//! [`refine`] adds planes where it matters, [`tile_means`] and [`tile_uppers`] sum up whole tiles; [`units`] scores unit rows (Quest's bound, means, mean and
+//! [`refine`] adds planes where it matters, [`tile_boxes`] and [`tile_uppers`] sum up whole tiles; [`units`] scores unit rows (Quest's bound, means, mean and
 //! variance), [`low_bit`] listed tokens by keys of a few bits. All work on a [`CellList`], the summaries of one KV head in tile order. The result for a
 //! tile depends on nothing but that tile and the query, so lists may be split anywhere.
 //!
@@ -21,7 +21,7 @@ use crate::Error;
 pub use boxed::{BoxedQuery, RawScores, boxed, boxed_raw, refine, refine_raw};
 pub(crate) use boxed::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, TINY, half_cell, slack};
 pub use low_bit::{low_bit, low_bit_at};
-pub use tiles::{tile_means, tile_uppers};
+pub use tiles::{tile_boxes, tile_uppers};
 pub use units::{UnitQuery, unit_rows, units, units_upper};
 
 /// The cells of one KV head's tiles, in tile order.

@@ -1,23 +1,33 @@
-//! What a whole tile says, from its boxed cell: the mean key, and a rigorous bound of every score.
+//! What a whole tile says, from the box of its cell: where its keys lie, and a rigorous bound of every score.
 
+use super::CellList;
 use super::boxed::{BoxedQuery, TINY, slack};
 use super::plain::{self, Cell};
-use super::{CellList, plain::Codes};
-use crate::summary::{BoxedSpec, OPEN, TILE, unpack};
+use crate::summary::{BoxedSpec, OPEN, unpack};
 use crate::{DIM_MAX, Isa};
 
-/// Mean key of each tile as all its planes tell it, `out` `[tiles][dim]`; NaN for open tiles.
+/// The box of each tile: its middle, and the square of a quarter of its width, both `[tiles][dim]`; NaN for open
+/// tiles.
 ///
 /// # Panics
 /// If a length does not fit.
-pub fn tile_means(spec: &BoxedSpec, cells: &CellList, out: &mut [f32]) {
+pub fn tile_boxes(spec: &BoxedSpec, cells: &CellList, middles: &mut [f32], squares: &mut [f32]) {
     check(spec, cells);
-    assert_eq!(out.len(), cells.len() * spec.dim(), "means of {} tiles", cells.len());
-    match Isa::level() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level is one that the CPU has, with AVX2 from there on.
-        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unsafe { wide_means(spec, cells, out) },
-        _ => means(spec, cells, out),
+    let len = cells.len() * spec.dim();
+    assert_eq!([middles.len(), squares.len()], [len; 2], "boxes of {} tiles", cells.len());
+    let rows = middles.chunks_exact_mut(spec.dim()).zip(squares.chunks_exact_mut(spec.dim()));
+    for (tile, (middles, squares)) in rows.enumerate() {
+        // SAFETY: the list vouches for its cells, whose size was checked.
+        let cell = unsafe { Cell::new(spec, cells.cell(tile)) };
+        if cell.word(0) == OPEN {
+            middles.fill(f32::NAN);
+            squares.fill(f32::NAN);
+            continue;
+        }
+        for (i, (middle, square)) in middles.iter_mut().zip(squares).enumerate() {
+            let (low, width) = unpack(cell.word(i));
+            (*middle, *square) = (low + 0.5 * width, width * width / 16.0);
+        }
     }
 }
 
@@ -43,46 +53,11 @@ fn check(spec: &BoxedSpec, cells: &CellList) {
 }
 
 /// # Safety
-/// The CPU must have AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn wide_means(spec: &BoxedSpec, cells: &CellList, out: &mut [f32]) {
-    means(spec, cells, out);
-}
-
-/// # Safety
 /// The CPU must have AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn wide_uppers(query: &BoxedQuery, cells: &CellList, out: &mut [f32]) {
     uppers(query, cells, out);
-}
-
-#[inline(always)]
-fn means(spec: &BoxedSpec, cells: &CellList, out: &mut [f32]) {
-    let planes = spec.planes();
-    let mut codes: Codes = [0; DIM_MAX * TILE];
-    for (tile, out) in out.chunks_exact_mut(spec.dim()).enumerate() {
-        // SAFETY: the list vouches for its cells, whose size was checked.
-        let cell = unsafe { Cell::new(spec, cells.cell(tile)) };
-        if cell.word(0) == OPEN {
-            out.fill(f32::NAN);
-            continue;
-        }
-        plain::unpack_codes(spec, &cell, planes, &mut codes);
-        let cells_per_box = (1u32 << planes) as f32;
-        let groups = codes.chunks_exact(4 * TILE).zip(out.chunks_mut(4));
-        for (group, (codes, out)) in groups.enumerate() {
-            let mut sums = [0u16; 4];
-            for c in codes.as_chunks::<4>().0 {
-                (0..4).for_each(|i| sums[i] += u16::from(c[i]));
-            }
-            for (i, (o, sum)) in out.iter_mut().zip(sums).enumerate() {
-                let (low, width) = unpack(cell.word(4 * group + i));
-                *o = low + (f32::from(sum) / TILE as f32 + 0.5) * (width / cells_per_box);
-            }
-        }
-    }
 }
 
 #[inline(always)]

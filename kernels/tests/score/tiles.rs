@@ -1,13 +1,14 @@
-//! Means and bounds of whole tiles.
+//! Boxes and bounds of whole tiles.
 
+use half::bf16;
 use kvist_kernels::score::{self, BoxedQuery, CellList};
-use kvist_kernels::summary::{self, BoxedSpec, TILE};
+use kvist_kernels::summary::{BoxedSpec, TILE};
 use kvist_kernels::{DType, Isa};
 
 use crate::common::{Keys, Rng, queries, shapes};
 
 #[test]
-fn means_are_those_of_decoded_keys_and_bounds_hold() {
+fn boxes_hold_the_keys_and_bounds_hold() {
     let mut rng = Rng(41);
     for (dim, heads, tiles) in shapes(&mut rng) {
         for planes in 2..=4 {
@@ -16,18 +17,22 @@ fn means_are_those_of_decoded_keys_and_bounds_hold() {
             let cells = keys.boxed(Isa::level(), &spec);
             let ids: Vec<u32> = (0..tiles as u32).rev().collect();
             let list = CellList::from_slice(&cells, spec.cell_bytes(), &ids).unwrap();
-            let mut means = vec![0f32; tiles * dim];
-            score::tile_means(&spec, &list, &mut means);
-            for (mean, &id) in means.chunks(dim).zip(&ids) {
-                let cell = &cells[id as usize * spec.cell_bytes()..][..spec.cell_bytes()];
-                let (mut want, mut key) = (vec![0f64; dim], vec![0f32; dim]);
-                for token in 0..TILE {
-                    summary::decode_boxed(&spec, cell, planes, token, &mut key);
-                    want.iter_mut().zip(&key).for_each(|(w, &k)| *w += f64::from(k) / TILE as f64);
-                }
-                for (&got, want) in mean.iter().zip(want) {
-                    assert!((f64::from(got) - want).abs() <= 1e-5 * (1.0 + want.abs()), "{want}");
-                }
+            let [mut middles, mut squares] = [vec![0f32; tiles * dim], vec![0f32; tiles * dim]];
+            score::tile_boxes(&spec, &list, &mut middles, &mut squares);
+            for (at, (&middle, &square)) in middles.iter().zip(&squares).enumerate() {
+                // All keys lie in the box, and it is not much wider than they need.
+                let (tile, channel) = (ids[at / dim] as usize, at % dim);
+                let of = |t: usize| keys.values[(tile * TILE + t) * dim + channel];
+                let of = (0..TILE).map(|t| bf16::from_f32(of(t)).to_f32());
+                let low = of.clone().fold(f32::INFINITY, f32::min);
+                let high = of.fold(f32::NEG_INFINITY, f32::max);
+                let width = 4.0 * square.sqrt();
+                let slack = 1e-5 * (1.0 + low.abs().max(high.abs()));
+                assert!(
+                    middle - width / 2.0 <= low + slack && high <= middle + width / 2.0 + slack
+                );
+                let most = 2.0 * (high - low).max(low.abs().max(high.abs()) / 16.0);
+                assert!(width <= most + slack, "{width} for {low}..{high}");
             }
             let q = queries(&mut rng, heads, dim);
             for isa in Isa::available() {
@@ -58,9 +63,13 @@ fn nothing_is_known_of_open_tiles() {
     let spec = BoxedSpec::new(24, 3).unwrap();
     let cells = keys.boxed(Isa::level(), &spec);
     let list = CellList::from_slice(&cells, spec.cell_bytes(), &[0, 1]).unwrap();
-    let mut means = vec![0f32; 48];
-    score::tile_means(&spec, &list, &mut means);
-    assert!(means[..24].iter().all(|x| x.is_finite()) && means[24..].iter().all(|x| x.is_nan()));
+    let [mut middles, mut squares] = [[0f32; 48]; 2];
+    score::tile_boxes(&spec, &list, &mut middles, &mut squares);
+    for boxes in [middles, squares] {
+        assert!(
+            boxes[..24].iter().all(|x| x.is_finite()) && boxes[24..].iter().all(|x| x.is_nan())
+        );
+    }
     for (q, bounded) in [(1.0, true), (f32::NAN, false), (f32::INFINITY, false)] {
         let query = BoxedQuery::new(Isa::level(), spec, &[q; 24], 1);
         let mut upper = vec![0f32; 2];

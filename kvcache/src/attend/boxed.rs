@@ -13,8 +13,9 @@ use crate::Error;
 use crate::summaries::TILE;
 
 /// Tokens within this many rms errors of the cut are looked at more closely: by a further plane
-/// where a tile has many of them, by their true keys where it has few.
-const STRADDLE: f32 = 0.5;
+/// where a tile has many of them, by their true keys where it has few. The second number is for sequences of
+/// which not all tiles are scored: the others cost them more than a closer look would gain.
+const STRADDLE: [f32; 2] = [0.5, 0.25];
 /// Where all tokens below the cut hold less than this share of the mass, their order is not worth
 /// a closer look.
 const NEGLIGIBLE: f32 = 1e-4;
@@ -33,22 +34,19 @@ pub(super) struct Scored<'a> {
     pub(super) keep: [Range<usize>; 2],
     /// Raw exact logits of the kept tokens, `[group, kept]`.
     pub(super) kept: Vec<f32>,
+    /// Tokens that may be picked or left.
+    pub(super) candidates: Range<usize>,
 }
 
 impl Scored<'_> {
-    /// Tokens that may be picked or left.
-    pub(super) fn candidates(&self) -> Range<usize> {
-        self.tiles.index(self.keep[0].end)..self.tiles.index(self.keep[1].start)
-    }
-
     /// The position of a candidate, counted from the first one.
     pub(super) fn position(&self, candidate: u32) -> u32 {
-        self.tiles.position(self.candidates().start + candidate as usize)
+        self.tiles.position(self.candidates.start + candidate as usize)
     }
 
     /// The candidates of a tile, counted from the first candidate.
     fn of_tile(&self, tile: usize) -> Range<usize> {
-        let all = self.candidates();
+        let all = &self.candidates;
         let from = (tile * TILE).clamp(all.start, all.end) - all.start;
         from..((tile + 1) * TILE).clamp(all.start, all.end) - all.start
     }
@@ -101,7 +99,8 @@ pub(super) fn score<'a>(
     let keep = keep(work, boxed);
     let positions = keep.clone().into_iter().flatten().map(|p| p as u32);
     let kept = work.logits(&work.exact_query(precise), positions)?;
-    Ok(Scored { query, tiles, estimates, stride, keep, kept })
+    let candidates = tiles.index(keep[0].end)..tiles.index(keep[1].start);
+    Ok(Scored { query, tiles, estimates, stride, keep, kept, candidates })
 }
 
 /// Picks by estimated softmax mass: a fixed number of tokens, or as many as cover `top_p`.
@@ -116,7 +115,7 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     let sigma = sized(&mut scratch.sigma, tiles.len());
     let estimates = &mut scratch.estimates;
     let scored = score(work, boxed, tiles, estimates, None, Some(&mut *sigma), false)?;
-    let candidates = scored.candidates();
+    let candidates = &scored.candidates;
     let weights = sized(&mut scratch.weights, candidates.len());
     let lse = lse2(work, &scored);
     fold(work, &scored, &lse, 0..candidates.len(), weights);
@@ -154,15 +153,17 @@ fn by_estimate(work: &Work, boxed: &Boxed, scratch: &mut Scratch) -> Result<Choi
     };
     let chosen = &mut scratch.chosen;
     read_keys(work, &scored, &lse, &near.tokens, weights)?;
-    match boxed.top_p.is_none() && !(near.above.is_empty() && near.tokens.is_empty()) {
+    let spared = match boxed.top_p.is_none() && !(near.above.is_empty() && near.tokens.is_empty()) {
         true => {
             let count = boxed.floor_tokens().saturating_sub(scored.kept_tokens());
-            fill_up(count, &near, weights, chosen);
+            near.tokens.len() - fill_up(count, &near, weights, chosen)
         }
-        false => pick(work, boxed, &scored, &lse, weights, chosen),
-    }
+        false => {
+            pick(work, boxed, &scored, &lse, weights, chosen);
+            near.tokens.iter().filter(|t| chosen.binary_search(t).is_err()).count()
+        }
+    };
     let mut choice = Choice::default();
-    let spared = near.tokens.iter().filter(|t| chosen.binary_search(t).is_err()).count();
     choice.bytes.summary = summary_bytes as u64;
     choice.bytes.keys = spared as u64 * work.key_bytes();
     chosen.iter_mut().for_each(|i| *i = scored.position(*i));
@@ -189,13 +190,16 @@ fn read_keys(
 }
 
 /// The tokens above every doubt, and the heaviest of the doubtful ones up to `count` in all. More
-/// than that can only be above where tiles are open; their first tokens are taken then.
-fn fill_up(count: usize, near: &Near, weights: &[f32], chosen: &mut Vec<u32>) {
+/// than that can only be above where tiles are open; their first tokens are taken then. Returns how many of
+/// the doubtful ones were taken.
+fn fill_up(count: usize, near: &Near, weights: &[f32], chosen: &mut Vec<u32>) -> usize {
     let doubtful: Vec<f32> = near.tokens.iter().map(|&t| weights[t as usize]).collect();
     select::top_k(&doubtful, count.saturating_sub(near.above.len()), chosen);
     chosen.iter_mut().for_each(|i| *i = near.tokens[*i as usize]);
+    let taken = chosen.len();
     chosen.extend(near.above.iter().take(count));
     chosen.sort();
+    taken
 }
 
 /// Base-2 log-sum-exp per head over kept tokens (exact), candidates (estimated) and what the tiles that were
@@ -207,7 +211,7 @@ fn lse2(work: &Work, scored: &Scored) -> Vec<f32> {
     if kept > 0 {
         select::lse2_strided(&scored.kept, kept, kept, scale, &mut lse);
     }
-    let candidates = scored.candidates();
+    let candidates = &scored.candidates;
     if !candidates.is_empty() {
         let from = &scored.estimates[candidates.start..];
         select::lse2_strided(from, scored.stride, candidates.len(), scale, &mut lse);
@@ -220,7 +224,7 @@ fn fold(work: &Work, scored: &Scored, lse: &[f32], range: Range<usize>, weights:
     if range.is_empty() {
         return;
     }
-    let from = &scored.estimates[scored.candidates().start + range.start..];
+    let from = &scored.estimates[scored.candidates.start + range.start..];
     let out = &mut weights[range.clone()];
     select::fold_mass_strided(from, scored.stride, range.len(), work.scale_log2(), lse, out);
 }
@@ -300,12 +304,13 @@ fn straddlers(
     keys: usize,
     ids: &mut Vec<u32>,
 ) -> Near {
-    let candidates = scored.candidates();
+    let candidates = &scored.candidates;
     let mut near = Near::default();
     if candidates.is_empty() {
         return near;
     }
-    let factor = |sigma: f32| (STRADDLE * sigma * work.scale_log2()).exp2();
+    let straddle = STRADDLE[usize::from(!scored.tiles.are_all())];
+    let factor = |sigma: f32| (straddle * sigma * work.scale_log2()).exp2();
     let (first, last) = (candidates.start / TILE, (candidates.end - 1) / TILE);
     let widest = sigma[first..=last].iter().copied().fold(0.0, f32::max);
     select::at_least(weights, cut / factor(widest), ids);

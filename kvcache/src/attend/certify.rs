@@ -82,7 +82,7 @@ pub(super) fn slack(work: &Work, norm: f32) -> Vec<f64> {
 
 /// Upper bounds of the raw logits of all candidates, `[group][candidates]`.
 fn uppers(work: &Work, scored: &Scored, bounds: &[f32]) -> Vec<Vec<f64>> {
-    let (candidates, tiles) = (scored.candidates(), scored.stride / TILE);
+    let (candidates, tiles) = (&scored.candidates, scored.stride / TILE);
     let of_head = |h: usize| -> Vec<f64> {
         let upper = |t: usize| {
             let at = f64::from(scored.estimates[h * scored.stride + t]);
@@ -120,10 +120,10 @@ pub(super) fn prove(
     let bounds = sized(&mut scratch.bounds, work.group * work.boxed().1.len());
     let scored = bounded(work, boxed, &mut scratch.estimates, bounds)?;
     let uppers = uppers(work, &scored, bounds);
-    let first = scored.candidates().start;
-    let mut read = vec![false; scored.candidates().len()];
+    let first = scored.candidates.start;
+    let mut read = vec![false; scored.candidates.len()];
     for &p in positions {
-        if scored.candidates().contains(&(p as usize)) {
+        if scored.candidates.contains(&(p as usize)) {
             read[p as usize - first] = true;
         }
     }
@@ -153,7 +153,7 @@ struct Masses {
 impl Masses {
     fn of_head(work: &Work, scored: &Scored, bounds: &[f32], slack: f64, head: usize) -> Masses {
         let scale = scale(work);
-        let (kept, candidates) = (scored.kept_tokens(), scored.candidates());
+        let (kept, candidates) = (scored.kept_tokens(), &scored.candidates);
         let row = &scored.kept[head * kept..(head + 1) * kept];
         let low = row.iter().map(|&x| (f64::from(x) - slack) * scale);
         let estimates = &scored.estimates[head * scored.stride..][..scored.stride];
@@ -276,7 +276,7 @@ impl Proof<'_> {
     /// The choice after reading the keys of some candidates, and not those of the others.
     fn with_keys(&self, near: &[Ranked], far: &[Ranked], eps: f64) -> Result<Choice, Error> {
         let (work, scored, masses) = (self.work, &self.scored, &self.masses);
-        let first = scored.candidates().start as u32;
+        let first = scored.candidates.start as u32;
         let read = ascending(near, near.len() + far.len());
         let logits = work.logits(&work.exact_query(true), read.iter().map(|&t| t + first))?;
         let low = self.key_masses(&logits);

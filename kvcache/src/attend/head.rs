@@ -10,8 +10,8 @@ use kvist_kernels::summary::{BoxedSpec, LowBitSpec, UnitSpec};
 use kvist_kernels::{Isa, Tensor3, convert};
 
 use super::{BytesRead, Call};
+use crate::coarse::Coarse;
 use crate::index::Index;
-use crate::means::Means;
 use crate::pages::{self, Head};
 use crate::summaries::{Spec, Store};
 use crate::{Error, Sequence};
@@ -38,7 +38,7 @@ pub(super) struct Work<'a> {
     pub(super) all: &'a Tensor3<'a>,
     pub(super) row_of_run: usize,
     /// What a long sequence is searched by.
-    pub(super) means: Option<Arc<Means>>,
+    pub(super) coarse: Option<Arc<Coarse>>,
     /// What was derived from the keys.
     pub(super) index: Index,
 }
@@ -168,8 +168,8 @@ impl Work<'_> {
         unsafe { self.all_cells().listed(ids) }
     }
 
-    /// Cells of means.
-    pub(super) fn mean_cells<'b>(&'b self, ids: &'b [u32]) -> CellList<'b> {
+    /// Cells of coarse boxes.
+    pub(super) fn coarse_cells<'b>(&'b self, ids: &'b [u32]) -> CellList<'b> {
         let arena = self.store.and_then(|s| s.above.as_ref());
         let (base, bytes) = arena.map_or((std::ptr::null(), 0), |a| (a.at(0), a.cell_bytes()));
         // SAFETY: the ids are those of cells that are held and not written to while others hold them.

@@ -1,4 +1,4 @@
-//! Which tiles of a long sequence are scored token by token: those whose mean key promises most.
+//! Which tiles of a long sequence are scored token by token: those whose box promises most.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use super::boxed::keep;
 use super::head::Work;
 use super::{Call, Run};
 use crate::Error;
-use crate::means::{self, Means};
+use crate::coarse::{Coarse, CoarseSpec};
 use crate::selector::Reads;
 use crate::summaries::TILE;
 
-/// Tokens scored for each that is read, at least and at most: where between, follows from the mass that
-/// the means promise. Measured on SmolLM2-135M: see `docs/papers.md`.
-const OVER: (usize, usize) = (8, 16);
-/// Share of the promised mass that the scored tiles hold.
-const PROMISED: f64 = 0.98;
+/// Tokens scored for each that is read. Measured on SmolLM2-135M and Gemma 3 270M: see `docs/selection.md`.
+const OVER: usize = 12;
+/// Deviations by which a tile's best key is taken to lie above the middle of its box, a quarter of the box being
+/// one. What the means of keys promise instead finds far less: a key that is worth reading is seldom like the others.
+const DEVIATIONS: f32 = 3.0;
 /// Bytes of summaries that one KV head reads at most for it.
 const BYTES_MOST: usize = 4_000_000;
 
@@ -42,6 +42,11 @@ impl Tiles {
     pub(super) fn all(work: &Work, planes: u32) -> Tiles {
         let rest = vec![f32::NEG_INFINITY; work.group];
         Tiles { opened: None, ids: work.head.cell_ids().to_vec(), planes, rest, bytes: 0 }
+    }
+
+    /// Whether no tile of the sequence is left out.
+    pub(super) fn are_all(&self) -> bool {
+        self.opened.is_none()
     }
 
     /// How many.
@@ -76,7 +81,7 @@ impl Tiles {
 }
 
 impl Call<'_> {
-    /// Makes the means that long sequences are searched by.
+    /// Takes the boxes that long sequences are searched by.
     pub(super) fn prepare(&self, run: &Run) -> Result<(), Error> {
         for sequence in run.sequences {
             let (layer, selector) = (&sequence.layers[self.layer], &sequence.selector);
@@ -91,18 +96,18 @@ impl Call<'_> {
             let heads = layer.heads.len();
             let known = {
                 let mut memory = sequence.memories.of(self.layer);
-                memory.means.resize_with(heads, Default::default);
-                memory.means.clone()
+                memory.coarse.resize_with(heads, Default::default);
+                memory.coarse.clone()
             };
             let tiles = layer.len / TILE;
             let mut each = known.iter().zip(&searched);
-            if !each.any(|(means, searched)| *searched && means.lack(tiles)) {
+            if !each.any(|(coarse, searched)| *searched && coarse.lack(tiles)) {
                 continue;
             }
             let more =
-                || extended(self, &known, |head, means| store.means(&layer.heads[head], means));
-            let means = self.cache.with_room(more)?;
-            sequence.memories.of(self.layer).means = means;
+                || extended(self, &known, |head, coarse| store.coarse(&layer.heads[head], coarse));
+            let coarse = self.cache.with_room(more)?;
+            sequence.memories.of(self.layer).coarse = coarse;
         }
         Ok(())
     }
@@ -126,64 +131,83 @@ pub(super) fn extended<T: Clone + Send + Sync>(
 
 /// Chooses the tiles to score, with `planes` planes.
 pub(super) fn open(work: &Work, boxed: &Boxed, planes: u32) -> Result<Tiles, Error> {
-    let means = match &work.means {
-        Some(means) if work.len >= boxed.tree_from => means,
+    let coarse = match &work.coarse {
+        Some(coarse) if work.len >= boxed.tree_from => coarse,
         _ => return Ok(Tiles::all(work, planes)),
     };
     let keep = keep(work, boxed);
     let tiles = keep[0].end / TILE..keep[1].start.div_ceil(TILE);
-    // Behind the last whole cell of means, all tiles are scored.
-    let known = tiles.start..means.tiles().min(tiles.end).max(tiles.start);
-    let spec = means::spec(work.call.cache.geometry().dim_k)?;
-    let bytes = means.ids.len() * spec.cell_bytes();
-    let wanted = boxed.floor_tokens().div_ceil(TILE);
+    // Behind the last whole cell of boxes, all tiles are scored.
+    let known = tiles.start..coarse.tiles().min(tiles.end).max(tiles.start);
+    let spec = CoarseSpec::new(work.call.cache.geometry().dim_k)?;
+    let bytes = coarse.ids.len() * spec.cell_bytes();
     let affordable = BYTES_MOST.saturating_sub(bytes) / work.boxed().0.bytes_read(planes);
-    let (least, most) = (OVER.0 * wanted, (OVER.1 * wanted).min(affordable));
+    let most = (OVER * boxed.floor_tokens().div_ceil(TILE)).min(affordable);
     if most >= known.len() {
         return Ok(Tiles::all(work, planes));
     }
-    let raw = promises(work, spec, means);
-    let (stride, n, scale) = (means.tiles(), known.len(), work.scale_log2());
-    let raw = &raw[known.start..];
+    let mut promises = Promises::new(work, &spec, coarse);
+    let (stride, n, scale) = (coarse.tiles(), known.len(), work.scale_log2());
+    let best = &promises.best[known.start..];
     let mut lse = vec![f32::NEG_INFINITY; work.group];
-    select::lse2_strided(raw, stride, n, scale, &mut lse);
+    select::lse2_strided(best, stride, n, scale, &mut lse);
     let mut weights = vec![0f32; n];
-    select::fold_mass_strided(raw, stride, n, scale, &lse, &mut weights);
-    let open = means.open.iter().map(|&t| t as usize).filter(|t| known.contains(t));
-    open.for_each(|t| weights[t - known.start] = f32::NAN);
+    select::fold_mass_strided(best, stride, n, scale, &lse, &mut weights);
+    let open = coarse.open.iter().map(|&t| t as usize).filter(|t| known.contains(t));
+    let unknown = open.map(|t| weights[t - known.start] = f32::NAN).count();
     // The first and the last hold kept tokens, too: where the candidates begin and end.
     (weights[0], weights[n - 1]) = (f32::INFINITY, f32::INFINITY);
     let mut chosen = Vec::new();
-    select::top_p(&weights, PROMISED * work.group as f64, least.min(most), most, &mut chosen);
-    let rest = rest(raw, stride, n, &chosen, scale);
+    select::top_k(&weights, most + unknown, &mut chosen);
+    let rest = rest(&mut promises.all[known.start..], stride, n, &chosen, scale);
     chosen.iter_mut().for_each(|t| *t += known.start as u32);
     chosen.extend(known.end as u32..tiles.end as u32);
     let ids = chosen.iter().map(|&t| work.head.cell_ids()[t as usize]).collect();
     Ok(Tiles { opened: Some(chosen), ids, planes, rest, bytes })
 }
 
-/// Scores of the tiles' mean keys, `[group][tiles]`.
-fn promises(work: &Work, spec: BoxedSpec, means: &Means) -> Vec<f32> {
-    let query = BoxedQuery::new(Isa::level(), spec, work.q, work.group);
-    let mut raw = vec![0f32; work.group * means.tiles()];
-    score::boxed(&query, &work.mean_cells(&means.ids), spec.planes(), &mut raw, None, None);
-    if work.call.params.soft_cap > 0.0 {
-        work.cap(&mut raw);
-    }
-    raw
+/// What the boxes of tiles promise, as raw scores `[group][tiles]`.
+struct Promises {
+    /// Of the best key of each.
+    best: Vec<f32>,
+    /// What each of the keys would score if all were alike and weighed together what they do.
+    all: Vec<f32>,
 }
 
-/// Base-2 log-sum-exp by head of what tiles promise that were not chosen: not more than they hold, as the
-/// mean of exponentials is at least the exponential of the mean.
-fn rest(raw: &[f32], stride: usize, n: usize, chosen: &[u32], scale: f32) -> Vec<f32> {
-    let mut left = vec![true; n];
-    chosen.iter().for_each(|&t| left[t as usize] = false);
-    let of_head = |row: &[f32]| {
-        let others: Vec<f32> =
-            row.iter().zip(&left).filter(|(_, left)| **left).map(|(x, _)| *x).collect();
+impl Promises {
+    fn new(work: &Work, spec: &CoarseSpec, coarse: &Coarse) -> Promises {
+        let squared: Vec<f32> = work.q.iter().map(|x| x * x).collect();
+        let [middles, squares] = spec.parts(&work.coarse_cells(&coarse.ids));
+        let score = |spec: BoxedSpec, q: &[f32], cells: &CellList| {
+            let query = BoxedQuery::new(Isa::level(), spec, q, work.group);
+            let mut raw = vec![0f32; work.group * coarse.tiles()];
+            score::boxed(&query, cells, spec.planes(), &mut raw, None, None);
+            raw
+        };
+        let mut best = score(spec.0[0], work.q, &middles);
+        let mut all = score(spec.0[1], &squared, &squares);
+        // Logits that are normally distributed weigh together as if each had half a variance more.
+        let half = 0.5 * work.call.params.scale;
+        for (best, all) in best.iter_mut().zip(&mut all) {
+            let (middle, variance) = (*best, all.max(0.0));
+            *best = middle + DEVIATIONS * variance.sqrt();
+            *all = (middle + half * variance).min(*best);
+        }
+        if work.call.params.soft_cap > 0.0 {
+            work.cap(&mut best);
+            work.cap(&mut all);
+        }
+        Promises { best, all }
+    }
+}
+
+/// Base-2 log-sum-exp by head of what tiles promise that were not chosen; those that were are overwritten.
+fn rest(raw: &mut [f32], stride: usize, n: usize, chosen: &[u32], scale: f32) -> Vec<f32> {
+    let of_head = |row: &mut [f32]| {
+        chosen.iter().for_each(|&tile| row[tile as usize] = f32::NEG_INFINITY);
         let mut lse = [f32::NEG_INFINITY];
-        select::lse2(&others, others.len(), scale, &mut lse);
+        select::lse2(&row[..n], n, scale, &mut lse);
         lse[0] + (TILE as f32).log2()
     };
-    raw.chunks(stride).map(of_head).collect()
+    raw.chunks_mut(stride).map(of_head).collect()
 }

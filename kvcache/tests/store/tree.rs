@@ -124,7 +124,7 @@ fn detours_end_at_the_same_bits() {
 }
 
 #[test]
-fn means_are_counted_and_given_back() {
+fn boxes_of_tiles_are_counted_and_given_back() {
     let mut random = Random(5);
     let k = topics(&mut random, 6400);
     let s = sequence(tree(1), &k);
@@ -132,8 +132,9 @@ fn means_are_counted_and_given_back() {
     let before = cache.stats();
     ask(&s, &query(&mut random));
     let after = cache.stats();
-    // Of 100 tiles of one layer and head, 64 have means, of 4 bits a channel and a box around all.
-    let cell = 2 * DIM + 64 * DIM / 2;
+    // Of 100 tiles of one layer and head, 64 are boxed: middles in 4 bits a channel, squared widths in 2, each
+    // with a box around all.
+    let cell = 2 * (2 * DIM) + 64 * DIM * 6 / 8;
     assert_eq!(after.summary_bytes - before.summary_bytes, (HEADS * cell) as u64);
     assert!(after.used_bytes - before.used_bytes >= after.summary_bytes - before.summary_bytes);
     drop(s);

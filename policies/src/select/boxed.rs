@@ -31,9 +31,9 @@ pub struct Boxed {
     pub sinks: usize,
     /// Most recent tokens always read (and every token of the unfinished box).
     pub recent: usize,
-    /// Sequences of at least this many tokens are searched by the mean keys of 64-token tiles first, and only
-    /// tiles that promise much are scored: the cost of selection then grows far slower than the sequence. A
-    /// key that is alone in its tile may be missed that way.
+    /// Sequences of at least this many tokens are searched by the boxes of 64-token tiles first, and only tiles
+    /// that promise much are scored: the cost of selection then grows far slower than the sequence. A key that
+    /// its box does not tell of may be missed that way.
     pub tree_from: usize,
     /// What a step selected is used again at the next ones while it holds at least this share of the softmax
     /// mass (mean over the group), as far as a sixteenth of the other tiles, another one every step, tells.
