@@ -11,6 +11,10 @@ for three forms of the same attention (one query token over the whole context):
 - `sdpa-folded`: the query heads of a group as rows of one query, so that K and V are read once;
 - `matmul`: `softmax(q @ k.T) @ v` with the group folded into rows.
 
+A request with `"op": "quest"`, `"budget"` and `"unit"` is answered for one form of Quest over rotating layers:
+`quest`, with two products for the bounds of pages, the largest of a group's for each page, top-k, a gather of
+the pages and `scaled_dot_product_attention`.
+
 A request with `"op": "prefill"` is answered for one form of causal attention of `context` queries:
 `sdpa-flash`, the flash kernel of `scaled_dot_product_attention(.., is_causal=True, enable_gqa=True)`.
 """
@@ -82,10 +86,48 @@ def forms(torch, request, layers):
     return {"sdpa-gqa": sdpa_gqa, "sdpa-folded": sdpa_folded, "matmul": matmul}
 
 
-def dense(torch, request):
+def quest_form(torch, request, layers):
+    """One step as a function of the layer. Keys and values lie by page, so that a page is gathered in one piece."""
+    functional = torch.nn.functional
+    heads, kv_heads, dim = request["q_heads"], request["kv_heads"], request["head_dim"]
+    unit, scale = request["unit"], dim**-0.5
+    pages, chosen = request["context"] // unit, request["budget"] // unit
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[request["dtype"]]
+    torch.manual_seed(0)
+    q = torch.randn(kv_heads, heads // kv_heads, dim).to(dtype)
+    k = [torch.randn(kv_heads, pages, unit, dim).to(dtype) for _ in range(layers)]
+    v = [x.flip(1) for x in k]
+    # Ready for the product, as they would be kept.
+    upper = [x.amax(2).transpose(1, 2) for x in k]
+    lower = [x.amin(2).transpose(1, 2) for x in k]
+    head = torch.arange(kv_heads)[:, None]
+
+    def step(i):
+        bounds = torch.bmm(q.clamp(min=0), upper[i])
+        bounds = torch.baddbmm(bounds, q.clamp(max=0), lower[i])
+        best = bounds.amax(1).topk(chosen, sorted=False).indices
+        keys, values = (x[i][head, best].view(1, kv_heads, -1, dim) for x in (k, v))
+        functional.scaled_dot_product_attention(q[None], keys, values, scale=scale)
+
+    return {"quest": step}
+
+
+def layers_of(request):
     size = 4 if request["dtype"] == "f32" else 2
     layer = 2 * request["kv_heads"] * request["context"] * request["head_dim"] * size
-    layers = -(-CACHE_BYTES // layer)
+    return -(-CACHE_BYTES // layer)
+
+
+def dense(torch, request):
+    return steps(torch, request, forms, layers_of(request))
+
+
+def quest(torch, request):
+    # What one step reads is a small part of a layer: several, so that it is not in a cache.
+    return steps(torch, request, quest_form, max(4, layers_of(request)))
+
+
+def steps(torch, request, forms, layers):
     torch.set_num_threads(request["threads"])
     with torch.inference_mode():
         steps = forms(torch, request, layers)
@@ -130,7 +172,7 @@ def main():
     for line in sys.stdin:
         try:
             request = json.loads(line)
-            say({"dense": dense, "prefill": prefill}[request["op"]](torch, request))
+            say({"dense": dense, "quest": quest, "prefill": prefill}[request["op"]](torch, request))
         except Exception as problem:
             say({"error": f"{type(problem).__name__}: {problem}"})
 

@@ -19,6 +19,7 @@ mod error;
 pub mod floor;
 mod hf;
 mod live;
+mod long;
 mod machine;
 mod options;
 mod page_layout;

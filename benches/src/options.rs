@@ -85,12 +85,14 @@ pub struct Options {
     pub op: Option<Vec<StoreOp>>,
     /// Directory on the disk to measure.
     pub dir: Option<PathBuf>,
+    /// Parts of the names of selectors.
+    pub select: Option<Vec<String>>,
     /// Do not run peers.
     pub no_peers: bool,
 }
 
 /// Flags that take a value, with what they take.
-pub(crate) const FLAGS: [(&str, &str); 16] = [
+pub(crate) const FLAGS: [(&str, &str); 17] = [
     ("q-heads", "a number of query heads"),
     ("kv-heads", "a number of KV heads that divides the query heads"),
     ("head-dim", "a dimension from 1 to 576"),
@@ -106,6 +108,7 @@ pub(crate) const FLAGS: [(&str, &str); 16] = [
     ("size", "block sizes in bytes such as 64k,2048k"),
     ("op", StoreOp::NAMES),
     ("dir", "a directory"),
+    ("select", "parts of the names of selectors such as quest,tiles"),
     ("peers", "all or none"),
 ];
 
@@ -142,11 +145,21 @@ impl Options {
             "size" => self.size = Some(list(value, count)?),
             "op" => self.op = Some(list(value, StoreOp::of)?),
             "dir" => self.dir = Some(PathBuf::from(value)).filter(|d| !d.as_os_str().is_empty()),
+            "select" => {
+                let part = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
+                self.select = Some(list(value, part)?);
+            }
             "peers" if value == "none" => self.no_peers = true,
             "peers" if value == "all" => self.no_peers = false,
             _ => return None,
         }
         Some(())
+    }
+
+    /// Whether the row of a selector is to be run.
+    #[must_use]
+    pub fn selects(&self, name: &str) -> bool {
+        self.select.as_ref().is_none_or(|parts| parts.iter().any(|part| name.contains(&part[..])))
     }
 
     /// How often measurements repeat.

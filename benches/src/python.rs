@@ -92,7 +92,26 @@ impl Torch {
         options: &Options,
         sink: &Sink,
     ) -> Vec<PeerTime> {
-        self.forms("dense", shape, context, dtype, threads, options, sink)
+        let request = request("dense", shape, context, dtype, threads, options);
+        self.forms(&request, sink)
+    }
+
+    /// Times Quest over a rotating set of layers, pages of `unit` tokens; none without torch.
+    #[expect(clippy::too_many_arguments, reason = "the axes of the table")]
+    pub(crate) fn quest(
+        &mut self,
+        shape: Shape,
+        context: usize,
+        dtype: DType,
+        threads: usize,
+        (budget, unit): (usize, usize),
+        options: &Options,
+        sink: &Sink,
+    ) -> Option<PeerTime> {
+        let mut request = request("quest", shape, context, dtype, threads, options);
+        request["budget"] = budget.into();
+        request["unit"] = unit.into();
+        self.forms(&request, sink).into_iter().next()
     }
 
     /// Times causal attention of a whole prompt; empty without torch.
@@ -105,27 +124,13 @@ impl Torch {
         options: &Options,
         sink: &Sink,
     ) -> Vec<PeerTime> {
-        self.forms("prefill", shape, context, dtype, threads, options, sink)
+        let request = request("prefill", shape, context, dtype, threads, options);
+        self.forms(&request, sink)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the axes of the table")]
-    fn forms(
-        &mut self,
-        op: &str,
-        shape: Shape,
-        context: usize,
-        dtype: DType,
-        threads: usize,
-        options: &Options,
-        sink: &Sink,
-    ) -> Vec<PeerTime> {
+    fn forms(&mut self, request: &Value, sink: &Sink) -> Vec<PeerTime> {
         let Some(server) = &mut self.server else { return vec![] };
-        let request = json!({
-            "op": op, "q_heads": shape.q_heads, "kv_heads": shape.kv_heads,
-            "head_dim": shape.head_dim, "context": context, "dtype": dtype.name(),
-            "threads": threads, "seconds": options.repeats().seconds, "repeats": options.repeats,
-        });
-        match server.ask(&request).and_then(|answer| times(&answer)) {
+        match server.ask(request).and_then(|answer| times(&answer)) {
             Ok(times) => times,
             Err(problem) => {
                 sink.note(&format!("torch peers: {problem}"));
@@ -133,6 +138,21 @@ impl Torch {
             }
         }
     }
+}
+
+fn request(
+    op: &str,
+    shape: Shape,
+    context: usize,
+    dtype: DType,
+    threads: usize,
+    options: &Options,
+) -> Value {
+    json!({
+        "op": op, "q_heads": shape.q_heads, "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim, "context": context, "dtype": dtype.name(),
+        "threads": threads, "seconds": options.repeats().seconds, "repeats": options.repeats,
+    })
 }
 
 fn times(answer: &Value) -> Result<Vec<PeerTime>, Error> {

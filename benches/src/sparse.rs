@@ -1,15 +1,16 @@
 //! One whole decode step through the store: score, select, attend. Against dense attention in the
 //! store and in torch, over the same shapes.
 
-use kvist::{AttendOptions, Boxed, Cache, Executor, Geometry, Quest, Select, Sequence};
+use kvist::{AttendInfo, AttendOptions, Boxed, Cache, Executor, Geometry, Quest, Select, Sequence};
 use kvist_kernels::{DType, Tensor3, Tensor3Mut};
 
 use crate::data::SHAPES;
+use crate::long::{CHUNK, Kind, Long};
 use crate::python::Torch;
-use crate::{Error, Line, Options, Params, Rng, Sample, Shape, Sink, repeat};
+use crate::{Error, Line, Options, Params, Sample, Shape, Sink, repeat};
 
-/// Tokens appended at once while filling.
-const CHUNK: usize = 4096;
+/// Queries of every layer whose selections are compared with the best there is.
+const JUDGED: usize = 4;
 
 pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     let mut torch = Torch::start(options, sink);
@@ -19,7 +20,7 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
                 for &threads in options.threads.as_deref().unwrap_or(&[1]) {
                     let best = torch.dense(shape, context, dtype, threads, options, sink);
                     let peer = best.first().map(|p| (p.name.clone(), p.sample.median * 1e3));
-                    rows(shape, context, dtype, threads, peer, options, sink)?;
+                    rows(shape, Case { context, dtype, threads }, peer, &mut torch, options, sink)?;
                 }
             }
         }
@@ -41,45 +42,81 @@ fn selectors(budget: usize) -> Vec<(&'static str, Select)> {
     ]
 }
 
-/// A sequence of random keys and values in one layer.
-fn filled(shape: Shape, context: usize, dtype: DType, threads: usize) -> Result<Sequence, Error> {
+/// Layers, one after the other in every step: what one leaves in the caches is gone when its turn comes again.
+fn layers(context: usize) -> usize {
+    if context > 1 << 18 { 2 } else { 4 }
+}
+
+/// A sequence in all layers.
+fn filled(long: &Long, shape: Shape, case: Case) -> Result<Sequence, Error> {
     let Shape { q_heads, kv_heads, head_dim } = shape;
-    let geometry = Geometry::new(1, q_heads, kv_heads, head_dim, dtype);
-    let bytes = 2 * (context + CHUNK) * kv_heads * geometry.token_bytes();
-    let exec = Executor::with_threads(threads)?;
+    let layers = layers(case.context);
+    let geometry = Geometry::new(layers, q_heads, kv_heads, head_dim, case.dtype);
+    let bytes = 2 * layers * (case.context + CHUNK) * kv_heads * geometry.token_bytes();
+    let exec = Executor::with_threads(case.threads)?;
     let cache = Cache::builder(geometry).host_bytes(bytes as u64).executor(exec).build()?;
     let mut sequence = cache.sequence();
-    let mut rng = Rng::new(21);
-    let mut left = context;
-    while left > 0 {
-        let n = left.min(CHUNK);
-        let numbers = crate::arena::encode(dtype, &rng.normals(n * kv_heads * head_dim));
-        let strides = [(kv_heads * head_dim) as i64, head_dim as i64];
-        // SAFETY: the buffer holds exactly these elements and outlives the view.
-        let rows =
-            unsafe { Tensor3::from_raw(numbers.as_ptr(), dtype, [n, kv_heads, head_dim], strides) };
-        sequence.append(0, &rows, &rows)?;
-        left -= n;
+    for layer in 0..layers {
+        for from in (0..case.context).step_by(CHUNK) {
+            let n = (case.context - from).min(CHUNK);
+            let of = |kind| {
+                crate::arena::encode(case.dtype, &long.rows(kind, layer, from, case.context))
+            };
+            let (k, v) = (of(Kind::K), of(Kind::V));
+            let (form, strides) =
+                ([n, kv_heads, head_dim], [(kv_heads * head_dim) as i64, head_dim as i64]);
+            // SAFETY: the buffers hold exactly these elements and outlive the views.
+            let [k, v] = [&k, &v]
+                .map(|x| unsafe { Tensor3::from_raw(x.as_ptr(), case.dtype, form, strides) });
+            sequence.append(layer, &k, &v)?;
+        }
     }
     Ok(sequence)
 }
 
-fn rows(
-    shape: Shape,
+/// Where a step is measured.
+#[derive(Clone, Copy)]
+struct Case {
     context: usize,
     dtype: DType,
     threads: usize,
+}
+
+fn rows(
+    shape: Shape,
+    case: Case,
     peer: Option<(String, f64)>,
+    torch: &mut Torch,
     options: &Options,
     sink: &mut Sink,
 ) -> Result<(), Error> {
-    let full = filled(shape, context, dtype, threads)?;
+    let long = Long::new(shape, case.context, options.dump.as_deref())?;
+    sink.note(&long.about());
+    let full = filled(&long, shape, case)?;
+    let truth = Truth::new(&long, case);
     for &budget in options.budget.as_deref().unwrap_or(&[2048]) {
-        for (name, select) in selectors(budget) {
+        let wanted = selectors(budget).into_iter().filter(|(name, _)| options.selects(name));
+        for (name, select) in wanted {
             let sequence = full.fork_with(&select)?;
-            let (sample, columns) = step(&sequence, shape, options)?;
-            let params = shape.params().with("context", context).with("dtype", dtype.name());
-            let params = params.with("threads", threads).with("budget", budget);
+            let (sample, columns) = step(&sequence, &long, shape, layers(case.context), options)?;
+            let columns = columns.with("covered", truth.covered(&sequence, &long, shape, budget)?);
+            let columns = match &select {
+                Select::Quest(quest) => {
+                    let of = (budget, quest.unit_tokens);
+                    let Case { context, dtype, threads } = case;
+                    let peer = torch.quest(shape, context, dtype, threads, of, options, sink);
+                    match peer {
+                        Some(peer) => columns
+                            .with("torch_quest_ms", peer.sample.median * 1e3)
+                            .with("torch_quest_over", peer.sample.median / sample.median),
+                        None => columns,
+                    }
+                }
+                _ => columns,
+            };
+            let params = shape.params().with("context", case.context);
+            let params = params.with("dtype", case.dtype.name()).with("threads", case.threads);
+            let params = params.with("budget", budget);
             let line =
                 Line::new("sparse-step", params.with("select", name), sample.median * 1e3, "ms")
                     .repeated(sample.repeats, sample.spread)
@@ -94,23 +131,99 @@ fn rows(
     Ok(())
 }
 
-fn step(sequence: &Sequence, shape: Shape, options: &Options) -> Result<(Sample, Params), Error> {
-    let numbers = Rng::new(22).normals(shape.q_heads * shape.head_dim);
+/// Exact softmax masses of some queries.
+struct Truth(Vec<Judged>);
+
+struct Judged {
+    layer: usize,
+    step: usize,
+    /// By KV head and token.
+    masses: Vec<Vec<f64>>,
+}
+
+impl Truth {
+    fn new(long: &Long, case: Case) -> Truth {
+        let each = (0..layers(case.context)).flat_map(|layer| (0..JUDGED).map(move |i| (layer, i)));
+        let judged = |(layer, i)| {
+            let step = i * long.steps() / JUDGED;
+            Judged { layer, step, masses: long.masses(layer, step, case.context, case.dtype) }
+        };
+        Truth(each.map(judged).collect())
+    }
+
+    /// Mass that selections hold, over that of as many of the heaviest tokens, mean over KV heads and queries.
+    fn covered(
+        &self,
+        sequence: &Sequence,
+        long: &Long,
+        shape: Shape,
+        budget: usize,
+    ) -> Result<f64, Error> {
+        let form = [1, shape.q_heads, shape.head_dim];
+        let mut o = vec![0f32; shape.q_heads * shape.head_dim];
+        let mut shares = Vec::new();
+        for Judged { layer, step, masses } in &self.0 {
+            let q = long.query(*layer, *step);
+            let q = Tensor3::contiguous(&q, form)?;
+            let options = AttendOptions { selected: true, ..AttendOptions::default() };
+            let info = sequence.attend(
+                *layer,
+                &q,
+                &options,
+                &mut Tensor3Mut::contiguous(&mut o, form)?,
+            )?;
+            for (masses, picked) in masses.iter().zip(info.selected.unwrap_or_default()) {
+                let held: f64 = picked.iter().map(|&t| masses[t as usize]).sum();
+                let mut best = masses.clone();
+                let n = budget.min(best.len());
+                best.select_nth_unstable_by(n.saturating_sub(1), |a, b| b.total_cmp(a));
+                shares.push(held / best[..n].iter().sum::<f64>());
+            }
+        }
+        Ok(shares.iter().sum::<f64>() / shares.len().max(1) as f64)
+    }
+}
+
+/// Steps through all layers, another query each time; times and columns are those of a layer.
+fn step(
+    sequence: &Sequence,
+    long: &Long,
+    shape: Shape,
+    layers: usize,
+    options: &Options,
+) -> Result<(Sample, Params), Error> {
     let form = [1, shape.q_heads, shape.head_dim];
-    let q = Tensor3::contiguous(&numbers, form)?;
-    let mut o = vec![0f32; numbers.len()];
-    let mut last = None;
-    let sample = repeat(options.repeats(), || {
-        let done = Tensor3Mut::contiguous(&mut o, form)
-            .map_err(kvist::Error::from)
-            .and_then(|mut o| sequence.attend(0, &q, &AttendOptions::default(), &mut o));
-        last = Some(done);
+    let queries: Vec<Vec<Vec<f32>>> = (0..long.steps())
+        .map(|step| (0..layers).map(|layer| long.query(layer, step)).collect())
+        .collect();
+    let mut o = vec![0f32; shape.q_heads * shape.head_dim];
+    let mut infos = Vec::new();
+    let (mut failed, mut steps) = (None, queries.iter().cycle());
+    let mut one = |layer: usize, q: &[f32]| -> Result<AttendInfo, Error> {
+        let q = Tensor3::contiguous(q, form)?;
+        let mut o = Tensor3Mut::contiguous(&mut o, form).map_err(kvist::Error::from)?;
+        Ok(sequence.attend(layer, &q, &AttendOptions::default(), &mut o)?)
+    };
+    let mut sample = repeat(options.repeats(), || {
+        for (layer, q) in steps.by_ref().next().into_iter().flatten().enumerate() {
+            match one(layer, q) {
+                Ok(info) => infos.push(info),
+                Err(error) => failed = Some(error),
+            }
+        }
     });
-    let info = last.transpose()?.unwrap_or_default();
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    [&mut sample.median, &mut sample.best].into_iter().for_each(|t| *t /= layers as f64);
+    let mean = |of: &dyn Fn(&AttendInfo) -> f64| {
+        infos.iter().map(of).sum::<f64>() / infos.len().max(1) as f64
+    };
+    let most = |info: &AttendInfo| info.tokens_read.iter().copied().max().unwrap_or(0);
     let columns = Params::new()
-        .with("tokens", info.tokens_read.iter().map(|&t| u64::from(t)).max().unwrap_or(0))
-        .with("summary_mb", info.bytes.summary as f64 * 1e-6)
-        .with("keys_mb", info.bytes.keys as f64 * 1e-6)
-        .with("kv_mb", info.bytes.kv as f64 * 1e-6);
+        .with("tokens", mean(&|info| f64::from(most(info))))
+        .with("summary_mb", mean(&|info| info.bytes.summary as f64 * 1e-6))
+        .with("keys_mb", mean(&|info| info.bytes.keys as f64 * 1e-6))
+        .with("kv_mb", mean(&|info| info.bytes.kv as f64 * 1e-6));
     Ok((sample, columns))
 }

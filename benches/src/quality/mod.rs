@@ -121,7 +121,8 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     let Some(path) = dump_path(options, sink)? else { return Ok(()) };
     let dump = Dump::open(&path)?;
     for &budget in options.budget.as_deref().unwrap_or(&[256, 512, 1024]) {
-        for (name, row) in rows(budget)? {
+        let wanted = rows(budget)?.into_iter().filter(|(name, _)| options.selects(name));
+        for (name, row) in wanted {
             let mut tally = Tally::default();
             for layer in 0..dump.layers.len() {
                 measure(&dump, layer, &row, budget, &mut tally)?;
@@ -129,7 +130,7 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
             sink.push(mass_line(&dump, name, budget, &row, &tally));
         }
     }
-    for planes in [3, 4] {
+    for planes in [3, 4].into_iter().filter(|&planes| options.selects(&certificate(planes))) {
         let select =
             Boxed { planes, sinks: SINKS, recent: RECENT, ..Boxed::with_max_missed_mass(MISSED) };
         let mut tally = Tally::default();
@@ -138,7 +139,9 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
         }
         sink.push(certificate_line(&dump, planes, &tally));
     }
-    sink.push(open_line(&dump)?);
+    if options.selects(&boxes_alone()) {
+        sink.push(open_line(&dump)?);
+    }
     Ok(())
 }
 
@@ -160,11 +163,10 @@ fn open_line(dump: &Dump) -> Result<Line, Error> {
     }
     shares.sort_by(f64::total_cmp);
     let (n, sum) = (shares.len(), shares.iter().sum::<f64>());
-    let name = format!("boxes alone, max_missed_mass={MISSED}");
     let columns = Params::new().with("least", shares.first().copied().unwrap_or(0.0));
     let line = Line::new(
         "selection-quality",
-        params(dump, &name),
+        params(dump, &boxes_alone()),
         sum / n.max(1) as f64,
         "of tiles opened",
     );
@@ -398,6 +400,15 @@ fn mass_line(dump: &Dump, name: &str, budget: usize, row: &Row, t: &Tally) -> Li
         .columns(columns)
 }
 
+/// Names of rows.
+fn certificate(planes: u32) -> String {
+    format!("boxed, {planes} planes, max_missed_mass={MISSED}")
+}
+
+fn boxes_alone() -> String {
+    format!("boxes alone, max_missed_mass={MISSED}")
+}
+
 fn certificate_line(dump: &Dump, planes: u32, t: &Tally) -> Line {
     let columns = Params::new()
         .with("worst_true_miss", t.worst)
@@ -405,8 +416,12 @@ fn certificate_line(dump: &Dump, planes: u32, t: &Tally) -> Line {
         .with("tokens_read", t.tokens / t.count)
         .with("oracle_tokens", t.oracle / t.count)
         .with("bytes_of_dense", t.bytes / t.count);
-    let name = format!("boxed, {planes} planes, max_missed_mass={MISSED}");
-    Line::new("selection-quality", params(dump, &name), t.tokens / t.oracle, "x oracle")
-        .repeated(t.count as usize, 0.0)
-        .columns(columns)
+    Line::new(
+        "selection-quality",
+        params(dump, &certificate(planes)),
+        t.tokens / t.oracle,
+        "x oracle",
+    )
+    .repeated(t.count as usize, 0.0)
+    .columns(columns)
 }

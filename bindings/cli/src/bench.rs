@@ -63,6 +63,9 @@ pub(crate) struct Args {
     /// Rows of `store`: raw-read, host-put, host-get, disk-put, disk-get, open.
     #[arg(long)]
     op: Option<String>,
+    /// Rows of `sparse-step` and `selection-quality` by parts of their names, e.g. quest,tiles.
+    #[arg(long)]
+    select: Option<String>,
     /// Directory on the disk to measure.
     #[arg(long)]
     dir: Option<String>,
@@ -92,6 +95,7 @@ pub(crate) fn run(args: Args) -> Result<(), Error> {
         ("size", &args.size),
         ("op", &args.op),
         ("dir", &args.dir),
+        ("select", &args.select),
         ("peers", &args.peers),
     ];
     let mut options = Options::default();
