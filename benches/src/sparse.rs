@@ -103,14 +103,7 @@ fn rows(
             let columns = match &select {
                 Select::Quest(quest) => {
                     let of = (budget, quest.unit_tokens);
-                    let Case { context, dtype, threads } = case;
-                    let peer = torch.quest(shape, context, dtype, threads, of, options, sink);
-                    match peer {
-                        Some(peer) => columns
-                            .with("torch_quest_ms", peer.sample.median * 1e3)
-                            .with("torch_quest_over", peer.sample.median / sample.median),
-                        None => columns,
-                    }
+                    beside_torch(torch, shape, case, of, (sample.median, columns), options, sink)
                 }
                 _ => columns,
             };
@@ -129,6 +122,24 @@ fn rows(
         }
     }
     Ok(())
+}
+
+/// Adds what Quest takes in torch with the same budget and units.
+fn beside_torch(
+    torch: &mut Torch,
+    shape: Shape,
+    case: Case,
+    of: (usize, usize),
+    (own, columns): (f64, Params),
+    options: &Options,
+    sink: &Sink,
+) -> Params {
+    let Case { context, dtype, threads } = case;
+    let Some(peer) = torch.quest(shape, context, dtype, threads, of, options, sink) else {
+        return columns;
+    };
+    let taken = peer.sample.median;
+    columns.with("torch_quest_ms", taken * 1e3).with("torch_quest_over", taken / own)
 }
 
 /// Exact softmax masses of some queries.
