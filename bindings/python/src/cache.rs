@@ -154,9 +154,8 @@ impl PyCache {
         prefill: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (cache, layer) = (self.get()?, layer.layer()?);
-        let args = AttendArgs::new(
-            info, scale, soft_cap, window, sinks, selected, bound, scores, prefill,
-        )?;
+        let args = AttendArgs::new(scale, soft_cap, window)?.told(info, selected, bound);
+        let args = args.sinks(sinks)?.scores(scores)?.prefill(prefill)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows3("[sum of queries, q_heads, head_dim]")?;
         let queries = match queries {
@@ -210,7 +209,7 @@ impl PyCache {
         scores: Option<&Bound<PyAny>>,
     ) -> PyResult<usize> {
         let (cache, layer) = (self.get()?, layer.layer()?);
-        let args = AttendArgs::new(false, scale, soft_cap, window, None, None, None, scores, None)?;
+        let args = AttendArgs::new(scale, soft_cap, window)?.scores(scores)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows3("[sequences, q_heads, head_dim]")?;
         let held: Vec<&PySequence> = sequences.iter().map(Bound::get).collect();
@@ -246,8 +245,8 @@ impl PyCache {
         selected: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (cache, layer) = (self.get()?, layer.layer()?);
-        let args =
-            AttendArgs::new(info, scale, soft_cap, window, sinks, selected, None, None, None)?;
+        let args = AttendArgs::new(scale, soft_cap, window)?.sinks(sinks)?;
+        let args = args.told(info, selected, None);
         let nodes = Nodes { trees: drafts::trees(&parents)?, q, k, v };
         let held: Vec<&PySequence> = sequences.iter().map(Bound::get).collect();
         let dim_v = cache.geometry().dim_v;

@@ -24,6 +24,7 @@ pub(crate) struct PySequence {
 }
 
 /// Options of `attend`, with what they borrow.
+#[derive(Default)]
 pub(crate) struct AttendArgs {
     scale: Option<f32>,
     soft_cap: f32,
@@ -37,36 +38,43 @@ pub(crate) struct AttendArgs {
 }
 
 impl AttendArgs {
-    /// `selected` and `bound` default to `info`: what is not returned is not computed.
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
-    pub(crate) fn new(
-        info: bool,
-        scale: Option<f32>,
-        soft_cap: f32,
-        window: Whole,
-        sinks: Option<&Bound<PyAny>>,
-        selected: Option<bool>,
-        bound: Option<bool>,
-        scores: Option<&Bound<PyAny>>,
-        prefill: Option<&Bound<PyAny>>,
-    ) -> PyResult<AttendArgs> {
+    /// Without what the other methods add.
+    pub(crate) fn new(scale: Option<f32>, soft_cap: f32, window: Whole) -> PyResult<AttendArgs> {
+        let window = window.get("window")?;
+        Ok(AttendArgs { scale, soft_cap, window, ..AttendArgs::default() })
+    }
+
+    /// What is returned besides the output: `selected` and `bound` default to `info`, as what is not returned
+    /// is not computed.
+    pub(crate) fn told(self, info: bool, selected: Option<bool>, bound: Option<bool>) -> Self {
+        let (selected, bound) = (selected.unwrap_or(info), bound.unwrap_or(info));
+        AttendArgs { selected, bound, ..self }
+    }
+
+    /// Learned sink logits, `[q_heads]`.
+    pub(crate) fn sinks(self, sinks: Option<&Bound<PyAny>>) -> PyResult<Self> {
         let sinks = sinks.map(|s| Input::new(s, "sinks")).transpose()?;
         if let Some(sinks) = &sinks
             && sinks.shape().len() != 1
         {
             return Err(shape_error("sinks", "[q_heads]", sinks.shape()));
         }
-        let sinks = sinks.map(|s| s.floats());
+        Ok(AttendArgs { sinks: sinks.map(|s| s.floats()), ..self })
+    }
+
+    /// Scores of a trained indexer, `[queries, heads, units]`.
+    pub(crate) fn scores(self, scores: Option<&Bound<PyAny>>) -> PyResult<Self> {
         let scores = scores.map(|s| Input::new(s, "scores")).transpose()?;
         let scores = scores.map(|s| match *s.shape() {
             [queries, heads, units] => Ok((s.floats(), [queries, heads, units])),
             ref other => Err(shape_error("scores", "[queries, heads, units]", other)),
         });
-        let scores = scores.transpose()?;
-        let window = window.get("window")?;
-        let (selected, bound) = (selected.unwrap_or(info), bound.unwrap_or(info));
-        let prefill = prefill.map(prefill_of).transpose()?;
-        Ok(AttendArgs { scale, soft_cap, window, sinks, selected, bound, scores, prefill })
+        Ok(AttendArgs { scores: scores.transpose()?, ..self })
+    }
+
+    /// How a prompt is read.
+    pub(crate) fn prefill(self, prefill: Option<&Bound<PyAny>>) -> PyResult<Self> {
+        Ok(AttendArgs { prefill: prefill.map(prefill_of).transpose()?, ..self })
     }
 
     pub(crate) fn options(&self) -> AttendOptions<'_> {
@@ -189,9 +197,8 @@ impl PySequence {
         prefill: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let layer = layer.layer()?;
-        let args = AttendArgs::new(
-            info, scale, soft_cap, window, sinks, selected, bound, scores, prefill,
-        )?;
+        let args = AttendArgs::new(scale, soft_cap, window)?.told(info, selected, bound);
+        let args = args.sinks(sinks)?.scores(scores)?.prefill(prefill)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows()?;
         let flat = input.shape().len() == 2;
@@ -226,7 +233,7 @@ impl PySequence {
         scores: Option<&Bound<PyAny>>,
     ) -> PyResult<usize> {
         let layer = layer.layer()?;
-        let args = AttendArgs::new(false, scale, soft_cap, window, None, None, None, scores, None)?;
+        let args = AttendArgs::new(scale, soft_cap, window)?.scores(scores)?;
         let input = Input::new(q, "q")?;
         let rows = input.rows()?;
         self.look(py, |s| Ok(s.hint(layer, &rows, &args.options())?))
@@ -256,8 +263,8 @@ impl PySequence {
         selected: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let layer = layer.layer()?;
-        let args =
-            AttendArgs::new(info, scale, soft_cap, window, sinks, selected, None, None, None)?;
+        let args = AttendArgs::new(scale, soft_cap, window)?.sinks(sinks)?;
+        let args = args.told(info, selected, None);
         let nodes = Nodes { trees: drafts::trees(&[parents])?, q, k, v };
         let dim_v = self.look(py, |s| Ok(s.cache().geometry().dim_v))?;
         let (out, infos) = nodes.attend(py, dim_v, &args, |q, drafts, options, out| {

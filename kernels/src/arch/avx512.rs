@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::fused::{self, Floats};
+use super::fused;
+use super::product::Floats;
 use super::simd::{Elem, Simd};
 use super::tile::{Dots, Step};
 

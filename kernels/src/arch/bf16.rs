@@ -5,7 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::fused::{self, Product, Weights};
+use super::fused;
+use super::product::{Product, Weights};
 use super::tile::{Dots, Step};
 
 /// Elements of one register.

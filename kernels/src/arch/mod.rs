@@ -47,6 +47,8 @@ mod expw_lanes;
 mod fused;
 #[cfg(target_arch = "x86_64")]
 mod nearest_vnni;
+#[cfg(target_arch = "x86_64")]
+mod product;
 
 use crate::{DType, Isa};
 use generic::Generic;

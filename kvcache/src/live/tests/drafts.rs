@@ -28,13 +28,8 @@ impl Draft {
         q: &[f32],
         options: &AttendOptions,
     ) -> Result<(Vec<f32>, AttendInfo), Error> {
-        let shape = [q.len() / WIDTH, HEADS * GROUP, DIM];
-        let mut out = vec![f32::NAN; q.len()];
-        let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
         let drafts = Drafts { trees: &self.trees, k: rows(&self.k), v: rows(&self.v) };
-        let q = Tensor3::contiguous(q, shape).unwrap();
-        let info = s.attend_tree(0, &q, &drafts, options, &mut view)?;
-        Ok((out, info))
+        with_output(q, |q, out| s.attend_tree(0, q, &drafts, options, out))
     }
 }
 

@@ -89,10 +89,18 @@ fn attend(
     q: &[f32],
     options: &AttendOptions,
 ) -> Result<(Vec<f32>, AttendInfo), Error> {
+    with_output(q, |q, out| s.attend(layer, q, options, out))
+}
+
+/// What a call with these queries writes and says.
+fn with_output(
+    q: &[f32],
+    call: impl FnOnce(&Tensor3, &mut Tensor3Mut) -> Result<AttendInfo, Error>,
+) -> Result<(Vec<f32>, AttendInfo), Error> {
     let shape = [q.len() / WIDTH, HEADS * GROUP, DIM];
     let mut out = vec![f32::NAN; q.len()];
     let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
-    let info = s.attend(layer, &Tensor3::contiguous(q, shape).unwrap(), options, &mut view)?;
+    let info = call(&Tensor3::contiguous(q, shape).unwrap(), &mut view)?;
     Ok((out, info))
 }
 
