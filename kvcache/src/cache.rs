@@ -68,6 +68,8 @@ pub struct Builder {
 
 /// How often room is made for one call.
 const ATTEMPTS: u32 = 20;
+/// The share of the frames that one append fills at a time.
+const PORTION: usize = 8;
 
 /// Host tier where nothing is said.
 const HOST_BYTES_DEFAULT: u64 = 1 << 30;
@@ -427,6 +429,19 @@ impl Cache {
             return Err(Error::Shape { what: "values", expected, found: v.shape() });
         }
         Ok(())
+    }
+
+    /// Tokens that are appended to a layer at a time. With a lower tier their pages take a small part of the
+    /// frames: the others can leave.
+    pub(crate) fn portion(&self) -> usize {
+        let (shared, g) = (&self.shared, &self.shared.geometry);
+        match shared.tier {
+            Some(_) => {
+                let pages = shared.pages.cells() / PORTION / g.kv_heads;
+                (pages * g.page_tokens / TILE * TILE).max(TILE)
+            }
+            None => usize::MAX,
+        }
     }
 
     /// Does something that takes memory, demoting pages while there is not enough, and giving back

@@ -80,7 +80,8 @@ impl Sequence {
 
     /// Appends tokens to a layer: `k` is `[tokens, kv_heads, dim_k]`, `v` `[tokens, kv_heads,
     /// dim_v]`, both of the cache's dtype, any strides. Keys come as attention uses them (after
-    /// position encoding). Values are stored bit-exact, NaN and infinities included.
+    /// position encoding). Values are stored bit-exact, NaN and infinities included. With a lower tier
+    /// they may be more than host memory holds: pages leave while others come.
     ///
     /// # Errors
     /// [`Error::Layer`], [`Error::Shape`], [`Error::DType`], or [`Error::OverBudget`] if the budget
@@ -93,12 +94,29 @@ impl Sequence {
         if tokens == 0 {
             return Ok(());
         }
-        let shared = &self.cache.shared;
-        let state = &mut self.layers[layer];
-        let new = New::Rows(k, v);
-        self.cache.with_room(|| Layer::append(state, shared, &self.selector, new))?;
-        shared.counters.appended(tokens);
+        let portion = self.cache.portion();
+        if tokens <= portion {
+            self.append_rows(layer, k, v)?;
+        } else {
+            // What is shared is copied before it is written to, so that it can be put back.
+            let before = self.layers[layer].clone();
+            for from in (0..tokens).step_by(portion) {
+                let to = tokens.min(from + portion);
+                if let Err(error) = self.append_rows(layer, &k.rows(from, to), &v.rows(from, to)) {
+                    self.layers[layer] = before;
+                    return Err(error);
+                }
+            }
+        }
+        self.cache.shared.counters.appended(tokens);
         Ok(())
+    }
+
+    /// Appends as many rows as host memory has to hold at once.
+    fn append_rows(&mut self, layer: usize, k: &Tensor3, v: &Tensor3) -> Result<(), Error> {
+        let (shared, state) = (&self.cache.shared, &mut self.layers[layer]);
+        let new = New::Rows(k, v);
+        self.cache.with_room(|| Layer::append(state, shared, &self.selector, new))
     }
 
     /// [`Sequence::append`] that insists on the position of the first new token.

@@ -12,8 +12,8 @@ use crate::index::{BATCH, Index};
 use crate::memory::Asked;
 use crate::{Error, Geometry};
 
-/// Pages brought near at a time.
-const PAGES: usize = 64;
+/// Bytes of pages brought near at a time.
+const BYTES: usize = 2 << 20;
 
 /// Keys of consecutive tokens of one head, and values where they are wanted.
 pub(super) struct Taken {
@@ -131,7 +131,8 @@ impl Call<'_> {
         let mut taken = Taken { tokens: tokens.clone(), k: Vec::new(), v: Vec::new() };
         let pages: Vec<usize> =
             (tokens.start / g.page_tokens..tokens.end.div_ceil(g.page_tokens)).collect();
-        for pages in pages.chunk_by(|a, b| (*a < far) == (*b < far) && a / PAGES == b / PAGES) {
+        let n = self.cache.shared.tier.as_ref().map_or(pages.len(), |tier| tier.frames_for(BYTES));
+        for pages in pages.chunk_by(|a, b| (*a < far) == (*b < far) && a / n == b / n) {
             let mut lease = None;
             let frames: Vec<u32> = match (&self.cache.shared.tier, pages[0] < far) {
                 (Some(tier), true) => {

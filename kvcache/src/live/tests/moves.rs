@@ -54,6 +54,26 @@ fn pinned_pages_stay_and_what_is_too_much_is_refused() {
 }
 
 #[test]
+fn one_append_of_many_times_the_budget_is_exact_or_changes_nothing() {
+    let (cache, memory) = tiered(&boxed(), 400 << 10, Faults::default());
+    let mut random = Random(15);
+    let [mut s, mut twin] = filled([&cache, &roomy(&boxed(), 64)], 150, &mut random);
+    let (k, v) = data(&mut random, 3000);
+    let q = query(&mut random, 1);
+    let all = |s: &Sequence| attend(s, 1, &q, &AttendOptions::default()).unwrap().0;
+    let before = all(&s);
+    memory.set(Faults { write_fails: 1000, ..Faults::default() });
+    let refused = s.append(1, &rows(&k), &rows(&v)).unwrap_err();
+    assert!(matches!(refused, Error::OverBudget { .. }), "{refused}");
+    assert_eq!((s.layer_len(1).unwrap(), all(&s)), (150, before));
+    memory.set(Faults::default());
+    [&mut s, &mut twin].map(|s| append(s, &k, &v).unwrap());
+    assert!(s.len() == 3150 && near(&all(&s), &all(&twin)));
+    drop(s);
+    nothing_left(&cache, &memory);
+}
+
+#[test]
 fn a_prompt_of_many_times_the_budget_is_prefilled_exactly() {
     let (cache, memory) =
         tiered(&Select::Full, 200 << 10, Faults { delay: 9, ..Faults::default() });
