@@ -67,7 +67,7 @@ fn one_append_of_many_times_the_budget_is_exact_or_changes_nothing() {
     assert!(matches!(refused, Error::OverBudget { .. }), "{refused}");
     assert_eq!((s.layer_len(1).unwrap(), all(&s)), (150, before));
     memory.set(Faults::default());
-    [&mut s, &mut twin].map(|s| append(s, &k, &v).unwrap());
+    [&mut s, &mut twin].into_iter().for_each(|s| append(s, &k, &v).unwrap());
     assert!(s.len() == 3150 && near(&all(&s), &all(&twin)));
     drop(s);
     nothing_left(&cache, &memory);
