@@ -42,6 +42,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A trace cannot be read.
+    #[error("trace {path}, line {line}: {problem}")]
+    Trace {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A Python helper did not do its part.
     #[error("python helper: {0}")]
     Python(String),

@@ -27,6 +27,7 @@ mod prefill;
 mod python;
 mod quality;
 mod registry;
+pub mod replay;
 mod report;
 mod rng;
 mod score;

@@ -65,8 +65,10 @@ pub enum Error {
         selector: &'static str,
     },
     /// No policy of that name.
-    #[error("unknown selector {name:?}{}; there are: {known}", hint(*.suggestion))]
+    #[error("unknown {what} {name:?}{}; there are: {known}", hint(*.suggestion))]
     UnknownName {
+        /// What was to be named: `selector`, `prefill pattern`, `order of replacement`.
+        what: &'static str,
         /// The name asked for.
         name: String,
         /// The nearest name there is, if one is near.

@@ -7,7 +7,8 @@
 //! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which come back
 //! before they are asked for ([`prefetch`]), which blocks of keys the queries of a prompt read
 //! ([`prefill`]), which heads read what others selected ([`share`]), how a tree of chunks is searched
-//! ([`tree`]), and what chunks are sent with ([`compress`]).
+//! ([`tree`]), what chunks are sent with
+//! ([`compress`]), and which blocks leave a full tier and are let in ([`replace`]).
 #![forbid(unsafe_code)]
 
 pub mod compress;
@@ -18,6 +19,7 @@ pub mod place;
 pub mod prefetch;
 pub mod prefill;
 mod profile;
+pub mod replace;
 mod select;
 mod settings;
 pub mod share;

@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod inspect;
 mod presets;
+mod replay;
 mod show;
 mod verify;
 mod why;
@@ -26,6 +27,7 @@ enum Command {
     Calibrate(calibrate::Args),
     Inspect(inspect::Args),
     Presets(presets::Args),
+    Replay(Box<replay::Args>),
     Verify(verify::Args),
     Why(why::Args),
 }
@@ -62,6 +64,7 @@ where
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Presets(args) => presets::run(&args).map(|()| 0).map_err(failed),
+        Command::Replay(args) => replay::run(*args).map(|()| 0).map_err(failed),
         Command::Verify(args) => verify::run(&args),
         Command::Why(args) => why::run(&args),
     };
@@ -82,6 +85,8 @@ mod tests {
         assert_eq!(run(["kvist", "bench", "atend"]), 1);
         assert_eq!(run(["kvist", "bench", "--list"]), 0);
         assert_eq!(run(["kvist", "presets"]), 0);
+        assert_eq!(run(["kvist", "replay"]), 2);
+        assert_eq!(run(["kvist", "replay", "/nonexistent"]), 1);
         assert_eq!(run(["kvist", "calibrate"]), 2);
         assert_eq!(run(["kvist", "calibrate", "--dump", "/nonexistent"]), 2);
     }

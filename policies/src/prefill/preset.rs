@@ -168,6 +168,7 @@ impl Prefill {
     pub fn parse(name: &str) -> Result<Prefill, Error> {
         let object = Map::from_iter([("name".to_owned(), Value::from(name))]);
         serde_json::from_value(object.into()).map_err(|_| Error::UnknownName {
+            what: "prefill pattern",
             name: name.to_owned(),
             suggestion: nearest(name, PATTERNS.iter().map(|p| p.name)),
             known: list(PATTERNS.iter().map(|p| p.name)),

@@ -119,6 +119,7 @@ macro_rules! presets {
                     "boxed" => Ok(Select::Boxed(Boxed::default())),
                     "duoattention" => Ok(Select::DuoAttention(DuoAttention::default())),
                     _ => Err(Error::UnknownName {
+ what: "selector",
                         name: name.to_owned(),
                         suggestion: nearest(name, PRESETS.iter().map(|p| p.name)),
                         known: list(PRESETS.iter().map(|p| p.name)),

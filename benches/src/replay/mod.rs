@@ -1,0 +1,131 @@
+//! Replays of request traces: which blocks would have been found, by orders of replacement, capacities and tiers.
+
+mod cost;
+mod hints;
+mod html;
+mod parse;
+mod sim;
+mod tier;
+mod trace;
+
+use std::path::PathBuf;
+
+use kvist::policies::replace::Replace;
+
+pub use cost::Cost;
+pub use parse::{policies, tiers};
+pub use sim::{Outcome, TierResult, TierSpec, simulate};
+pub use trace::{Request, Trace};
+
+use crate::{Error, Line, Params, Sink};
+
+/// Capacities where none are given: shares of the trace's different blocks.
+const SHARES: [f64; 4] = [0.005, 0.02, 0.05, 0.15];
+
+/// What to replay.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Files.
+    pub traces: Vec<PathBuf>,
+    /// Orders of the tier whose capacity varies.
+    pub policies: Vec<Replace>,
+    /// Its capacities in blocks; shares of the different blocks if there are none.
+    pub capacities: Vec<usize>,
+    /// Sets of tiers in place of one tier of those orders and capacities.
+    pub tiers: Vec<Vec<TierSpec>>,
+    /// Shares of right hints that sessions are closed; `None` for the hints of the trace itself.
+    pub hints: Vec<Option<f64>>,
+    /// What blocks are worth.
+    pub cost: Cost,
+    /// A report with plots.
+    pub html: Option<PathBuf>,
+}
+
+/// One replay: its row, and what it is told apart by.
+pub(crate) struct Row {
+    pub(crate) trace: String,
+    pub(crate) hints: String,
+    pub(crate) name: String,
+    pub(crate) blocks: usize,
+    pub(crate) outcome: Outcome,
+}
+
+/// Replays all traces.
+///
+/// # Errors
+/// [`Error::Trace`], [`Error::Policy`], [`Error::Io`] if the report cannot be written.
+pub fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
+    let mut rows = Vec::new();
+    for path in &options.traces {
+        let mut trace = Trace::open(path)?;
+        let (used, different, seconds) = trace.size();
+        sink.note(&format!(
+            "{}: {} requests of {}, {used} blocks of {} tokens, {different} different ones, {seconds:.0} s",
+            trace.name,
+            trace.requests.len(),
+            trace.format,
+            trace.block_tokens
+        ));
+        let sets = sets(options, different);
+        for &accuracy in &options.hints {
+            if let Some(accuracy) = accuracy {
+                hints::close_sessions(&mut trace, accuracy);
+            }
+            let hints = accuracy.map_or_else(|| "none".to_owned(), |a| format!("{a}"));
+            for specs in &sets {
+                let outcome = simulate(&trace, specs, &options.cost)?;
+                let name = match &specs[..] {
+                    [only] => only.replace.name().to_owned(),
+                    all => all.iter().map(TierSpec::text).collect::<Vec<_>>().join(","),
+                };
+                let (trace, hints) = (trace.name.clone(), hints.clone());
+                rows.push(Row { trace, hints, name, blocks: specs[0].blocks, outcome });
+                if let Some(row) = rows.last() {
+                    sink.push(line(row));
+                }
+            }
+        }
+    }
+    match &options.html {
+        Some(path) => html::write(path, &rows),
+        None => Ok(()),
+    }
+}
+
+/// The sets of tiers that a trace with so many different blocks goes through.
+fn sets(options: &Options, different: usize) -> Vec<Vec<TierSpec>> {
+    if !options.tiers.is_empty() {
+        return options.tiers.clone();
+    }
+    let shares = SHARES.map(|share| ((share * different as f64) as usize).max(1));
+    let all = if options.capacities.is_empty() { &shares[..] } else { &options.capacities };
+    let one = |replace: Replace| {
+        all.iter().map(move |&blocks| vec![TierSpec::new("host", blocks, replace)])
+    };
+    options.policies.iter().flat_map(|&replace| one(replace)).collect()
+}
+
+fn line(row: &Row) -> Line {
+    let out = &row.outcome;
+    let params = Params::new()
+        .with("trace", row.trace.as_str())
+        .with("hints", row.hints.as_str())
+        .with("order", row.name.as_str())
+        .with("blocks", row.blocks);
+    let mut columns = Params::new()
+        .with("saved_compute", out.saved_ratio())
+        .with("saved_s", out.saved_s)
+        .with("read_s", out.read_s)
+        .with("requests_hit", out.requests_hit as f64 / out.requests.max(1) as f64);
+    for tier in &out.tiers {
+        let share = tier.hits as f64 / out.blocks.max(1) as f64;
+        let text = format!(
+            "{:.4} of blocks, {:.1} GB read, {:.1} GB written",
+            share,
+            tier.read_bytes * 1e-9,
+            tier.written_bytes * 1e-9
+        );
+        columns = columns.with(tier.name, text);
+    }
+    Line::new("replay", params, 100.0 * out.hit_ratio(), "% hit").columns(columns)
+}

@@ -1,0 +1,145 @@
+//! The share of S3-FIFO's small queue, chosen by what would have done best.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::ghosts::{Ghosts, fingerprint};
+use super::s3::{MEMORY, USES_MOST};
+
+/// Shares that are tried.
+const SHARES: [f32; 4] = [0.1, 0.3, 0.5, 0.75];
+/// One in so many chains is followed.
+const SAMPLE: usize = 8;
+/// Requests after which a share is chosen anew, and what the hits before count from then on.
+const REQUESTS: u32 = 100;
+const DECAY: f64 = 0.97;
+
+/// Four small caches, each with another share, that see some of the chains.
+#[derive(Clone, Debug)]
+pub(super) struct Adaptive {
+    shadows: [Shadow; SHARES.len()],
+    hits: [f64; SHARES.len()],
+    requests: u32,
+    chosen: usize,
+}
+
+impl Adaptive {
+    /// The share before anything was seen.
+    pub(super) const FIRST: f32 = 0.3;
+
+    pub(super) fn new() -> Adaptive {
+        let shadows = SHARES.map(|share| Shadow { share, ..Shadow::default() });
+        Adaptive { shadows, hits: [0.0; SHARES.len()], requests: 0, chosen: 1 }
+    }
+
+    /// Notes the blocks that a request uses, in their order; a share if it is time to choose.
+    pub(super) fn request(&mut self, keys: &[u64], capacity: usize) -> Option<f32> {
+        self.requests += 1;
+        // What all requests begin with tells nothing of them.
+        let chain = fingerprint(*keys.get(1).or(keys.first())?);
+        if (chain.wrapping_mul(5) >> 8).is_multiple_of(SAMPLE as u32) {
+            for (shadow, hits) in self.shadows.iter_mut().zip(&mut self.hits) {
+                *hits += shadow.request(keys, capacity / SAMPLE) as f64;
+            }
+        }
+        if self.requests < REQUESTS {
+            return None;
+        }
+        self.requests = 0;
+        let best = (0..SHARES.len()).max_by(|&a, &b| self.hits[a].total_cmp(&self.hits[b]))?;
+        let better = self.hits[best] > self.hits[self.chosen];
+        self.hits.iter_mut().for_each(|hits| *hits *= DECAY);
+        if !better {
+            return None;
+        }
+        self.chosen = best;
+        Some(SHARES[best])
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.shadows.iter().map(Shadow::bytes).sum()
+    }
+}
+
+/// S3-FIFO of fingerprints, from which nothing is taken out.
+#[derive(Clone, Debug, Default)]
+struct Shadow {
+    share: f32,
+    small: VecDeque<u32>,
+    main: VecDeque<u32>,
+    /// Uses of what is there.
+    uses: HashMap<u32, u8, BuildHasherDefault<Same>>,
+    gone: Ghosts,
+}
+
+impl Shadow {
+    /// Uses blocks, the last of them first; how many leading ones were there.
+    fn request(&mut self, keys: &[u64], capacity: usize) -> usize {
+        let there = |key: &u64| self.uses.contains_key(&fingerprint(*key));
+        let hits = keys.iter().take_while(|key| there(key)).count();
+        for &key in keys.iter().rev() {
+            let print = fingerprint(key);
+            match self.uses.get_mut(&print) {
+                Some(uses) => *uses = (*uses + 1).min(USES_MOST),
+                None => {
+                    self.uses.insert(print, 0);
+                    match self.gone.take(print) {
+                        true => self.main.push_back(print),
+                        false => self.small.push_back(print),
+                    }
+                }
+            }
+        }
+        while self.uses.len() > capacity {
+            self.evict(capacity);
+        }
+        hits
+    }
+
+    fn evict(&mut self, capacity: usize) {
+        loop {
+            let small = self.small.len() > (self.share * capacity as f32) as usize;
+            let small = small || self.main.is_empty();
+            let queue = if small { &mut self.small } else { &mut self.main };
+            let Some(print) = queue.pop_front() else { return };
+            match self.uses.get_mut(&print) {
+                Some(uses) if *uses > 0 => {
+                    *uses = if small { 0 } else { *uses - 1 };
+                    self.main.push_back(print);
+                }
+                _ => {
+                    self.uses.remove(&print);
+                    if small {
+                        self.gone.add(print, (MEMORY * capacity as f32) as usize);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let queues = 4 * (self.small.capacity() + self.main.capacity());
+        // A byte of control for each entry.
+        queues + self.uses.capacity() * (size_of::<(u32, u8)>() + 1) + self.gone.bytes()
+    }
+}
+
+/// Fingerprints are hashes.
+#[derive(Clone, Debug, Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.0 = self.0 << 8 | u64::from(byte));
+    }
+
+    fn write_u32(&mut self, print: u32) {
+        // Tables take the bucket from the low bits and a tag from the high ones.
+        self.0 = u64::from(print) << 32 | u64::from(print);
+    }
+}

@@ -1,0 +1,455 @@
+//! Orders against plain ones: lists of numbers, searched from end to end.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a plain order does, told in the words of its paper. Front is oldest.
+trait Plain {
+    fn insert(&mut self, key: u32, capacity: usize);
+    fn touch(&mut self, key: u32, capacity: usize);
+    fn remove(&mut self, key: u32);
+    /// Takes out the one that leaves next of those that may.
+    fn evict(&mut self, capacity: usize, may: &dyn Fn(u32) -> bool) -> Option<u32>;
+}
+
+fn pull(list: &mut Vec<u32>, key: u32) -> bool {
+    let at = list.iter().position(|&k| k == key);
+    at.map(|at| list.remove(at)).is_some()
+}
+
+fn first(list: &[u32], may: &dyn Fn(u32) -> bool) -> Option<u32> {
+    list.iter().copied().find(|&key| may(key))
+}
+
+#[derive(Default)]
+struct Lru(Vec<u32>);
+
+impl Plain for Lru {
+    fn insert(&mut self, key: u32, _: usize) {
+        self.0.push(key);
+    }
+    fn touch(&mut self, key: u32, _: usize) {
+        pull(&mut self.0, key);
+        self.0.push(key);
+    }
+    fn remove(&mut self, key: u32) {
+        pull(&mut self.0, key);
+    }
+    fn evict(&mut self, _: usize, may: &dyn Fn(u32) -> bool) -> Option<u32> {
+        let key = first(&self.0, may)?;
+        self.remove(key);
+        Some(key)
+    }
+}
+
+#[derive(Default)]
+struct Slru {
+    once: Vec<u32>,
+    again: Vec<u32>,
+}
+
+impl Plain for Slru {
+    fn insert(&mut self, key: u32, _: usize) {
+        self.once.push(key);
+    }
+    fn touch(&mut self, key: u32, capacity: usize) {
+        self.remove(key);
+        self.again.push(key);
+        if self.again.len() > capacity / 2 {
+            self.once.push(self.again.remove(0));
+        }
+    }
+    fn remove(&mut self, key: u32) {
+        pull(&mut self.once, key);
+        pull(&mut self.again, key);
+    }
+    fn evict(&mut self, _: usize, may: &dyn Fn(u32) -> bool) -> Option<u32> {
+        let key = first(&self.once, may).or_else(|| first(&self.again, may))?;
+        self.remove(key);
+        Some(key)
+    }
+}
+
+#[derive(Default)]
+struct Sieve {
+    all: Vec<(u32, bool)>,
+    hand: usize,
+}
+
+impl Plain for Sieve {
+    fn insert(&mut self, key: u32, _: usize) {
+        self.all.push((key, false));
+    }
+    fn touch(&mut self, key: u32, _: usize) {
+        let found = self.all.iter_mut().find(|(k, _)| *k == key);
+        found.unwrap().1 = true;
+    }
+    fn remove(&mut self, key: u32) {
+        let at = self.all.iter().position(|(k, _)| *k == key).unwrap();
+        self.all.remove(at);
+        // At the newest end the hand has nothing to look at: it starts at the oldest then.
+        self.hand -= usize::from(at < self.hand);
+        if self.hand == self.all.len() {
+            self.hand = 0;
+        }
+    }
+    fn evict(&mut self, _: usize, may: &dyn Fn(u32) -> bool) -> Option<u32> {
+        for _ in 0..2 * self.all.len() {
+            let (key, used) = &mut self.all[self.hand];
+            if !*used && may(*key) {
+                let key = *key;
+                self.remove(key);
+                return Some(key);
+            }
+            *used = false;
+            self.hand = (self.hand + 1) % self.all.len();
+        }
+        None
+    }
+}
+
+#[derive(Default)]
+struct Arc {
+    once: Vec<u32>,
+    again: Vec<u32>,
+    once_gone: Vec<u32>,
+    again_gone: Vec<u32>,
+    target: f64,
+    from_again: bool,
+}
+
+impl Plain for Arc {
+    fn insert(&mut self, key: u32, capacity: usize) {
+        let (b1, b2) = (self.once_gone.len() as f64, self.again_gone.len() as f64);
+        self.from_again = false;
+        if pull(&mut self.once_gone, key) {
+            let step = if b1 >= b2 { 1.0 } else { b2 / b1 };
+            self.target = (self.target + step).min(capacity as f64);
+            self.again.push(key);
+        } else if pull(&mut self.again_gone, key) {
+            let step = if b2 >= b1 { 1.0 } else { b1 / b2 };
+            self.target = (self.target - step).max(0.0);
+            self.from_again = true;
+            self.again.push(key);
+        } else {
+            self.once.push(key);
+        }
+    }
+    fn touch(&mut self, key: u32, _: usize) {
+        self.remove(key);
+        self.again.push(key);
+    }
+    fn remove(&mut self, key: u32) {
+        pull(&mut self.once, key);
+        pull(&mut self.again, key);
+    }
+    fn evict(&mut self, capacity: usize, may: &dyn Fn(u32) -> bool) -> Option<u32> {
+        let len = self.once.len() as f64;
+        let once_first =
+            len >= 1.0 && (len > self.target || (self.from_again && len == self.target));
+        let lists = match once_first {
+            true => [&self.once, &self.again],
+            false => [&self.again, &self.once],
+        };
+        let key = first(lists[0], may).or_else(|| first(lists[1], may))?;
+        let from_once = self.once.contains(&key);
+        self.remove(key);
+        if from_once {
+            self.once_gone.push(key);
+            let most = capacity.saturating_sub(self.once.len());
+            self.once_gone.drain(..self.once_gone.len().saturating_sub(most));
+        } else {
+            self.again_gone.push(key);
+            let others = self.once.len() + self.again.len() + self.once_gone.len();
+            let most = (2 * capacity).saturating_sub(others);
+            self.again_gone.drain(..self.again_gone.len().saturating_sub(most));
+        }
+        Some(key)
+    }
+}
+
+#[derive(Default)]
+struct S3 {
+    small: Vec<(u32, u8)>,
+    main: Vec<(u32, u8)>,
+    gone: Vec<u32>,
+    share: f32,
+}
+
+impl Plain for S3 {
+    fn insert(&mut self, key: u32, _: usize) {
+        match pull(&mut self.gone, key) {
+            true => self.main.push((key, 0)),
+            false => self.small.push((key, 0)),
+        }
+    }
+    fn touch(&mut self, key: u32, _: usize) {
+        let mut all = self.small.iter_mut().chain(&mut self.main);
+        let (_, uses) = all.find(|(k, _)| *k == key).unwrap();
+        *uses = (*uses + 1).min(3);
+    }
+    fn remove(&mut self, key: u32) {
+        self.small.retain(|(k, _)| *k != key);
+        self.main.retain(|(k, _)| *k != key);
+    }
+    fn evict(&mut self, capacity: usize, may: &dyn Fn(u32) -> bool) -> Option<u32> {
+        for _ in 0..6 * (self.small.len() + self.main.len()) {
+            if self.small.len() > (self.share * capacity as f32) as usize || self.main.is_empty() {
+                let (key, uses) = self.small.remove(0);
+                if uses == 0 && may(key) {
+                    self.gone.push(key);
+                    self.gone.drain(..self.gone.len().saturating_sub(4 * capacity));
+                    return Some(key);
+                }
+                self.main.push((key, 0));
+            } else {
+                let (key, uses) = self.main.remove(0);
+                if uses == 0 && may(key) {
+                    return Some(key);
+                }
+                self.main.push((key, uses.saturating_sub(1)));
+            }
+        }
+        None
+    }
+}
+
+fn plain(replace: Replace) -> Box<dyn Plain> {
+    match replace {
+        Replace::Lru => Box::<Lru>::default(),
+        Replace::Slru => Box::<Slru>::default(),
+        Replace::Arc => Box::<Arc>::default(),
+        Replace::Sieve => Box::<Sieve>::default(),
+        Replace::S3Fifo => Box::new(S3 { share: 0.1, ..S3::default() }),
+        Replace::Adaptive => Box::new(S3 { share: 0.3, ..S3::default() }),
+    }
+}
+
+/// Uses of keys, removals and refusals, on both.
+fn agree(replace: Replace, capacity: usize, steps: &[(u8, u32)]) -> Result<(), TestCaseError> {
+    let (mut order, mut plain) = (Order::new(replace, capacity), plain(replace));
+    for &(what, key) in steps {
+        let there = order.contains(key);
+        let arrival = Arrival { key: u64::from(key), ..Arrival::default() };
+        match (what, there) {
+            (0..8, true) => {
+                order.touch(key);
+                plain.touch(key, capacity);
+            }
+            (0..8, false) => {
+                order.insert(key, &arrival);
+                plain.insert(key, capacity);
+            }
+            (_, true) => {
+                order.remove(key);
+                plain.remove(key);
+            }
+            (_, false) => {}
+        }
+        while order.len() > capacity {
+            // Some may not leave now.
+            let may = |k: u32| !(k + key).is_multiple_of(5);
+            let mut left = order.evict(0, may);
+            prop_assert_eq!(left, plain.evict(capacity, &may));
+            if left.is_none() {
+                left = order.evict(0, |_| true);
+                prop_assert_eq!(left, plain.evict(capacity, &|_| true));
+            }
+            prop_assert!(left.is_some());
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn orders_do_what_their_papers_say(
+        replace in prop::sample::select(Replace::ALL.to_vec()),
+        capacity in 1usize..24,
+        steps in prop::collection::vec((0u8..9, 0u32..48), 0..400),
+    ) {
+        agree(replace, capacity, &steps)?;
+    }
+
+    /// Chains of blocks that requests use from the front: no block leaves before those that continue it, pinned ones
+    /// stay, and all counts are right.
+    #[test]
+    fn blocks_leave_last_first(
+        replace in prop::sample::select(Replace::ALL.to_vec()),
+        capacity in 4usize..40,
+        requests in prop::collection::vec((0u32..6, 0u32..4, 1usize..10, 0u8..6), 1..80),
+    ) {
+        let mut order = Order::new(replace, capacity);
+        let mut parents = std::collections::HashMap::<u32, u32>::new();
+        let mut pinned = Vec::new();
+        for (now, (root, branch, len, what)) in requests.into_iter().enumerate() {
+            // Branches of a root share its first three blocks.
+            let number = |i: usize| match i {
+                0..3 => root * 8 + i as u32,
+                i => 64 + (root * 4 + branch) * 16 + i as u32,
+            };
+            let blocks: Vec<u32> = (0..len).map(number).collect();
+            order.request(&blocks.iter().map(|&b| u64::from(b)).collect::<Vec<_>>());
+            for &block in blocks.iter().rev() {
+                match order.contains(block) {
+                    true => order.touch(block),
+                    false => order.insert(block, &Arrival { key: u64::from(block), ..Arrival::default() }),
+                }
+            }
+            for pair in blocks.windows(2) {
+                order.link(pair[1], pair[0]);
+                parents.insert(pair[1], pair[0]);
+            }
+            match what {
+                0 => order.session_closed(&blocks, 1),
+                1 => order.wanted(&blocks, now as u32 + 3, 2),
+                2 if pinned.len() < 3 => {
+                    order.pin(blocks[0]);
+                    pinned.push(blocks[0]);
+                }
+                3 => pinned.drain(..).for_each(|b| order.unpin(b)),
+                _ => {}
+            }
+            while order.len() > capacity {
+                let before = order.len();
+                let Some(left) = order.evict(now as u32, |_| true) else {
+                    prop_assert!(false, "nothing leaves of {before}");
+                    break;
+                };
+                prop_assert!(!pinned.contains(&left) && !order.contains(left));
+                prop_assert_eq!(order.len(), before - 1);
+                let continued = parents.iter().any(|(c, p)| *p == left && order.contains(*c));
+                let held = pinned.iter().any(|&pin| {
+                    std::iter::successors(Some(pin), |b| parents.get(b).copied()).any(|b| b == left)
+                });
+                prop_assert!(!continued || held, "{left} leaves before what continues it");
+            }
+        }
+        let precision = order.precision(1);
+        prop_assert!(precision.iter().all(|p| (0.0..=1.0).contains(p)));
+    }
+
+    #[test]
+    fn tenants_have_their_floors_and_ceilings(
+        replace in prop::sample::select(Replace::ALL.to_vec()),
+        uses in prop::collection::vec((0u16..3, 0u32..40), 1..400),
+    ) {
+        let capacity = 40;
+        let mut order = Order::new(replace, capacity);
+        order.set_share(0, Share { floor: 0.5, ceiling: 1.0 }).unwrap();
+        order.set_share(1, Share { floor: 0.0, ceiling: 0.25 }).unwrap();
+        let mut held = [0usize; 3];
+        for (tenant, key) in uses {
+            let block = u32::from(tenant) * 40 + key;
+            if order.contains(block) {
+                order.touch(block);
+                continue;
+            }
+            order.insert(block, &Arrival { key: u64::from(block), tenant, ..Arrival::default() });
+            held[usize::from(tenant)] += 1;
+            prop_assert_eq!(order.above_ceiling(1), held[1].saturating_sub(10));
+            while order.len() > capacity || order.above_ceiling(1) > 0 {
+                let above = order.above_ceiling(1) > 0;
+                let left = order.evict(0, |_| true).unwrap();
+                let of = left as usize / 40;
+                prop_assert!(!above || of == 1);
+                prop_assert!(of != 0 || held[0] > 20, "the floor of the first tenant");
+                held[of] -= 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn lower_priorities_leave_first() {
+    let mut order = Order::new(Replace::Lru, 4);
+    for (block, priority) in [(0, 1), (1, -1), (2, 0), (3, -1)] {
+        order.insert(block, &Arrival { key: u64::from(block), priority, ..Arrival::default() });
+    }
+    let left: Vec<_> = (0..5).map(|_| order.evict(0, |_| true)).collect();
+    assert_eq!(left, [Some(1), Some(3), Some(2), Some(0), None]);
+}
+
+#[test]
+fn what_is_wanted_stays_and_leaves_by_when() {
+    let mut order = Order::new(Replace::Lru, 4);
+    for block in 0..4 {
+        order.insert(block, &Arrival { key: u64::from(block), ..Arrival::default() });
+    }
+    order.wanted(&[0], 10, 0);
+    order.wanted(&[1], 30, 0);
+    order.wanted(&[2], 20, 0);
+    assert_eq!(order.evict(5, |_| true), Some(3));
+    // All are wanted: the last to be used leaves.
+    assert_eq!(order.evict(5, |_| true), Some(1));
+    // The first was not wanted after all.
+    assert_eq!(order.evict(12, |_| true), Some(0));
+    assert!(order.precision(0)[1] < 1.0);
+    // Who is wrong most of the time is not believed.
+    for block in 10..100 {
+        order.insert(block, &Arrival { key: u64::from(block), ..Arrival::default() });
+        order.wanted(&[block], 13, 0);
+        order.evict(20, |b| b == block).unwrap();
+    }
+    order.insert(5, &Arrival { key: 5, ..Arrival::default() });
+    order.wanted(&[2], 200, 0);
+    assert_eq!((order.evict(50, |_| true), order.precision(0)[1] < 0.6), (Some(2), true));
+}
+
+#[test]
+fn closed_sessions_leave_first_while_that_is_right() {
+    let mut order = Order::new(Replace::Lru, 64);
+    let arrival = |block: u32| Arrival { key: u64::from(block), ..Arrival::default() };
+    (0..64).for_each(|block| order.insert(block, &arrival(block)));
+    order.session_closed(&[40, 41, 42], 3);
+    // Used by many: not the session's own.
+    (0..6).for_each(|_| order.touch(50));
+    order.session_closed(&[50], 3);
+    let left: Vec<_> = (0..4).map(|_| order.evict(0, |_| true).unwrap()).collect();
+    assert_eq!(left, [42, 41, 40, 0]);
+    // Sessions of this source go on after all.
+    for round in 0..50 {
+        let blocks = [1 + round % 30, 31 + round % 9];
+        order.session_closed(&blocks, 3);
+        blocks.iter().for_each(|&block| order.touch(block));
+    }
+    order.session_closed(&[63], 3);
+    assert!(order.precision(3)[0] < 0.6);
+    assert_ne!(order.evict(0, |_| true), Some(63));
+}
+
+#[test]
+fn wrong_settings_are_errors() {
+    let mut order = Order::new(Replace::Adaptive, 10);
+    let error = order.set_share(0, Share { floor: 0.8, ceiling: 0.5 }).unwrap_err().to_string();
+    assert!(error.contains("found 0.8 and 0.5"), "{error}");
+    order.set_share(0, Share { floor: 0.8, ..Share::default() }).unwrap();
+    let error = order.set_share(1, Share { floor: 0.3, ..Share::default() }).unwrap_err();
+    assert!(error.to_string().contains("sum of floors must be at most 1"), "{error}");
+    assert_eq!(Replace::parse("arc").unwrap(), Replace::Arc);
+    let error = Replace::parse("s3fif").unwrap_err().to_string();
+    assert!(error.contains("did you mean \"s3fifo\"?"), "{error}");
+}
+
+#[test]
+fn a_block_takes_at_most_64_bytes() {
+    let capacity = 20_000;
+    for replace in Replace::ALL {
+        let mut order = Order::new(replace, capacity);
+        for block in 0..8 * capacity as u32 {
+            let (number, key) = (block % capacity as u32, u64::from(block));
+            order.request(&[key]);
+            if order.len() == capacity {
+                assert_eq!(order.evict(0, |b| b == number), Some(number));
+            }
+            order.insert(number, &Arrival { key, ..Arrival::default() });
+        }
+        // What left and is remembered: at most four times the room, and half as much again for what is tried.
+        let remembered = 16 * 6 * capacity;
+        let bytes = order.bytes();
+        assert!(bytes <= 64 * capacity + remembered, "{replace:?}: {bytes}");
+    }
+}
