@@ -5,6 +5,7 @@
 #
 #   ARGS="..."          goes to `kvist demo`, `kvist eval` or `kvist bench`, or to pytest in `make test-python`
 #   KVIST_VENV=DIR      the Python environment (default: .venv)
+#   KVIST_VLLM_VENV=DIR  the environment with vLLM (default: .venv-vllm)
 #   KVIST_MODELS_DIR=DIR  the converted models (default: .cache/models)
 #   KVIST_GEMMA=1       also fetch the Gemma 3 weights; you accept their terms with that
 
@@ -17,6 +18,8 @@ MAKEFLAGS += --no-print-directory
 ARGS ?=
 export KVIST_VENV ?= .venv
 VENV := $(abspath $(KVIST_VENV))
+export KVIST_VLLM_VENV ?= .venv-vllm
+VLLM_PY := $(abspath $(KVIST_VLLM_VENV))/bin/python
 PY := $(VENV)/bin/python
 PY_SOURCES := $(wildcard bindings/python scripts benches/python examples/python)
 RUFF := $(PY) -m ruff
@@ -123,6 +126,13 @@ test-python: develop models ## Python tests, with the real models
 test-misuse: develop ## Python tests of wrong calls, with the interpreter's own checks on
 	cd bindings/python && $(PY) -X dev -m pytest tests/test_prefix_abuse.py tests/test_misuse.py
 
+.PHONY: test-engines
+test-engines: wheel models ## tests inside a real vLLM on the CPU (makes .venv-vllm, 6 GB, once)
+	@scripts/setup-vllm.sh
+	$(VLLM_PY) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+	    dist/kvist-*.whl
+	cd bindings/python && $(VLLM_PY) -m pytest tests_engines $(ARGS)
+
 .PHONY: lint
 lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors
 	cargo fmt --all -- --check
@@ -148,4 +158,4 @@ clean: ## remove what was built (keeps .venv and the models)
 
 .PHONY: distclean
 distclean: clean ## remove .venv and the models too
-	rm -rf $(VENV) .venv-peers .cache
+	rm -rf $(VENV) .venv-peers $(KVIST_VLLM_VENV) .cache

@@ -50,6 +50,7 @@ pub mod fuzz;
 mod geometry;
 mod index;
 pub mod inspect;
+mod journal;
 mod layer;
 mod lend;
 mod live;
@@ -76,6 +77,7 @@ pub use codec::Codec;
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};
 pub use error::Error;
 pub use geometry::{Geometry, parse_bytes};
+pub use journal::{Change, Changes, Tier};
 pub use kvist_kernels as kernels;
 pub use kvist_kernels::attend::{ROOT, Trees};
 pub use kvist_kernels::{DType, Executor, Tensor3, Tensor3Mut};
@@ -84,8 +86,8 @@ pub use kvist_policies::{Boxed, Profile, Quest, Select, selection_presets};
 pub use live::Pin;
 pub use miss::MissReason;
 pub use prefix::{
-    BlockRows, BlockRowsMut, Lease, Prefix, PrefixBuilder, PrefixStats, PrefixStore, Published,
-    Restored, Space, SpaceOptions, Started, Strides, Ticket,
+    Axis, BlockRows, BlockRowsMut, Destination, Lease, Prefix, PrefixBuilder, PrefixStats,
+    PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Ticket, Tiling,
 };
 pub use sequence::Sequence;
 pub use session::{Saved, SessionInfo};

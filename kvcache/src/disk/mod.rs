@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::format::{BlockKey, KeySecret};
+use crate::journal::Journal;
 use crate::miss::MissReason;
 use crate::sync::Mutex;
 use crate::vfs::{Buf, BufPool, Dir, Lock, Vfs};
@@ -124,6 +125,18 @@ impl Disk {
     /// Counts bytes read.
     pub(crate) fn count_read(&self, bytes: u64) {
         self.state.lock().counts.read_bytes += bytes;
+    }
+
+    /// Tells this journal what becomes readable from now on, and what no longer is.
+    pub(crate) fn tell(&self, journal: Arc<Journal>) {
+        self.state.lock().journal = journal;
+    }
+
+    /// Every record that can be read and is not a live sequence's.
+    pub(crate) fn keys(&self) -> Vec<BlockKey> {
+        let state = self.state.lock();
+        let live = |e: &Entry| state.is_of(e, &LIVE);
+        state.index.iter().filter(|(_, e)| !live(e)).map(|(key, _)| *key).collect()
     }
 
     /// Refuses everything from now on, and unlocks the directory once nobody can write to it any more.

@@ -7,6 +7,7 @@ use super::Segment;
 use super::budget::DiskCharge;
 use super::health::Degraded;
 use crate::format::{BlockKey, FLAG_TOMBSTONE, FooterEntry, SECTOR};
+use crate::journal::{Journal, Tier};
 use crate::table::KeyTable;
 
 /// What stands for a tenant in records of live sequences: they have none.
@@ -101,6 +102,8 @@ pub(crate) struct State {
     /// Files that could not be read, and are left alone: they take room all the same.
     pub(crate) unread: Vec<DiskCharge>,
     pub(crate) counts: DiskUse,
+    /// Told what becomes readable, and what no longer is.
+    pub(crate) journal: Arc<Journal>,
     /// Cleared by `fork` checks and by closing.
     pub(crate) closed: bool,
 }
@@ -192,6 +195,7 @@ impl State {
             slot.held += u64::from(holders > 0);
         }
         self.index.insert(found.key, entry);
+        self.journal.note(&found.key, Tier::Disk, true);
         true
     }
 
@@ -217,6 +221,7 @@ impl State {
     /// Makes a record unreadable. Its bytes stay until its segment leaves.
     pub(crate) fn unpublish(&mut self, key: &BlockKey) -> Option<Entry> {
         let entry = self.index.remove(key)?;
+        self.journal.note(key, Tier::Disk, false);
         if let Some(slot) = self.segments.get_mut(&entry.segment) {
             slot.live_records -= 1;
             slot.live_bytes -= entry.bytes();
@@ -324,7 +329,14 @@ impl State {
 
     /// Takes a segment out of the books, with every record in it.
     pub(crate) fn drop_segment(&mut self, id: u32) -> Option<Arc<Segment>> {
-        self.index.retain(|_, entry| entry.segment != id);
+        let journal = &self.journal;
+        self.index.retain(|key, entry| {
+            let stays = entry.segment != id;
+            if !stays {
+                journal.note(key, Tier::Disk, false);
+            }
+            stays
+        });
         let said = self.tenants.iter_mut().filter(|t| t.tombstone == Some(id));
         said.for_each(|t| t.tombstone = None);
         self.segments.remove(&id).map(|slot| slot.segment)

@@ -92,7 +92,9 @@ impl KeySecret {
         Ok(KeySecret(bytes))
     }
 
-    pub(crate) fn bytes(&self) -> &[u8; 32] {
+    /// Its bytes, to be handed to another process that computes the same keys.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 

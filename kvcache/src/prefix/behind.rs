@@ -7,10 +7,7 @@ use std::time::Duration;
 use super::Shared;
 use super::commit::commit;
 use super::host::Body;
-use super::keys::Prefix;
-use super::load::Wave;
-use super::space::{Inner, Space};
-use super::ticket::Promise;
+use super::space::Inner;
 use crate::cache;
 use crate::disk::{Disk, Refused};
 use crate::format::BlockKey;
@@ -55,12 +52,8 @@ struct Writing {
     lender: Option<usize>,
 }
 
-/// Blocks to fetch.
-struct Fetch {
-    space: Space,
-    prefix: Prefix,
-    promise: Promise<usize>,
-}
+/// Blocks to fetch, for whoever wants them; given up when dropped.
+type Fetch = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct State {
@@ -108,7 +101,6 @@ pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     bytes_max: usize,
-    fetches_max: usize,
     /// How long a put waits for room.
     patience: Duration,
 }
@@ -122,7 +114,7 @@ impl std::fmt::Debug for Queue {
 impl Queue {
     pub(super) fn new(bytes_max: usize, patience: Duration) -> Queue {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        Queue { state, changed, bytes_max, fetches_max: 64, patience }
+        Queue { state, changed, bytes_max, patience }
     }
 
     /// Bytes of blocks that wait to be written.
@@ -335,12 +327,15 @@ impl Shared {
         result
     }
 
-    pub(super) fn prefetch(&self, space: &Space, prefix: Prefix, promise: Promise<usize>) {
+    /// Hands work to the fetcher, which does it in the order in which it came. Given up if the store
+    /// is closed, or if so many wait already.
+    pub(super) fn fetch(&self, most: usize, fetch: Fetch) {
         let mut state = self.queue.state.lock();
-        if state.closed || state.fetches.len() >= self.queue.fetches_max {
+        if state.closed || state.fetches.len() >= most {
+            drop(state);
             return;
         }
-        state.fetches.push_back(Fetch { space: space.clone(), prefix, promise });
+        state.fetches.push_back(fetch);
         drop(state);
         self.queue.changed.notify_all();
     }
@@ -364,21 +359,8 @@ impl Shared {
 
     /// Fetches what waits, once. `false` if nothing did.
     pub(super) fn fetch_some(&self) -> bool {
-        let Some(Fetch { space, prefix, promise }) = self.queue.state.lock().fetches.pop_front()
-        else {
-            return false;
-        };
-        let mut there = 0;
-        let mut wave = Wave::new(&space, &prefix, 0..space.layout().pages());
-        for block in 0..prefix.len() {
-            if promise.is_cancelled() || wave.next(block, prefix.len()).is_err() {
-                break;
-            }
-            there += 1;
-        }
-        drop(wave);
-        promise.keep(there);
-        true
+        let fetch = self.queue.state.lock().fetches.pop_front();
+        fetch.map(|fetch| fetch()).is_some()
     }
 
     /// The writer's thread: writes until the store is closed and nothing waits any more.

@@ -7,6 +7,7 @@ use super::lent::{Holders, Lent};
 use crate::arena::Cell;
 use crate::cache;
 use crate::format::BlockKey;
+use crate::journal::{Journal, Tier};
 use crate::sync::Arc;
 use crate::table::KeyTable;
 
@@ -173,14 +174,16 @@ pub(super) struct Blocks {
     pub(super) epoch: u64,
     /// Such requests that are under way.
     pub(super) closed: u64,
+    /// Told what comes and goes.
+    journal: Arc<Journal>,
 }
 
 impl Blocks {
-    pub(super) fn new() -> Blocks {
+    pub(super) fn new(journal: Arc<Journal>) -> Blocks {
         let ends = || Ends { newest: NONE, oldest: NONE, len: 0 };
         let lists = [ends(), ends()];
         let (table, owners) = (KeyTable::default(), Owners::default());
-        Blocks { table, owners, lists, evicted: 0, epoch: 0, closed: 0 }
+        Blocks { table, owners, lists, evicted: 0, epoch: 0, closed: 0, journal }
     }
 
     /// Blocks, those of them that are lent, and how many left so far.
@@ -191,6 +194,7 @@ impl Blocks {
     /// Adds a block that is not there yet, as the most recently used.
     pub(super) fn insert(&mut self, key: BlockKey, held: Held) {
         let slot = self.table.insert(key, Block::new(held));
+        self.journal.note(&key, Tier::Host, true);
         self.link(slot);
     }
 
@@ -258,6 +262,7 @@ impl Blocks {
     pub(super) fn take(&mut self, key: &BlockKey) -> Option<Body> {
         let slot = self.table.find(key)?;
         self.unlink(slot);
+        self.journal.note(key, Tier::Host, false);
         self.table.remove(key).map(Block::into_body)
     }
 

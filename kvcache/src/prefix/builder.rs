@@ -11,6 +11,7 @@ use crate::Error;
 use crate::arena::Care;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::KeySecret;
+use crate::journal::Journal;
 use crate::sync::{Mutex, thread};
 use crate::vfs::{self, Vfs};
 
@@ -172,15 +173,18 @@ impl PrefixBuilder {
             (None, Some(secret)) => secret,
             (None, None) => KeySecret::random()?,
         };
+        let journal = Arc::<Journal>::default();
+        disk.iter().for_each(|disk| disk.tell(journal.clone()));
         let queue_bytes = self.queue_bytes.unwrap_or(QUEUE_BYTES.min(self.host_bytes / 4));
         let wipes = self.zero_on_free.unwrap_or(self.multi_tenant);
         let shared = Arc::new(Shared {
-            host: Host::new(self.host_bytes, Care { wipes, stays: self.prefault }),
+            host: Host::new(self.host_bytes, Care { wipes, stays: self.prefault }, journal.clone()),
             disk,
             secret,
             master,
             queue: Queue::new(queue_bytes as usize, self.patience),
             counters: Counters::default(),
+            journal,
             numbers: Mutex::new(Numbers::default()),
             multi_tenant: self.multi_tenant,
             verify_tokens: self.verify_tokens,
@@ -188,7 +192,7 @@ impl PrefixBuilder {
             pid: std::process::id(),
             closed: false.into(),
         });
-        let handles = if self.threads && shared.disk.is_some() { start(&shared)? } else { vec![] };
+        let handles = if self.threads { start(&shared)? } else { vec![] };
         let threads = Threads { shared: shared.clone(), handles: Mutex::new(handles) };
         Ok(PrefixStore { shared, threads: Arc::new(threads) })
     }
@@ -210,8 +214,10 @@ impl PrefixBuilder {
 
 fn start(shared: &Arc<Shared>) -> Result<Vec<thread::JoinHandle<()>>, Error> {
     type Work = fn(&Shared);
-    let threads: [(&str, Work); 2] =
-        [("kvist-write", Shared::write_all), ("kvist-fetch", Shared::fetch_all)];
+    let write: (&str, Work) = ("kvist-write", Shared::write_all);
+    let fetch: (&str, Work) = ("kvist-fetch", Shared::fetch_all);
+    // Without a disk nothing is written.
+    let threads = [shared.disk.is_some().then_some(write), Some(fetch)];
     let spawn = |(name, work): (&str, Work)| {
         let shared = shared.clone();
         let thread = thread::Builder::new().name(name.to_owned());
@@ -219,5 +225,5 @@ fn start(shared: &Arc<Shared>) -> Result<Vec<thread::JoinHandle<()>>, Error> {
             |e: std::io::Error| Error::System { what: "starting a thread", reason: e.to_string() };
         thread.spawn(move || work(&shared)).map_err(refused)
     };
-    threads.into_iter().map(spawn).collect()
+    threads.into_iter().flatten().map(spawn).collect()
 }

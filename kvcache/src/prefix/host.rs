@@ -9,6 +9,7 @@ use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
 use crate::disk::Refused;
 use crate::format::BlockKey;
+use crate::journal::Journal;
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::{Error, cache};
 
@@ -86,11 +87,11 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(bytes: u64, care: Care) -> Host {
+    pub(super) fn new(bytes: u64, care: Care, journal: Arc<Journal>) -> Host {
         Host {
             budget: Arc::new(Budget::new(bytes)),
             arenas: Mutex::default(),
-            blocks: Mutex::new(Blocks::new()),
+            blocks: Mutex::new(Blocks::new(journal)),
             care,
         }
     }
@@ -353,6 +354,11 @@ impl Host {
         self.let_go(bodies) as u64
     }
 
+    /// Every block in memory.
+    pub(super) fn keys(&self) -> Vec<BlockKey> {
+        self.blocks.lock().table.iter().map(|(key, _)| *key).collect()
+    }
+
     /// Blocks in memory, those of them that are lent, and how many left so far.
     pub(super) fn counts(&self) -> (u64, u64, u64) {
         self.blocks.lock().counts()
@@ -377,7 +383,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_leave_and_held_ones_stay() {
         let each = 4096 + crate::arena::CELL_OVERHEAD + BLOCK_OVERHEAD;
-        let host = Host::new(4 * each, Care { wipes: true, stays: false });
+        let host = Host::new(4 * each, Care { wipes: true, stays: false }, Arc::default());
         let arena = host.arena(4096).unwrap();
         for n in 0..4 {
             put(&host, &arena, n);

@@ -31,6 +31,7 @@
 //! # }
 //! ```
 
+mod background;
 mod behind;
 mod blocks;
 mod builder;
@@ -48,6 +49,7 @@ mod start;
 mod strides;
 mod ticket;
 mod tiles;
+mod tiling;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -55,6 +57,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub use background::Destination;
 pub use builder::PrefixBuilder;
 pub use counters::PrefixStats;
 pub use keys::Prefix;
@@ -65,10 +68,12 @@ pub use space::{Lease, Restored, Space};
 pub use start::Started;
 pub use strides::Strides;
 pub use ticket::Ticket;
+pub use tiling::{Axis, Tiling};
 
 use crate::Error;
 use crate::disk::{Disk, Erased, Refused};
 use crate::format::KeySecret;
+use crate::journal::{Change, Changes, Journal, Tier};
 use crate::seal::MasterKey;
 use crate::sync::Mutex;
 use crate::sync::thread::JoinHandle;
@@ -105,6 +110,7 @@ pub(crate) struct Shared {
     master: Option<MasterKey>,
     queue: Queue,
     counters: Counters,
+    journal: Arc<Journal>,
     numbers: Mutex<Numbers>,
     multi_tenant: bool,
     verify_tokens: bool,
@@ -211,6 +217,12 @@ impl PrefixStore {
         }
     }
 
+    /// The secret that keys this store's hashes.
+    #[must_use]
+    pub fn key_secret(&self) -> &KeySecret {
+        &self.shared.secret
+    }
+
     /// Whether the store can be used by this process.
     ///
     /// # Errors
@@ -231,6 +243,21 @@ impl PrefixStore {
     #[must_use]
     pub fn flush(&self, patience: Duration) -> bool {
         self.check().is_ok() && self.shared.queue.flush(patience)
+    }
+
+    /// Which blocks came to which tier and left it since the last call, whoever put them: an index kept
+    /// elsewhere follows. The first call, and one that comes too late, lists all that is there.
+    pub fn changes(&self) -> Changes {
+        if self.check().is_err() {
+            return Changes::default();
+        }
+        if let Some(changes) = self.shared.journal.take() {
+            return Changes { reset: false, changes };
+        }
+        let of = |tier| move |key| Change { key, tier, arrived: true };
+        let disk = self.shared.disk.as_ref().map(|disk| disk.keys()).unwrap_or_default();
+        let host = self.shared.host.keys().into_iter().map(of(Tier::Host));
+        Changes { reset: true, changes: host.chain(disk.into_iter().map(of(Tier::Disk))).collect() }
     }
 
     /// Does what waits in the background, on this thread: for stores without threads.

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::strides::Strides;
+use super::tiling::Tiling;
 use kvist_kernels::copy;
 
 use crate::Error;
@@ -38,6 +39,7 @@ pub struct BlockRows<'a> {
     k: Strides,
     v: Strides,
     layers: Option<&'a [(*const u8, *const u8)]>,
+    tilings: (Option<Tiling>, Option<Tiling>),
     _life: PhantomData<&'a [u8]>,
 }
 
@@ -48,6 +50,7 @@ pub struct BlockRowsMut<'a> {
     k: Strides,
     v: Strides,
     layers: Option<&'a [(*mut u8, *mut u8)]>,
+    tilings: (Option<Tiling>, Option<Tiling>),
     _life: PhantomData<&'a mut [u8]>,
 }
 
@@ -71,7 +74,14 @@ impl<'a> BlockRows<'a> {
         (k, v): (Strides, Strides),
     ) -> Result<BlockRows<'a>, Error> {
         check(layout, k, v, data.len())?;
-        Ok(BlockRows { base: data.as_ptr(), k, v, layers: None, _life: PhantomData })
+        Ok(BlockRows {
+            base: data.as_ptr(),
+            k,
+            v,
+            layers: None,
+            tilings: (None, None),
+            _life: PhantomData,
+        })
     }
 
     /// Rows anywhere; offsets count from `base` and may wrap around.
@@ -80,7 +90,7 @@ impl<'a> BlockRows<'a> {
     /// Every row that the strides reach for the layout must be readable and unchanged for `'a`.
     #[must_use]
     pub unsafe fn from_raw(base: *const u8, (k, v): (Strides, Strides)) -> BlockRows<'a> {
-        BlockRows { base, k, v, layers: None, _life: PhantomData }
+        BlockRows { base, k, v, layers: None, tilings: (None, None), _life: PhantomData }
     }
 
     /// [`BlockRows::from_raw`] where layers are not equally far apart, such as one tensor per layer:
@@ -95,15 +105,30 @@ impl<'a> BlockRows<'a> {
         (k, v): (Strides, Strides),
     ) -> BlockRows<'a> {
         let base = std::ptr::null();
-        BlockRows { base, k, v, layers: Some(layers), _life: PhantomData }
+        BlockRows { base, k, v, layers: Some(layers), tilings: (None, None), _life: PhantomData }
+    }
+
+    /// These rows with the elements of K's and V's tiles where a [`Tiling`] says, counted from where
+    /// the block's layer and head start; [`Strides::token`] is then not used.
+    ///
+    /// # Safety
+    /// Every element that the tilings reach for the layout must be readable and unchanged for `'a`.
+    #[must_use]
+    pub unsafe fn tiled(self, k: Option<Tiling>, v: Option<Tiling>) -> BlockRows<'a> {
+        BlockRows { tilings: (k, v), ..self }
     }
 
     /// The block's bytes, if they lie in canonical order already.
     pub(crate) fn as_canonical(&self, layout: &BlockLayout) -> Option<&'a [u8]> {
         let base = self.base.wrapping_add(self.k.offset);
         // SAFETY: canonical strides reach every byte from the first on, in bounds by construction.
-        (self.layers.is_none() && is_canonical(layout, self.k, self.v))
-            .then(|| unsafe { std::slice::from_raw_parts(base, layout.bytes()) })
+        self.is_one_run(layout).then(|| unsafe { std::slice::from_raw_parts(base, layout.bytes()) })
+    }
+
+    /// Whether the block is one run of bytes in canonical order.
+    fn is_one_run(&self, layout: &BlockLayout) -> bool {
+        let plain = self.layers.is_none() && self.tilings == (None, None);
+        plain && is_canonical(layout, self.k, self.v)
     }
 
     /// A page's first rows, of K and of V.
@@ -122,12 +147,16 @@ impl<'a> BlockRows<'a> {
         let (k_row, v_row) = row_bytes(layout);
         let (k, v) = out.split_at_mut(layout.k_bytes());
         let (from_k, from_v) = self.starts(layout, page);
-        for (from, strides, row, tile) in [(from_k, self.k, k_row, k), (from_v, self.v, v_row, v)] {
-            if row == 0 {
-                continue;
-            }
+        let (size, tilings) = (layout.dtype.size(), self.tilings);
+        let sides = [(from_k, self.k, tilings.0, k_row, k), (from_v, self.v, tilings.1, v_row, v)];
+        for (from, strides, tiling, row, tile) in sides.into_iter().filter(|side| side.3 > 0) {
             // SAFETY: in bounds by construction; a tile is `block_tokens` rows long.
-            unsafe { gather(from, strides.token, row, tile) }
+            unsafe {
+                match tiling {
+                    Some(tiling) => tiling.gather(from, size, row, tile),
+                    None => gather(from, strides.token, row, tile),
+                }
+            }
         }
     }
 }
@@ -154,7 +183,14 @@ impl<'a> BlockRowsMut<'a> {
                 ));
             }
         }
-        Ok(BlockRowsMut { base: data.as_mut_ptr(), k, v, layers: None, _life: PhantomData })
+        Ok(BlockRowsMut {
+            base: data.as_mut_ptr(),
+            k,
+            v,
+            layers: None,
+            tilings: (None, None),
+            _life: PhantomData,
+        })
     }
 
     /// Rows anywhere; offsets count from `base` and may wrap around.
@@ -164,7 +200,7 @@ impl<'a> BlockRowsMut<'a> {
     /// by nobody else for `'a`.
     #[must_use]
     pub unsafe fn from_raw(base: *mut u8, (k, v): (Strides, Strides)) -> BlockRowsMut<'a> {
-        BlockRowsMut { base, k, v, layers: None, _life: PhantomData }
+        BlockRowsMut { base, k, v, layers: None, tilings: (None, None), _life: PhantomData }
     }
 
     /// [`BlockRowsMut::from_raw`] where layers are not equally far apart; see
@@ -178,14 +214,25 @@ impl<'a> BlockRowsMut<'a> {
         (k, v): (Strides, Strides),
     ) -> BlockRowsMut<'a> {
         let base = std::ptr::null_mut();
-        BlockRowsMut { base, k, v, layers: Some(layers), _life: PhantomData }
+        BlockRowsMut { base, k, v, layers: Some(layers), tilings: (None, None), _life: PhantomData }
+    }
+
+    /// These rows with the elements of K's and V's tiles where a [`Tiling`] says, counted from where
+    /// the block's layer and head start; [`Strides::token`] is then not used.
+    ///
+    /// # Safety
+    /// Every element that the tilings reach for the layout must be writable, reached
+    /// once, and borrowed by nobody else for `'a`.
+    #[must_use]
+    pub unsafe fn tiled(self, k: Option<Tiling>, v: Option<Tiling>) -> BlockRowsMut<'a> {
+        BlockRowsMut { tilings: (k, v), ..self }
     }
 
     /// Writes pages from a block in canonical order.
     pub(crate) fn write(&mut self, layout: &BlockLayout, pages: Range<usize>, block: &[u8]) {
         let page = layout.page_bytes();
         let bytes = pages.start * page..pages.end * page;
-        if self.layers.is_none() && is_canonical(layout, self.k, self.v) {
+        if self.is_one_run(layout) {
             let to = self.base.wrapping_add(self.k.offset).wrapping_add(bytes.start);
             let from = &block[bytes];
             // SAFETY: canonical strides reach every byte from the first on, in bounds and not shared
@@ -196,6 +243,12 @@ impl<'a> BlockRowsMut<'a> {
         for i in pages {
             self.write_page(layout, i, &block[i * page..(i + 1) * page]);
         }
+    }
+
+    /// Whether the block is one run of bytes in canonical order.
+    fn is_one_run(&self, layout: &BlockLayout) -> bool {
+        let plain = self.layers.is_none() && self.tilings == (None, None);
+        plain && is_canonical(layout, self.k, self.v)
     }
 
     /// A page's first rows, of K and of V.
@@ -214,12 +267,16 @@ impl<'a> BlockRowsMut<'a> {
         let (k_row, v_row) = row_bytes(layout);
         let (k, v) = data.split_at(layout.k_bytes());
         let (to_k, to_v) = self.starts(layout, page);
-        for (to, strides, row, tile) in [(to_k, self.k, k_row, k), (to_v, self.v, v_row, v)] {
-            if row == 0 {
-                continue;
-            }
+        let (size, tilings) = (layout.dtype.size(), self.tilings);
+        let sides = [(to_k, self.k, tilings.0, k_row, k), (to_v, self.v, tilings.1, v_row, v)];
+        for (to, strides, tiling, row, tile) in sides.into_iter().filter(|side| side.3 > 0) {
             // SAFETY: in bounds and not shared by construction; a tile is `block_tokens` rows long.
-            unsafe { scatter(tile, row, to, strides.token) }
+            unsafe {
+                match tiling {
+                    Some(tiling) => tiling.scatter(tile, size, row, to),
+                    None => scatter(tile, row, to, strides.token),
+                }
+            }
         }
     }
 }
@@ -273,6 +330,7 @@ unsafe fn scatter(tile: &[u8], row: usize, to: *mut u8, stride: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tiling::Axis;
     use super::*;
     use crate::format::BlockDType;
 
@@ -322,6 +380,34 @@ mod tests {
         let page = layout.page_bytes();
         assert!(memory[7 + page..7 + 3 * page].iter().all(|&b| b == 9));
         assert_eq!((memory[6 + page], memory[7 + 3 * page]), (block[page - 1], block[3 * page]));
+    }
+
+    #[test]
+    fn tiled_elements_come_back_as_they_were() {
+        // Keys transposed, values in pairs of tokens by halves of a row, as matrix units read them.
+        let layout = BlockLayout { dim_v: 4, ..BlockLayout::new(BlockDType::F16, 6, 2, 3, 8) };
+        let block: Vec<u8> = (0..layout.bytes()).map(|i| (i % 251) as u8).collect();
+        let k = Tiling { token: Axis::plain(6, 2), channel: Axis::plain(8, 6 * 2) };
+        let v = Tiling {
+            token: Axis { piece: 2, inner: 2, outer: 4 * 2 },
+            channel: Axis { piece: 2, inner: 2 * 2, outer: 3 * 4 * 2 },
+        };
+        let mut memory = vec![0; layout.bytes()];
+        let strides = Strides::canonical(&layout);
+        // SAFETY: each tile is permuted in place.
+        let mut rows = unsafe {
+            BlockRowsMut::new(&layout, &mut memory, strides).unwrap().tiled(Some(k), Some(v))
+        };
+        rows.write(&layout, 0..layout.pages(), &block);
+        // SAFETY: as above.
+        let rows =
+            unsafe { BlockRows::new(&layout, &memory, strides).unwrap().tiled(Some(k), Some(v)) };
+        assert_eq!(canonical(&rows, &layout), block);
+        assert_eq!(rows.as_canonical(&layout), None);
+        // Token 5, channel 3 of K, then token 3, channel 2 of V, in the first page.
+        assert_eq!(memory[(3 * 6 + 5) * 2], block[(5 * 8 + 3) * 2]);
+        let v_at = layout.k_bytes();
+        assert_eq!(memory[v_at + (12 + 4 + 1) * 2], block[v_at + (3 * 4 + 2) * 2]);
     }
 
     #[test]

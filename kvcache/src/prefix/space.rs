@@ -9,7 +9,6 @@ use super::lent::Lent;
 use super::load::Wave;
 use super::options::SpaceOptions;
 use super::rows::{BlockRows, BlockRowsMut};
-use super::ticket::{Ticket, ticket};
 use super::{PrefixStore, Shared, tiles};
 use crate::Error;
 use crate::arena::{Arena, Cell};
@@ -322,18 +321,6 @@ impl Space {
             return Err(MissReason::Checksum);
         }
         Ok(held)
-    }
-
-    /// Brings blocks from disk into memory in the background. The ticket tells how many leading ones
-    /// are there then.
-    #[must_use]
-    pub fn prefetch(&self, prefix: &Prefix, range: Range<usize>) -> Ticket<usize> {
-        let (ticket, promise) = ticket();
-        if self.check().is_err() || self.owns(prefix).is_err() {
-            return ticket;
-        }
-        self.shared.prefetch(self, prefix.part(range), promise);
-        ticket
     }
 
     /// Forgets blocks in every tier. Returns how many were there. Their bytes on disk leave with their

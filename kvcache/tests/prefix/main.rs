@@ -1,9 +1,11 @@
-//! The prefix store from outside: random lives over a simulated disk (`lives`), threads (`order`),
+//! The prefix store from outside: random lives over a simulated disk (`lives`), what it says of them
+//! (`changes`), threads (`order`),
 //! killed processes (`kill`), what a kernel really refuses (`kernel`), tenants and secrets (`tenants`,
 //! `secrets`).
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod changes;
 mod kernel;
 mod kill;
 mod lives;

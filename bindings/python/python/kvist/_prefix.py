@@ -8,13 +8,15 @@ import os
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._errors import CorruptError
 from ._kvist import inspect_json, verify_json, why_json
 
 if TYPE_CHECKING:
     from ._kvist import Sequence, Ticket
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,10 @@ def why(path: str | os.PathLike[str], key: bytes) -> dict[str, Any]:
     return found
 
 
-def awaited(ticket: Ticket) -> Generator[Any, None, int | None]:
+def awaited(ticket: Ticket[_T]) -> Generator[Any, None, _T | None]:
     """The result of `ticket.wait()`, without blocking the running event loop."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[int | None] = loop.create_future()
+    future: asyncio.Future[_T | None] = loop.create_future()
 
     def done() -> None:
         if not future.done():

@@ -12,5 +12,5 @@ mod view;
 pub(crate) use borrow::{CellSpec, Ids, build_cells, pool};
 pub(crate) use export::{Buffer, Kind, Library, Storage, numpy};
 pub(crate) use import::Input;
-pub(crate) use rows::{Blocks, Engine, Order, Tensors, canonical};
+pub(crate) use rows::{Behind, Blocks, Engine, Order, Tensors, canonical};
 pub(crate) use view::View;

@@ -2,7 +2,7 @@
 //! paged K and V, whatever their strides.
 
 use kvist::format::{AttentionKind, BlockDType, BlockLayout};
-use kvist::{BlockRows, BlockRowsMut, Strides};
+use kvist::{Axis, BlockRows, BlockRowsMut, Destination, Strides, Tiling};
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -97,6 +97,32 @@ struct Steps {
     block: i64,
     token: i64,
     head: i64,
+    /// Where the rows of a tile are not runs.
+    tiling: Option<Tiles>,
+}
+
+/// The dimensions of a tile, outer and inner part of tokens and channels: `(count, byte stride)`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Tiles {
+    tokens: [(usize, i64); 2],
+    channels: [(usize, i64); 2],
+}
+
+impl Tiles {
+    fn tiling(&self) -> Tiling {
+        let axis = |[(_, outer), (piece, inner)]: [(usize, i64); 2]| Axis {
+            piece,
+            inner: inner as usize,
+            outer: outer as usize,
+        };
+        Tiling { token: axis(self.tokens), channel: axis(self.channels) }
+    }
+}
+
+impl Steps {
+    fn tiling(&self) -> Option<Tiling> {
+        self.tiling.as_ref().map(Tiles::tiling)
+    }
 }
 
 /// An engine's paged K and V, checked against a layout.
@@ -204,8 +230,15 @@ impl Engine {
         let mut runs = Runs::default();
         let sides = [(self.k, layout.dim_k), (self.v, layout.dim_v)];
         for (n, (steps, dim)) in sides.into_iter().enumerate().filter(|(_, (_, dim))| *dim > 0) {
-            let dims = [(tokens, steps.token), (heads, steps.head)];
-            let shape = runs.shape(dim as usize * size, &dims)?;
+            let shape = match steps.tiling {
+                None => {
+                    let dims = [(tokens, steps.token), (heads, steps.head)];
+                    runs.shape(dim as usize * size, &dims)?
+                }
+                Some(Tiles { tokens: [to, ti], channels: [co, ci] }) => {
+                    runs.shape(size, &[to, ti, co, ci, (heads, steps.head)])?
+                }
+            };
             for layer in &self.layers {
                 let start = if n == 0 { layer.0 } else { layer.1 };
                 for &id in ids {
@@ -235,6 +268,24 @@ impl Side<'_> {
         }
     }
 
+    /// A block's tile cut in pieces: `[blocks, heads, tokens / a, a, dim / b, b]`, or with tokens
+    /// first. Its shape without the cuts, and its strides; none if that is not what it is.
+    fn cut(&self, part: &Part) -> Option<([usize; 4], [i64; 3], Tiles)> {
+        let (&[b, d1, d2, d3, co, ci], &[sb, s1, s2, s3, sco, sci]) = (part.shape, part.strides)
+        else {
+            return None;
+        };
+        let (h, sh, tokens) = match self.order {
+            Order::HeadsFirst => (d1, s1, [(d2, s2), (d3, s3)]),
+            Order::TokensFirst => (d3, s3, [(d1, s1), (d2, s2)]),
+        };
+        let bytes = |(n, stride): (usize, i64)| (n, stride.wrapping_mul(part.size as i64));
+        let tiles =
+            Tiles { tokens: tokens.map(bytes), channels: [(co, sco), (ci, sci)].map(bytes) };
+        let count = |[a, b]: [(usize, i64); 2]| a.0.saturating_mul(b.0);
+        Some(([b, count(tokens), h, co.saturating_mul(ci)], [sb, 0, sh], tiles))
+    }
+
     /// Strides that all layers share, and the number of blocks.
     fn steps(&self, parts: &[Part], dim: u32, what: &str) -> PyResult<(Steps, usize)> {
         let steps = parts.iter().map(|part| self.steps_of(part, dim, what));
@@ -252,6 +303,16 @@ impl Side<'_> {
         let (tokens, heads) = (self.layout.block_tokens as usize, self.layout.num_heads());
         let wrong = || shape_error(what, &format!("[{}]", self.expected(dim)), part.shape);
         let dim = dim as usize;
+        if let Some((found, strides, tiles)) = self.cut(part) {
+            if found[1..] != [tokens, heads, dim] {
+                return Err(wrong());
+            }
+            let bytes = |stride: i64| stride.wrapping_mul(part.size as i64);
+            let tiling = Some(tiles);
+            let steps =
+                Steps { block: bytes(strides[0]), token: 0, head: bytes(strides[2]), tiling };
+            return Ok((steps, found[0]));
+        }
         let (found, strides) = match (part.shape, part.strides) {
             (&[b, t, d], &[sb, st, sd]) if self.latent && heads == 1 => {
                 ([b, t, 1, d], [sb, st, 0, sd])
@@ -265,16 +326,14 @@ impl Side<'_> {
         if found[1..] != [tokens, heads, dim] {
             return Err(wrong());
         }
-        if dim > 1 && strides[3] != 1 {
-            let found = strides[3];
-            let text =
-                format!("{what}: expected a contiguous last dimension, found stride {found}");
-            return Err(raise("ShapeError", text));
-        }
         let bytes = |stride: i64| stride.wrapping_mul(part.size as i64);
-        let steps =
-            Steps { block: bytes(strides[0]), token: bytes(strides[1]), head: bytes(strides[2]) };
-        Ok((steps, found[0]))
+        let [block, token, head, channel] = strides.map(bytes);
+        // Transposed: a tile whose rows are not runs.
+        let tiling = (dim > 1 && strides[3] != 1).then_some(Tiles {
+            tokens: [(1, 0), (tokens, token)],
+            channels: [(1, 0), (dim, channel)],
+        });
+        Ok((Steps { block, token, head, tiling }, found[0]))
     }
 }
 
@@ -328,10 +387,11 @@ impl Blocks {
             Blocks::Engine(engine, ids) => {
                 let layers: Vec<(*const u8, *const u8)> =
                     engine.layers.iter().map(|(k, v)| (k.cast_const(), v.cast_const())).collect();
+                let (k, v) = (engine.k.tiling(), engine.v.tiling());
                 // SAFETY: the exporters vouch for shapes and strides, which are the layout's; ids
                 // are below the number of blocks; the views keep the memory.
                 let rows = |&id: &usize| unsafe {
-                    BlockRows::from_raw_layers(&layers, engine.strides(id))
+                    BlockRows::from_raw_layers(&layers, engine.strides(id)).tiled(k, v)
                 };
                 read(&ids.iter().map(rows).collect::<Vec<_>>())
             }
@@ -371,13 +431,26 @@ impl Blocks {
                 write(&mut views.iter().map(rows).collect::<Vec<_>>())
             }
             Blocks::Engine(engine, ids) => {
+                let (k, v) = (engine.k.tiling(), engine.v.tiling());
                 // SAFETY: as in `with_rows`; writable, and no two rows overlap, as was checked.
                 let rows = |&id: &usize| unsafe {
-                    BlockRowsMut::from_raw_layers(&engine.layers, engine.strides(id))
+                    BlockRowsMut::from_raw_layers(&engine.layers, engine.strides(id)).tiled(k, v)
                 };
                 write(&mut ids.iter().map(rows).collect::<Vec<_>>())
             }
         }
+    }
+}
+
+/// Blocks that are written to in the background, after [`Blocks::check_writable`].
+pub(crate) struct Behind {
+    pub(crate) blocks: Blocks,
+    pub(crate) layout: BlockLayout,
+}
+
+impl Destination for Behind {
+    fn with_rows(&mut self, write: &mut dyn FnMut(&mut [BlockRowsMut])) {
+        self.blocks.with_rows_mut(&self.layout, write);
     }
 }
 

@@ -9,10 +9,10 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use super::bytes32;
 use super::lease::PyLease;
 use super::own::Own;
-use super::ticket::PyTicket;
+use super::ticket::{PyTicket, Work};
 use super::tokens::{blocks_of, tokens_of};
 use crate::cache::PyCache;
-use crate::dlpack::{Blocks, Engine, Order, Tensors, canonical};
+use crate::dlpack::{Behind, Blocks, Engine, Order, Tensors, canonical};
 use crate::error::{from_store, option_error, raise};
 use crate::number::{Whole, optional};
 use crate::select::block_dtype_of;
@@ -296,6 +296,36 @@ impl PySpace {
         restored_object(py, restored.map_err(from_store)?)
     }
 
+    /// `get` in the background: the ticket's result is what `get` returns. The memory is written to
+    /// until then, and nobody else may use it; `None` as result says that nothing was written.
+    #[pyo3(signature = (prefix, start=Whole::from(0), blocks=None, *, kv=None, k=None, v=None,
+                        block_ids=None, layout="nhd"),
+           text_signature = "($self, prefix, start=0, blocks=None, *, kv=None, k=None, v=None, \
+                             block_ids=None, layout='nhd')")]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn get_behind(
+        &self,
+        py: Python,
+        prefix: &Bound<PyPrefix>,
+        start: Whole,
+        blocks: Option<&Bound<PyAny>>,
+        kv: Option<&Bound<PyAny>>,
+        k: Option<&Bound<PyAny>>,
+        v: Option<&Bound<PyAny>>,
+        block_ids: Option<&Bound<PyAny>>,
+        layout: &str,
+    ) -> PyResult<PyTicket> {
+        let prefix = &prefix.get().prefix;
+        let (space, start) = (self.usable()?, start.get("start")?);
+        let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
+        let blocks = args.resolve(space.layout())?;
+        blocks.check_writable(space.layout())?;
+        let range = start..start.saturating_add(blocks.len());
+        let to = Box::new(Behind { blocks, layout: space.layout().clone() });
+        let ticket = py.detach(|| space.get_behind(prefix, range, to)).map_err(from_store)?;
+        Ok(PyTicket::new(Work::Get(ticket)))
+    }
+
     /// Makes the full blocks of a sequence findable by content where they are: the store shares its
     /// pages. `token_ids` are those of the sequence from its start.
     fn publish<'py>(
@@ -337,7 +367,7 @@ impl PySpace {
         let space = self.of(prefix)?;
         let stop = optional(stop, "stop")?.unwrap_or(prefix.prefix.len());
         let range = start.get("start")?..stop;
-        Ok(PyTicket::new(py.detach(|| space.prefetch(&prefix.prefix, range))))
+        Ok(PyTicket::new(Work::Prefetch(py.detach(|| space.prefetch(&prefix.prefix, range)))))
     }
 
     /// Forgets blocks, of a prefix or by key, in every tier; how many were there.
@@ -410,7 +440,10 @@ fn stored<'py>(py: Python<'py>, results: &[Result<(), Refused>]) -> PyResult<Bou
 }
 
 /// A `kvist.Restored`.
-fn restored_object<'py>(py: Python<'py>, restored: kvist::Restored) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn restored_object(
+    py: Python<'_>,
+    restored: kvist::Restored,
+) -> PyResult<Bound<'_, PyAny>> {
     let fields = PyDict::new(py);
     fields.set_item("blocks", restored.blocks)?;
     fields.set_item("miss", miss_object(py, restored.miss)?)?;

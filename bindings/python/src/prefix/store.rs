@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use kvist::format::KeySecret;
-use kvist::{DiskOptions, PrefixStats};
+use kvist::{Change, Changes, DiskOptions, PrefixStats, Tier};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::own::Own;
 use super::space::{PySpace, SpaceArgs};
@@ -152,6 +152,23 @@ impl PyPrefixStore {
         Ok(py.detach(|| store.flush(timeout)))
     }
 
+    /// Which blocks came to which tier and left it since the last call: `(reset, changes)`, each
+    /// change `(key, tier, arrived)` with tier "host" or "disk". With `reset`, what was known before is
+    /// void and the changes list all that is there; so it is the first time.
+    fn changes<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyList>)> {
+        let store = self.inner.get()?;
+        store.check().map_err(from_store)?;
+        let Changes { reset, changes } = py.detach(|| store.changes());
+        let change = |change: Change| {
+            let tier = match change.tier {
+                Tier::Host => "host",
+                Tier::Disk => "disk",
+            };
+            (PyBytes::new(py, &change.key.0), tier, change.arrived)
+        };
+        Ok((reset, PyList::new(py, changes.into_iter().map(change))?))
+    }
+
     /// Bytes held and work done so far.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let store = self.inner.get()?;
@@ -166,6 +183,13 @@ impl PyPrefixStore {
         let store = self.inner.get()?;
         py.detach(|| store.close());
         Ok(())
+    }
+
+    /// The secret that keys the store's hashes: another process that is given it as `key_secret`
+    /// computes the same keys. Never log it.
+    #[getter]
+    fn key_secret<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, self.inner.get()?.key_secret().bytes()))
     }
 
     #[getter]

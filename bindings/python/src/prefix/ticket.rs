@@ -8,12 +8,21 @@ use pyo3::prelude::*;
 
 use super::own::Own;
 use super::patience;
+use super::space::restored_object;
 
 /// Blocks on their way into memory. Dropping it cancels what has not begun.
 #[pyclass(frozen, name = "Ticket", module = "kvist")]
 pub(crate) struct PyTicket {
-    inner: Own<kvist::Ticket<usize>>,
+    inner: Own<Work>,
     callbacks: Arc<Callbacks>,
+}
+
+/// What is waited for.
+pub(super) enum Work {
+    /// Blocks that come to the store's memory.
+    Prefetch(kvist::Ticket<usize>),
+    /// Blocks that come to the caller's.
+    Get(kvist::Ticket<kvist::Restored>),
 }
 
 /// What is called when the work is done; they hold no lock of the store then.
@@ -43,8 +52,8 @@ impl Wake for Callbacks {
 }
 
 impl PyTicket {
-    pub(super) fn new(ticket: kvist::Ticket<usize>) -> PyTicket {
-        PyTicket { inner: Own::new(ticket), callbacks: Arc::default() }
+    pub(super) fn new(work: Work) -> PyTicket {
+        PyTicket { inner: Own::new(work), callbacks: Arc::default() }
     }
 }
 
@@ -53,29 +62,53 @@ impl PyTicket {
     /// Whether the result is there, or never will be.
     #[getter]
     fn done(&self) -> PyResult<bool> {
-        Ok(self.inner.get()?.is_done())
+        Ok(match self.inner.get()? {
+            Work::Prefetch(ticket) => ticket.is_done(),
+            Work::Get(ticket) => ticket.is_done(),
+        })
     }
 
-    /// Leading blocks that are in memory, once that is known; `None` if it is not known in time, or
-    /// the work was given up.
+    /// The result once it is known: of `prefetch`, how many leading blocks are in memory; of
+    /// `get_behind`, a `Restored`. `None` if it is not known in time, or the work was given up.
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python, timeout: Option<f64>) -> PyResult<Option<usize>> {
-        let (ticket, timeout) = (self.inner.get()?, patience(timeout, "timeout")?);
-        Ok(py.detach(|| ticket.wait_for(timeout)))
+    fn wait<'py>(
+        &self,
+        py: Python<'py>,
+        timeout: Option<f64>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let timeout = patience(timeout, "timeout")?;
+        match self.inner.get()? {
+            Work::Prefetch(ticket) => match py.detach(|| ticket.wait_for(timeout)) {
+                Some(blocks) => Ok(Some(blocks.into_pyobject(py)?.into_any())),
+                None => Ok(None),
+            },
+            Work::Get(ticket) => {
+                let restored = py.detach(|| ticket.wait_for(timeout));
+                restored.map(|restored| restored_object(py, restored)).transpose()
+            }
+        }
     }
 
     /// Asks for the work to stop where it can.
     fn cancel(&self) -> PyResult<()> {
-        self.inner.get()?.cancel();
+        match self.inner.get()? {
+            Work::Prefetch(ticket) => ticket.cancel(),
+            Work::Get(ticket) => ticket.cancel(),
+        }
         Ok(())
     }
 
     /// Calls `callback` from some thread when the result is there, or never will be.
     fn add_done_callback(&self, py: Python, callback: Py<PyAny>) -> PyResult<()> {
-        let ticket = self.inner.get()?;
+        let work = self.inner.get()?;
         let callbacks = &self.callbacks;
         callbacks.0.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
-        if !ticket.when_done(Waker::from(callbacks.clone())) {
+        let waker = Waker::from(callbacks.clone());
+        let under_way = match work {
+            Work::Prefetch(ticket) => ticket.when_done(waker),
+            Work::Get(ticket) => ticket.when_done(waker),
+        };
+        if !under_way {
             callbacks.call(py);
         }
         Ok(())

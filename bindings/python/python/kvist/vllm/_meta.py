@@ -1,0 +1,74 @@
+"""What the two halves of the connector tell each other; pickled, so plain data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Change = tuple[bytes, str, bool]
+"""A block's key, its tier ("host" or "disk"), and whether it came or left."""
+
+
+@dataclass
+class Blocks:
+    """Blocks of one request to load or to store."""
+
+    request: str
+    salt: bytes
+    keys: list[bytes]
+    ids: list[int]
+    """The engine's block of each key."""
+
+
+@dataclass
+class StepMeta:
+    """Scheduler to worker, every step."""
+
+    loads: list[Blocks] = field(default_factory=list)
+    saves: list[Blocks] = field(default_factory=list)
+    evict: list[bytes] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.loads or self.saves or self.evict)
+
+
+@dataclass
+class Hello:
+    """What a worker says once, when it knows the engine's tensors."""
+
+    rank: int
+    world: int
+    space: dict[str, Any]
+    """Keywords of `PrefixStore.space` that keys depend on; the same in every worker."""
+    block_bytes: int
+    secret: bytes = field(repr=False)
+    layout: str
+    """What the engine's blocks were found to look like."""
+    off: str | None = None
+    """Why nothing is stored or loaded, if that is so."""
+
+
+@dataclass
+class Part:
+    """What one worker says after a step."""
+
+    rank: int
+    hello: Hello | None = None
+    reset: bool = False
+    changes: list[Change] = field(default_factory=list)
+    failed: dict[str, int] = field(default_factory=dict)
+    """Requests whose load failed, and how many of its leading blocks came."""
+    off: str | None = None
+
+
+@dataclass
+class WorkerMeta:
+    """Workers to scheduler, every step with something to say."""
+
+    parts: list[Part]
+
+    def aggregate(self, other: WorkerMeta) -> WorkerMeta:
+        """Both; the order of a rank's own parts is kept."""
+        return WorkerMeta(self.parts + other.parts)

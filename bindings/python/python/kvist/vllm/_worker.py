@@ -1,0 +1,239 @@
+"""The worker's half: owns the store, and moves blocks between it and the engine's memory.
+
+Loads go on in the background, on a thread of the store; the request waits, the engine does not. Blocks are
+stored at the end of the step that filled them, before anything can overwrite them: a copy into the
+store's memory, from where they go to disk behind. No failure here leaves as an exception: what cannot be
+loaded is said to be so, what cannot be stored is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from .._errors import KvistError
+from .._kvist import Prefix, PrefixStore, Space, Ticket
+from .._prefix import Restored
+from ._config import Config
+from ._meta import Blocks, Hello, Part, StepMeta, WorkerMeta
+
+log = logging.getLogger("vllm.kvist")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this worker stands."""
+
+    rank: int = 0
+    world: int = 1
+    folder: str = ""
+    """Inside `disk_dir`, if several engines or workers share it: a directory has one user."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine's blocks, as this worker's store sees them."""
+
+    space: dict[str, Any]
+    """Keywords of `PrefixStore.space` that keys depend on: the whole model's."""
+    own: dict[str, Any]
+    """Those in which this worker's part of it differs."""
+    block_bytes: int
+    """Of the whole model's blocks."""
+    layout: str
+    tensors: dict[str, Any]
+    """Keywords of `put` and `get_behind` for the engine's tensors."""
+
+
+class Worker:
+    """One worker's store, between the engine's steps."""
+
+    def __init__(self, config: Config, place: Place) -> None:
+        self._config = config
+        self._place = place
+        self._store: PrefixStore | None = None
+        self._engine: Engine | None = None
+        self._spaces: dict[bytes, Space] = {}
+        self._loading: dict[str, tuple[Ticket[Restored] | None, int]] = {}
+        self._hello: Hello | None = None
+        self._said_hello = False
+        self._failed: dict[str, int] = {}
+        self._present: list[bytes] = []
+        self._off: str | None = None
+        self._said_off = False
+        # For what is no tenant's: a store of several tenants wants a salt for every space.
+        self._no_tenant = b"kvist" if config.multi_tenant else b""
+        self.counts: Counter[str] = Counter()
+        """What was done since somebody asked last."""
+
+    # --- Start and end ---------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Opens the store. Raises `StoreError` or `OptionError` if it cannot be used."""
+        c = self._config
+        disk = None
+        if c.disk_dir is not None:
+            path = c.disk_dir / self._place.folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk = (path, c.disk_bytes)
+        self._store = PrefixStore(
+            c.host_bytes,
+            disk,
+            multi_tenant=c.multi_tenant,
+            verify_host=c.verify == "always",
+            key_secret=c.key_secret_file,
+            deadline=c.disk_deadline,
+            required=c.disk_required,
+        )
+
+    def register(self, engine: Engine) -> None:
+        """The engine's tensors are there."""
+        assert self._store is not None
+        self._engine = engine
+        self._space(self._no_tenant)
+        self._hello = self._greeting(engine.space, engine.block_bytes, engine.layout)
+
+    def refuse(self, why: str) -> None:
+        """Nothing will be stored or loaded: said before the first step."""
+        self._off = why
+        self._said_off = True
+        self._hello = self._greeting({}, 0, "none")
+
+    def switch_off(self, why: str) -> None:
+        """From now on nothing is stored or loaded: said after this step."""
+        self._off = self._off or why
+
+    def _greeting(self, space: dict[str, Any], block_bytes: int, layout: str) -> Hello:
+        assert self._store is not None
+        secret = self._store.key_secret
+        place = self._place
+        return Hello(place.rank, place.world, space, block_bytes, secret, layout, self._off)
+
+    @property
+    def hello(self) -> Hello | None:
+        """What the scheduler has to know; none before the engine's tensors are there."""
+        return self._hello
+
+    def close(self) -> None:
+        """Writes what waits to be written, and closes the store."""
+        self._loading.clear()
+        if self._store is not None:
+            self._store.close()
+
+    # --- A step ------------------------------------------------------------------------------
+
+    def load(self, meta: StepMeta) -> None:
+        """Starts the step's loads."""
+        for blocks in meta.loads:
+            self._loading[blocks.request] = self._start(blocks), len(blocks.keys)
+
+    def _start(self, blocks: Blocks) -> Ticket[Restored] | None:
+        try:
+            if self._off is not None or self._engine is None or 0 in blocks.ids:
+                return None
+            space, prefix = self._prefix(blocks)
+            tensors = self._engine.tensors
+            return space.get_behind(prefix, 0, block_ids=blocks.ids, **tensors)
+        except Exception as e:
+            self._trouble("load", e)
+            return None
+
+    def save(self, meta: StepMeta) -> None:
+        """Stores what the step filled, and forgets what is to be forgotten."""
+        for blocks in meta.saves:
+            self._put(blocks)
+        if meta.evict and self._off is None:
+            try:
+                self._space(self._no_tenant).evict(meta.evict)
+            except Exception as e:
+                self._trouble("evict", e)
+
+    def _put(self, blocks: Blocks) -> None:
+        if self._off is not None or self._engine is None or 0 in blocks.ids:
+            return
+        try:
+            space, prefix = self._prefix(blocks)
+            stored = space.put(prefix, 0, block_ids=blocks.ids, **self._engine.tensors)
+        except Exception as e:
+            self._trouble("store", e)
+            return
+        self._present += [
+            key for key, each in zip(blocks.keys, stored.each, strict=True) if each == "present"
+        ]
+        self.counts["stored_blocks"] += stored.blocks
+        self.counts["stored_bytes"] += stored.blocks * space.block_bytes
+        for reason, count in stored.refused.items():
+            self.counts[f"refused_{reason}"] += count
+
+    def done(self) -> tuple[set[str], set[str]]:
+        """Requests whose load ended since the last call, and those of them whose blocks did not all
+        come: the engine computes these itself."""
+        received: set[str] = set()
+        failed: set[str] = set()
+        for name, (ticket, wanted) in list(self._loading.items()):
+            if ticket is not None and not ticket.done:
+                continue
+            del self._loading[name]
+            received.add(name)
+            restored = ticket.wait(0) if ticket is not None else None
+            blocks = restored.blocks if restored is not None else 0
+            self._count(restored, wanted)
+            if blocks < wanted:
+                failed.add(name)
+                self._failed[name] = blocks
+        return received, failed
+
+    def _count(self, restored: Restored | None, wanted: int) -> None:
+        blocks = restored.blocks if restored is not None else 0
+        self.counts["loads"] += 1
+        self.counts["loaded_blocks"] += blocks
+        self.counts["loaded_from_disk"] += restored.from_disk if restored is not None else 0
+        if self._engine is not None and self._store is not None and self._spaces:
+            self.counts["loaded_bytes"] += blocks * next(iter(self._spaces.values())).block_bytes
+        if blocks < wanted:
+            miss = restored.miss if restored is not None else None
+            reason = miss.reason if miss is not None else "given_up"
+            self.counts[f"failed_{reason}"] += 1
+            log.warning("kvist: a load ended after %d of %d blocks: %s", blocks, wanted, reason)
+
+    def report(self) -> WorkerMeta | None:
+        """What the scheduler has to know after the step; none if that is nothing."""
+        part = Part(self._place.rank)
+        if not self._said_hello and self._hello is not None:
+            part.hello, self._said_hello = self._hello, True
+        if self._off is not None and not self._said_off:
+            part.off, self._said_off = self._off, True
+        if self._off is None and self._store is not None and self._hello is not None:
+            try:
+                part.reset, part.changes = self._store.changes()
+            except KvistError as e:
+                self._trouble("list", e)
+        part.changes += [(key, "host", True) for key in self._present]
+        part.failed, self._failed, self._present = self._failed, {}, []
+        said = part.hello or part.off or part.reset or part.changes or part.failed
+        return WorkerMeta([part]) if said else None
+
+    # --- Helpers --------------------------------------------------------------------------------
+
+    def _space(self, salt: bytes) -> Space:
+        if salt not in self._spaces:
+            assert self._store is not None and self._engine is not None
+            if len(self._spaces) >= 256:
+                self._spaces.clear()
+            options = {**self._engine.space, **self._engine.own, "codec": self._config.codec_disk}
+            self._spaces[salt] = self._store.space(**options, salt=salt)
+        return self._spaces[salt]
+
+    def _prefix(self, blocks: Blocks) -> tuple[Space, Prefix]:
+        space = self._space(blocks.salt)
+        return space, space.prefix_of_keys(blocks.keys)
+
+    def _trouble(self, what: str, e: Exception) -> None:
+        """Something failed that is not expected to: the engine goes on without it. What makes it
+        useless for good switches it off."""
+        self.counts[f"errors_{what}"] += 1
+        log.warning("kvist: could not %s blocks: %s: %s", what, type(e).__name__, e)
+        if self._store is None or self._store.closed:
+            self._off = "the store was closed"

@@ -1,0 +1,150 @@
+"""One engine in a process of its own: `run(...)` starts it, plays a script, and returns what came out.
+
+vLLM keeps state for the life of a process, so every engine gets one. A script is a list of steps; the
+process prints one JSON object at the end.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MODEL = Path(os.environ.get("KVIST_MODELS_DIR", HERE.parents[2] / ".cache/models")) / "smollm2-135m"
+RESULT = "KVIST-RESULT "
+LIMIT = 400
+"""Seconds that an engine may take, on a machine that has other things to do."""
+TRANSFER = {
+    "kv_connector": "KvistConnector",
+    "kv_connector_module_path": "kvist.vllm",
+    "kv_role": "kv_both",
+    "kv_load_failure_policy": "recompute",
+}
+
+
+def transfer(**extra):
+    """The one line of configuration, with kvist's keys."""
+    defaults = {"host_bytes": "256MiB", "admit.min_tokens": 0}
+    return {**TRANSFER, "kv_connector_extra_config": {**defaults, **extra}}
+
+
+def environment(separate=False):
+    return {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if separate else "0",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def run(*steps, config=None, separate=False, survives=True, **options):
+    """Plays steps (`["generate", [prompt, ...]]`, ...) in an engine with this `kv_transfer_config`.
+
+    Returns what each step gave, and the engine's output under "log".
+    """
+    task = {"config": config, "options": options, "steps": steps}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "engine.py"), json.dumps(task)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        env=environment(separate),
+    )
+    log = done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if not survives:
+        return {"log": log, "code": done.returncode}
+    assert done.returncode == 0 and lines, log[-6000:]
+    return {"steps": json.loads(lines[-1][len(RESULT) :]), "log": log}
+
+
+# --- In the engine's process ---------------------------------------------------------------------
+
+
+class Play:
+    """The steps that a script may have."""
+
+    def __init__(self, config, options):
+        import faults
+        from vllm import LLM
+
+        faults.install()
+        self.llm = LLM(
+            str(MODEL),
+            **{
+                "kv_transfer_config": config,
+                "enforce_eager": True,
+                "max_model_len": 2048,
+                "max_num_seqs": 4,
+                "disable_log_stats": False,
+                **options,
+            },
+        )
+
+    def generate(self, prompts, tokens=8, salts=None):
+        """Greedy: tokens, how many of each prompt were cached, and the seconds for all."""
+        from vllm import SamplingParams
+
+        prompts = [
+            {"prompt_token_ids": p} if isinstance(p, list) else {"prompt": p} for p in prompts
+        ]
+        for prompt, salt in zip(prompts, salts or ()):
+            prompt["cache_salt"] = salt
+        start = time.monotonic()
+        greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        outputs = self.llm.generate(prompts, greedy, use_tqdm=False)
+        return {
+            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+            "cached": [o.num_cached_tokens for o in outputs],
+            "prompt": [len(o.prompt_token_ids) for o in outputs],
+            "seconds": time.monotonic() - start,
+        }
+
+    def reset(self, connector=False):
+        """Empties the engine's own prefix cache."""
+        return self.llm.reset_prefix_cache(reset_connector=connector)
+
+    def flush(self):
+        """Waits until what was stored is on disk."""
+        return worker()._store.flush(60)
+
+    def stats(self):
+        import dataclasses
+
+        return dataclasses.asdict(worker()._store.stats())
+
+    def damage(self, kind):
+        """Does something bad to the running store."""
+        import faults
+
+        return getattr(faults, kind)(self)
+
+    def calls(self):
+        import faults
+
+        return faults.taken()
+
+
+def worker():
+    """The worker's half, where it lives in this process."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    return get_kv_transfer_group()._worker
+
+
+def main():
+    task = json.loads(sys.argv[1])
+    play = Play(task["config"], task["options"])
+    results = [getattr(play, name)(*args) for name, *args in task["steps"]]
+    print(RESULT + json.dumps(results), flush=True)
+    play.llm.llm_engine.engine_core.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+//! Blocks on their way to memory while the caller goes on.
+
+use std::ops::Range;
+
+use super::keys::Prefix;
+use super::load::Wave;
+use super::rows::BlockRowsMut;
+use super::space::{Restored, Space};
+use super::ticket::{Ticket, ticket};
+use crate::Error;
+
+/// Prefetches that may wait; later ones are given up.
+const PREFETCHES_MAX: usize = 64;
+
+/// Memory of the caller that blocks are written to while it goes on. It is kept until that is done, and
+/// nobody else may use it before.
+pub trait Destination: Send {
+    /// Calls `write` with its rows, a block each.
+    fn with_rows(&mut self, write: &mut dyn FnMut(&mut [BlockRowsMut]));
+}
+
+impl Space {
+    /// Brings blocks from disk into memory in the background. The ticket tells how many leading ones
+    /// are there then.
+    #[must_use]
+    pub fn prefetch(&self, prefix: &Prefix, range: Range<usize>) -> Ticket<usize> {
+        let (ticket, promise) = ticket();
+        if self.check().is_err() || self.owns(prefix).is_err() {
+            return ticket;
+        }
+        let (space, prefix) = (self.clone(), prefix.part(range));
+        let fetch = move || {
+            let mut there = 0;
+            let mut wave = Wave::new(&space, &prefix, 0..space.layout().pages());
+            for block in 0..prefix.len() {
+                if promise.is_cancelled() || wave.next(block, prefix.len()).is_err() {
+                    break;
+                }
+                there += 1;
+            }
+            drop(wave);
+            promise.keep(there);
+        };
+        self.shared.fetch(PREFETCHES_MAX, Box::new(fetch));
+        ticket
+    }
+
+    /// [`Space::get`] in the background, on a thread of the store. A ticket without a result was given
+    /// up before anything was written: it was cancelled or dropped, or the store was closed.
+    ///
+    /// # Errors
+    /// As [`Space::get`], for what can be said now.
+    pub fn get_behind(
+        &self,
+        prefix: &Prefix,
+        range: Range<usize>,
+        mut to: Box<dyn Destination>,
+    ) -> Result<Ticket<Restored>, Error> {
+        self.check()?;
+        self.owns(prefix)?;
+        prefix.check(&range, range.len())?;
+        let (ticket, promise) = ticket();
+        let (space, prefix) = (self.clone(), prefix.part(range));
+        let fetch = move || {
+            if promise.is_cancelled() {
+                return;
+            }
+            let mut restored = None;
+            to.with_rows(&mut |rows| restored = space.get(&prefix, 0..rows.len(), rows).ok());
+            drop(to);
+            if let Some(restored) = restored {
+                promise.keep(restored);
+            }
+        };
+        self.shared.fetch(usize::MAX, Box::new(fetch));
+        Ok(ticket)
+    }
+}
