@@ -86,7 +86,7 @@ pub use kvist_policies::{Boxed, Profile, Quest, Select, selection_presets};
 pub use live::Pin;
 pub use miss::MissReason;
 pub use prefix::{
-    Axis, BlockRows, BlockRowsMut, Destination, Lease, Prefix, PrefixBuilder, PrefixStats,
+    Axis, BlockRows, BlockRowsMut, Destination, Lease, Origin, Prefix, PrefixBuilder, PrefixStats,
     PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Ticket, Tiling,
 };
 pub use sequence::Sequence;

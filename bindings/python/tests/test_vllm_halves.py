@@ -124,9 +124,9 @@ def test_a_load_that_fails_is_said_once_and_not_tried_again(fake):
     # No second promise to the same request, and a shorter one to the next.
     assert fake.scheduler.matched(b, 0) == 0
     assert fake.scheduler.matched(request("c", TOKENS), 0) == 2 * BLOCK
-    # It is computed, and what was missing is stored.
+    # It is computed, what was missing is stored, and what is there is known again.
     meta, _, _ = fake.play(new=[(b, 0, len(TOKENS))])
-    assert [s.keys for s in meta.saves] == [[gone]]
+    assert meta.saves[0].keys[0] == gone and fake.worker.counts["stored_blocks"] == 5 + 3
     assert fake.scheduler.matched(request("d", TOKENS), 0) == 5 * BLOCK
     assert fake.worker.counts["failed_absent"] == 1
 
@@ -291,7 +291,7 @@ def test_a_new_process_finds_what_is_on_disk_and_damage_is_a_miss(tmp_path):
     want = first.bytes_of([1, 2, 3, 4, 5])
     first.worker.close()
     second = Fake(settings=settings)
-    second.greet()
+    second.scheduler.greet(second.worker.hello)
     b = request("b", TOKENS)
     assert second.load(b, list(range(10, 16))) == (5 * BLOCK, False)
     assert same(second.bytes_of([10, 11, 12, 13, 14]), want)

@@ -106,6 +106,11 @@ class Play:
             "seconds": time.monotonic() - start,
         }
 
+    def preemptions(self):
+        """How often a request was preempted so far."""
+        metrics = {metric.name: metric for metric in self.llm.get_metrics()}
+        return metrics["vllm:num_preemptions"].value
+
     def reset(self, connector=False):
         """Empties the engine's own prefix cache."""
         return self.llm.reset_prefix_cache(reset_connector=connector)
@@ -113,6 +118,12 @@ class Play:
     def flush(self):
         """Waits until what was stored is on disk."""
         return worker()._store.flush(60)
+
+    def settle(self):
+        """Steps until the connector has nothing more to do."""
+        for _ in range(50):
+            self.llm.llm_engine.step()
+            time.sleep(0.05)
 
     def stats(self):
         import dataclasses

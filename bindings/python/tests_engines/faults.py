@@ -38,10 +38,10 @@ def stall(play, seconds=2.0):
 
         @property
         def done(self):
-            return time.monotonic() > self.until and self.ticket.done
+            return time.monotonic() > self.until and (self.ticket is None or self.ticket.done)
 
         def wait(self, timeout):
-            return self.ticket.wait(timeout)
+            return None if self.ticket is None else self.ticket.wait(timeout)
 
     half._start = lambda blocks: Slow(start(blocks))
 
@@ -98,23 +98,24 @@ def kill(play):
 
 
 def abort_while_loading(play):
-    """Adds a request whose blocks are stored, aborts it while they are on their way, and lets the
-    engine run until it has nothing to do."""
+    """Adds a request whose blocks are stored, aborts it while they are on their way, and serves others
+    meanwhile and after: how many loads were under way, and how many are left."""
+    import time
+
+    from conftest import PREEMPTED
+    from engine import worker
     from vllm import SamplingParams
 
     engine = play.llm.llm_engine
-    prompt = {"prompt_token_ids": list(range(1000, 1640))}
     greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     stall(play, 1.0)
-    engine.add_request("aborted", prompt, greedy)
+    engine.add_request("aborted", {"prompt_token_ids": list(PREEMPTED[0])}, greedy)
     engine.step()
-    from engine import worker
-
     loading = len(worker()._loading)
     engine.abort_request(["aborted"])
-    engine.add_request("other", {"prompt_token_ids": [7] * 20}, greedy)
-    steps = 0
-    while (engine.has_unfinished_requests() or worker()._loading) and steps < 2000:
-        engine.step()
-        steps += 1
-    return {"loading": loading, "left": len(worker()._loading), "steps": steps}
+    for name, delay in (("meanwhile", 0.0), ("after", 1.5)):
+        time.sleep(delay)
+        engine.add_request(name, {"prompt_token_ids": [7] * 20}, greedy)
+        while engine.has_unfinished_requests():
+            engine.step()
+    return {"loading": loading, "left": len(worker()._loading)}

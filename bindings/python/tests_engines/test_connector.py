@@ -2,7 +2,7 @@
 new one, and whatever happens to the store, the text stays what it is without it."""
 
 import pytest
-from conftest import LONG, PROMPTS, SHARED, text
+from conftest import LONG, PREEMPTED, PROMPTS, text
 from engine import run, transfer
 
 BLOCK = 128
@@ -63,20 +63,20 @@ def test_blocks_come_back_from_memory_disk_and_in_a_new_process(plain, tmp_path)
 
 def test_chunks_preemption_and_shared_prefixes(plain):
     """VL-3: small chunks, too few blocks for four requests at once, shared prefixes, an abort while loading."""
-    aborted = list(range(1000, 1640))
-    prompts = PROMPTS[-4:]
-    cold, _, warm, _, _, calls, after = run(
-        ["generate", prompts, 160], ["reset"], ["generate", prompts, 160],
-        ["generate", [aborted], 4], ["reset"], ["damage", "abort_while_loading"],
-        ["generate", prompts, 8],
-        config=transfer(), max_num_batched_tokens=256, num_gpu_blocks_override=14,
-    )["steps"]  # fmt: skip
+    # Two shared blocks, and a third that is full after four more tokens; eight blocks for four such requests.
+    prompts = list(PREEMPTED)
+    assert [len(prompt) for prompt in prompts] == [3 * BLOCK - 4] * 4
+    out = run(
+        ["generate", prompts], ["reset"], ["generate", prompts],
+        ["reset"], ["damage", "abort_while_loading"], ["generate", prompts], ["preemptions"],
+        config=transfer(), max_num_batched_tokens=256, max_model_len=512, num_gpu_blocks_override=8,
+    )  # fmt: skip
+    cold, _, warm, _, aborted, after, preemptions = out["steps"]
     alone = [plain[prompt] for prompt in prompts]
-    assert [tokens[:8] for tokens in cold["tokens"]] == alone
-    assert warm["tokens"] == cold["tokens"]
-    assert min(warm["cached"]) >= blocks(len(SHARED.split()))
-    assert calls == {"loading": 1, "left": 0, "steps": calls["steps"]} and calls["steps"] < 2000
-    assert after["tokens"] == alone
+    assert cold["tokens"] == warm["tokens"] == after["tokens"] == alone
+    assert warm["cached"] == [2 * BLOCK] * 4
+    assert preemptions > 0
+    assert aborted == {"loading": 1, "left": 0}
 
 
 @pytest.mark.parametrize("separate", [True, False])

@@ -90,8 +90,10 @@ play.llm.llm_engine.engine_core.shutdown()
         model(torch.tensor([got["tokens"]]), past_key_values=cache)
     n = got["k"].shape[1]
     assert n == 256 and got["layout"] in ("cpu-vec-kT-v", "cpu-amx")
-    assert (got["k"] - cache.layers[0].keys[0, :, :n]).abs().max() < 0.05
-    assert (got["v"] - cache.layers[0].values[0, :, :n]).abs().max() < 0.05
+    # Rotated in another order: a step of bf16, which for keys above 8 is more than 0.05.
+    step = {"atol": 0.05, "rtol": 2**-7}
+    torch.testing.assert_close(got["k"], cache.layers[0].keys[0, :, :n], **step)
+    assert torch.equal(got["v"], cache.layers[0].values[0, :, :n])
 
 
 def recorded(*steps, **options):
@@ -133,9 +135,10 @@ def test_hooks_come_in_the_order_that_was_measured():
     allocs = [i for i, n in enumerate(names) if n == "update_state_after_alloc" and i > promised[0]]
     received = [i for i, call in enumerate(calls) if call[0] == "get_transfer_results" and call[1]]
     assert len(allocs) == 2 and len(received) == 1 and allocs[0] < received[0] < allocs[1]
-    # Every request ends once, and its last step is an empty one.
+    # It is waited for in steps that compute nothing.
+    waited = names[allocs[0] : received[0]]
+    assert "build_connector_meta" in waited and "save_kv_layer" not in waited
     assert names.count("request_finished_all_groups") == 2
-    assert "save_kv_layer" not in names[len(names) - names[::-1].index("build_connector_meta") :]
 
 
 def test_idle_hooks_cost_next_to_nothing():

@@ -202,6 +202,16 @@ impl KeyParts {
         BlockKey(*hash.finalize().as_bytes())
     }
 
+    /// Key of a block of which only a hash is known, which another system computed over tokens and all
+    /// that came before: no tokens and no parent, so that it is never the key of a block whose tokens are
+    /// known.
+    #[must_use]
+    pub fn foreign(&self, secret: &KeySecret, hash: &[u8]) -> BlockKey {
+        let len = (self.extra.len() as u32).to_le_bytes();
+        let extra = [&len, &self.extra[..], hash].concat();
+        KeyParts { extra, ..self.clone() }.key(secret, &BlockKey::ROOT, &[], MODEL_WIDE)
+    }
+
     /// Keys of all full blocks of a token stream, each chained to the one before.
     ///
     /// # Errors

@@ -1,13 +1,14 @@
-//! Blocks on their way to memory while the caller goes on.
+//! Blocks on their way to and from the caller's memory while it goes on.
 
 use std::ops::Range;
 
 use super::keys::Prefix;
 use super::load::Wave;
-use super::rows::BlockRowsMut;
+use super::rows::{BlockRows, BlockRowsMut};
 use super::space::{Restored, Space};
 use super::ticket::{Ticket, ticket};
 use crate::Error;
+use crate::disk::Refused;
 
 /// Prefetches that may wait; later ones are given up.
 const PREFETCHES_MAX: usize = 64;
@@ -17,6 +18,13 @@ const PREFETCHES_MAX: usize = 64;
 pub trait Destination: Send {
     /// Calls `write` with its rows, a block each.
     fn with_rows(&mut self, write: &mut dyn FnMut(&mut [BlockRowsMut]));
+}
+
+/// Memory of the caller that blocks are read from while it goes on. It is kept until that is done, and
+/// nobody may write to it before.
+pub trait Origin: Send {
+    /// Calls `read` with its rows, a block each.
+    fn with_rows(&mut self, read: &mut dyn FnMut(&[BlockRows]));
 }
 
 impl Space {
@@ -73,6 +81,36 @@ impl Space {
             }
         };
         self.shared.fetch(usize::MAX, Box::new(fetch));
+        Ok(ticket)
+    }
+
+    /// [`Space::put`] of all blocks of a prefix in the background, on a thread of the store: in the order
+    /// of the calls, those of [`Space::get_behind`] included. A ticket without a result was given up
+    /// before anything was read.
+    ///
+    /// # Errors
+    /// As [`Space::put`], for what can be said now.
+    pub fn put_behind(
+        &self,
+        prefix: &Prefix,
+        mut from: Box<dyn Origin>,
+    ) -> Result<Ticket<Vec<Result<(), Refused>>>, Error> {
+        self.check()?;
+        self.owns(prefix)?;
+        let (ticket, promise) = ticket();
+        let (space, prefix) = (self.clone(), prefix.clone());
+        let put = move || {
+            if promise.is_cancelled() {
+                return;
+            }
+            let mut stored = None;
+            from.with_rows(&mut |rows| stored = space.put(&prefix, 0, rows).ok());
+            drop(from);
+            if let Some(stored) = stored {
+                promise.keep(stored);
+            }
+        };
+        self.shared.fetch(usize::MAX, Box::new(put));
         Ok(ticket)
     }
 }

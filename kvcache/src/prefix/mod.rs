@@ -57,7 +57,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub use background::Destination;
+pub use background::{Destination, Origin};
 pub use builder::PrefixBuilder;
 pub use counters::PrefixStats;
 pub use keys::Prefix;

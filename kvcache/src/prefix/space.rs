@@ -166,6 +166,14 @@ impl Space {
         Prefix { space: self.inner.id, keys, tokens: Vec::new(), block_tokens }
     }
 
+    /// Blocks of which only hashes are known that another system computed, such as an engine's chained
+    /// block hashes: in full, and of a function without collisions. They are never found by tokens.
+    #[must_use]
+    pub fn prefix_of_hashes(&self, hashes: &[&[u8]]) -> Prefix {
+        let key = |hash: &&[u8]| self.inner.parts.foreign(&self.shared.secret, hash);
+        self.prefix_of_keys(hashes.iter().map(key).collect())
+    }
+
     /// Leading blocks that are stored, as far as the indexes know.
     #[must_use]
     pub fn contains(&self, prefix: &Prefix) -> usize {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use kvist::format::BlockKey;
 use kvist::vfs::sim::SimVfs;
-use kvist::{BlockRowsMut, Changes, Destination, MissReason, PrefixStore, Strides, Tier};
+use kvist::{
+    BlockRows, BlockRowsMut, Changes, Destination, MissReason, Origin, PrefixStore, Refused,
+    Strides, Tier,
+};
 
 use crate::common::{
     Numbers, bytes_of, get, layout, prefix, put, salt, seeds, simulated, soak, space,
@@ -92,6 +95,31 @@ impl Destination for Memory {
         let (layout, mut bytes) = (layout(), self.0.lock());
         write(&mut [BlockRowsMut::new(&layout, &mut bytes, Strides::canonical(&layout)).unwrap()]);
     }
+}
+
+impl Origin for Memory {
+    fn with_rows(&mut self, read: &mut dyn FnMut(&[BlockRows])) {
+        let (layout, bytes) = (layout(), self.0.lock());
+        read(&[BlockRows::new(&layout, &bytes, Strides::canonical(&layout)).unwrap()]);
+    }
+}
+
+#[test]
+fn blocks_go_behind_the_callers_back() {
+    let store = simulated(SimVfs::new(0), 4).build().unwrap();
+    let space = space(&store, 0);
+    let memory = Arc::new(parking_lot::Mutex::new(bytes_of(0, 1)));
+    let start = || space.put_behind(&prefix(&space, 1), Box::new(Memory(memory.clone()))).unwrap();
+    let (first, second) = (start(), start());
+    assert!(!first.is_done() && get(&space, 0, 1) == Err(MissReason::Absent));
+    store.run_pending();
+    assert_eq!(first.wait(Duration::ZERO), Some(vec![Ok(())]));
+    assert_eq!(second.wait(Duration::ZERO), Some(vec![Err(Refused::AlreadyPresent)]));
+    assert_eq!(get(&space, 0, 1), Ok(()));
+    let late = start();
+    store.close();
+    assert_eq!(late.wait(Duration::ZERO), None);
+    assert_eq!(Arc::strong_count(&memory), 1, "the memory is given back");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! paged K and V, whatever their strides.
 
 use kvist::format::{AttentionKind, BlockDType, BlockLayout};
-use kvist::{Axis, BlockRows, BlockRowsMut, Destination, Strides, Tiling};
+use kvist::{Axis, BlockRows, BlockRowsMut, Destination, Origin, Strides, Tiling};
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -442,7 +442,7 @@ impl Blocks {
     }
 }
 
-/// Blocks that are written to in the background, after [`Blocks::check_writable`].
+/// Blocks that are read in the background, or written to, after [`Blocks::check_writable`].
 pub(crate) struct Behind {
     pub(crate) blocks: Blocks,
     pub(crate) layout: BlockLayout,
@@ -451,6 +451,12 @@ pub(crate) struct Behind {
 impl Destination for Behind {
     fn with_rows(&mut self, write: &mut dyn FnMut(&mut [BlockRowsMut])) {
         self.blocks.with_rows_mut(&self.layout, write);
+    }
+}
+
+impl Origin for Behind {
+    fn with_rows(&mut self, read: &mut dyn FnMut(&[BlockRows])) {
+        self.blocks.with_rows(&self.layout, read);
     }
 }
 

@@ -224,6 +224,14 @@ impl PySpace {
         Ok(PyPrefix { prefix: space.prefix_of_keys(keys) })
     }
 
+    /// Blocks by hashes that another system computed over their tokens and all that came before, in full.
+    /// They are never found by tokens.
+    fn prefix_of_hashes(&self, hashes: Vec<Bound<PyBytes>>) -> PyResult<PyPrefix> {
+        let space = self.usable()?;
+        let hashes: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes()).collect();
+        Ok(PyPrefix { prefix: space.prefix_of_hashes(&hashes) })
+    }
+
     /// Leading blocks that are stored, as far as the indexes know.
     fn contains(&self, py: Python, prefix: &Bound<PyPrefix>) -> PyResult<usize> {
         let prefix = prefix.get();
@@ -294,6 +302,35 @@ impl PySpace {
                 .with_rows_mut(space.layout(), |rows| space.get_layers(prefix, range, layers, rows))
         });
         restored_object(py, restored.map_err(from_store)?)
+    }
+
+    /// `put` of all blocks of a prefix in the background, in the order of the calls: the ticket's result
+    /// is what `put` returns. The memory is read until then, and nobody may write to it; `None` as
+    /// result says that nothing was stored.
+    #[pyo3(signature = (prefix, blocks=None, *, kv=None, k=None, v=None, block_ids=None,
+                        layout="nhd"))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
+    fn put_behind(
+        &self,
+        py: Python,
+        prefix: &Bound<PyPrefix>,
+        blocks: Option<&Bound<PyAny>>,
+        kv: Option<&Bound<PyAny>>,
+        k: Option<&Bound<PyAny>>,
+        v: Option<&Bound<PyAny>>,
+        block_ids: Option<&Bound<PyAny>>,
+        layout: &str,
+    ) -> PyResult<PyTicket> {
+        let (prefix, space) = (&prefix.get().prefix, self.usable()?);
+        let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
+        let from = args.resolve(space.layout())?;
+        if from.len() != prefix.len() {
+            let text = format!("blocks: expected {}, found {}", prefix.len(), from.len());
+            return Err(raise("ShapeError", text));
+        }
+        let from = Box::new(Behind { blocks: from, layout: space.layout().clone() });
+        let ticket = py.detach(|| space.put_behind(prefix, from)).map_err(from_store)?;
+        Ok(PyTicket::new(Work::Put(ticket)))
     }
 
     /// `get` in the background: the ticket's result is what `get` returns. The memory is written to
@@ -434,7 +471,10 @@ fn refusal(refused: &Refused) -> &'static str {
 }
 
 /// A `kvist.Stored`.
-fn stored<'py>(py: Python<'py>, results: &[Result<(), Refused>]) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn stored<'py>(
+    py: Python<'py>,
+    results: &[Result<(), Refused>],
+) -> PyResult<Bound<'py, PyAny>> {
     let each = results.iter().map(|r| r.as_ref().map_or_else(refusal, |()| "stored"));
     py.import("kvist._prefix")?.getattr("Stored")?.call1((PyTuple::new(py, each)?,))
 }

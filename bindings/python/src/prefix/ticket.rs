@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::own::Own;
 use super::patience;
-use super::space::restored_object;
+use super::space::{restored_object, stored};
 
 /// Blocks on their way into memory. Dropping it cancels what has not begun.
 #[pyclass(frozen, name = "Ticket", module = "kvist")]
@@ -23,6 +23,8 @@ pub(super) enum Work {
     Prefetch(kvist::Ticket<usize>),
     /// Blocks that come to the caller's.
     Get(kvist::Ticket<kvist::Restored>),
+    /// Blocks that leave it.
+    Put(kvist::Ticket<Vec<Result<(), kvist::Refused>>>),
 }
 
 /// What is called when the work is done; they hold no lock of the store then.
@@ -65,11 +67,12 @@ impl PyTicket {
         Ok(match self.inner.get()? {
             Work::Prefetch(ticket) => ticket.is_done(),
             Work::Get(ticket) => ticket.is_done(),
+            Work::Put(ticket) => ticket.is_done(),
         })
     }
 
     /// The result once it is known: of `prefetch`, how many leading blocks are in memory; of
-    /// `get_behind`, a `Restored`. `None` if it is not known in time, or the work was given up.
+    /// `get_behind`, a `Restored`; of `put_behind`, a `Stored`. `None` if it is not known in time, or the work was given up.
     #[pyo3(signature = (timeout=None))]
     fn wait<'py>(
         &self,
@@ -86,6 +89,10 @@ impl PyTicket {
                 let restored = py.detach(|| ticket.wait_for(timeout));
                 restored.map(|restored| restored_object(py, restored)).transpose()
             }
+            Work::Put(ticket) => {
+                let results = py.detach(|| ticket.wait_for(timeout));
+                results.map(|results| stored(py, &results)).transpose()
+            }
         }
     }
 
@@ -94,6 +101,7 @@ impl PyTicket {
         match self.inner.get()? {
             Work::Prefetch(ticket) => ticket.cancel(),
             Work::Get(ticket) => ticket.cancel(),
+            Work::Put(ticket) => ticket.cancel(),
         }
         Ok(())
     }
@@ -107,6 +115,7 @@ impl PyTicket {
         let under_way = match work {
             Work::Prefetch(ticket) => ticket.when_done(waker),
             Work::Get(ticket) => ticket.when_done(waker),
+            Work::Put(ticket) => ticket.when_done(waker),
         };
         if !under_way {
             callbacks.call(py);

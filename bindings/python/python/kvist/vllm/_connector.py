@@ -20,10 +20,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from .._errors import KvistError
-from . import _compat, _engine
+from . import _compat, _engine, _plugin
 from ._config import Config
 from ._meta import Hello, StepMeta, WorkerMeta
 from ._scheduler import Scheduler
+from ._stats import KvistPromMetrics, KvistStats
 from ._worker import Worker
 
 log = logging.getLogger("vllm.kvist")
@@ -61,6 +62,7 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         _compat.check(KVConnectorBase_V1, vllm.__version__)
         self._config = Config.of(self._kv_transfer_config.kv_connector_extra_config)
+        self._reports = _plugin.registered()
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -143,6 +145,26 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
     @_guarded(lambda: None)
     def build_connector_worker_meta(self) -> Any:
         return self._worker.report() if self._worker is not None else None
+
+    @_guarded(lambda: None)
+    def get_kv_connector_stats(self) -> Any:
+        if self._worker is None or not self._worker.counts or not self._reports:
+            return None
+        return KvistStats(data=self._worker.take_counts())
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
+        return KvistStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> Any:
+        return KvistPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     # --- Scheduler ----------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ class Hello:
     secret: bytes = field(repr=False)
     layout: str
     """What the engine's blocks were found to look like."""
+    changes: list[Change] = field(default_factory=list, repr=False)
+    """Every block that it has."""
     off: str | None = None
     """Why nothing is stored or loaded, if that is so."""
 

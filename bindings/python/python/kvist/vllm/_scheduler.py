@@ -67,6 +67,7 @@ class Scheduler:
         if hello.rank in self._hellos or self.off is not None:
             return
         self._hellos[hello.rank] = hello
+        self.index.apply(hello.rank, True, hello.changes)
         if hello.off is not None:
             self.switch_off(hello.off)
         elif any(hello.space != other.space for other in self._hellos.values()):
@@ -95,11 +96,12 @@ class Scheduler:
                 state.phase = "failed" if name in failed else "loaded"
 
     def _lost(self, name: str, blocks: int) -> None:
-        """A load ended after so many blocks: the next one is not there, whatever the index says."""
+        """A load ended after so many blocks: the next one is not there, whatever the index says, and
+        those behind it are of no use. All will be computed, and stored unless they are there."""
         state = self._requests.get(name)
         if state is not None and state.keys is not None:
             first = state.matched // self._block + blocks
-            self.index.forget(state.keys[first : first + 1])
+            self.index.forget(state.keys[first:])
             state.stored = min(state.stored, first)
 
     @property

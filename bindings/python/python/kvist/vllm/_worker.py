@@ -9,7 +9,8 @@ loaded is said to be so, what cannot be stored is counted.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ from ._config import Config
 from ._meta import Blocks, Hello, Part, StepMeta, WorkerMeta
 
 log = logging.getLogger("vllm.kvist")
+
+DAMAGE = (
+    "checksum", "codec", "decrypt", "gone", "io", "key_mismatch", "layout_mismatch",
+    "model_mismatch", "torn", "version",
+)  # fmt: skip
+"""Why a block that is there cannot be read, now or later."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Worker:
         self._store: PrefixStore | None = None
         self._engine: Engine | None = None
         self._spaces: dict[bytes, Space] = {}
-        self._loading: dict[str, tuple[Ticket[Restored] | None, int]] = {}
+        self._loading: dict[str, tuple[Ticket[Restored] | None, Blocks, float]] = {}
+        self._own_bytes = 0
         self._hello: Hello | None = None
         self._said_hello = False
         self._failed: dict[str, int] = {}
@@ -65,8 +73,8 @@ class Worker:
         self._said_off = False
         # For what is no tenant's: a store of several tenants wants a salt for every space.
         self._no_tenant = b"kvist" if config.multi_tenant else b""
-        self.counts: Counter[str] = Counter()
-        """What was done since somebody asked last."""
+        self.counts: defaultdict[str, float] = defaultdict(float)
+        """What was done since the last `take_counts`: see `_stats.TOTALS` and `_stats.REASONS`."""
 
     # --- Start and end ---------------------------------------------------------------------
 
@@ -92,7 +100,7 @@ class Worker:
         """The engine's tensors are there."""
         assert self._store is not None
         self._engine = engine
-        self._space(self._no_tenant)
+        self._own_bytes = self._space(self._no_tenant).block_bytes
         self._hello = self._greeting(engine.space, engine.block_bytes, engine.layout)
 
     def refuse(self, why: str) -> None:
@@ -109,7 +117,10 @@ class Worker:
         assert self._store is not None
         secret = self._store.key_secret
         place = self._place
-        return Hello(place.rank, place.world, space, block_bytes, secret, layout, self._off)
+        changes = [] if self._off is not None else self._store.changes()[1]
+        return Hello(
+            place.rank, place.world, space, block_bytes, secret, layout, changes, self._off
+        )
 
     @property
     def hello(self) -> Hello | None:
@@ -127,7 +138,8 @@ class Worker:
     def load(self, meta: StepMeta) -> None:
         """Starts the step's loads."""
         for blocks in meta.loads:
-            self._loading[blocks.request] = self._start(blocks), len(blocks.keys)
+            started = time.monotonic()
+            self._loading[blocks.request] = self._start(blocks), blocks, started
 
     def _start(self, blocks: Blocks) -> Ticket[Restored] | None:
         try:
@@ -153,6 +165,7 @@ class Worker:
     def _put(self, blocks: Blocks) -> None:
         if self._off is not None or self._engine is None or 0 in blocks.ids:
             return
+        started = time.monotonic()
         try:
             space, prefix = self._prefix(blocks)
             stored = space.put(prefix, 0, block_ids=blocks.ids, **self._engine.tensors)
@@ -163,7 +176,8 @@ class Worker:
             key for key, each in zip(blocks.keys, stored.each, strict=True) if each == "present"
         ]
         self.counts["stored_blocks"] += stored.blocks
-        self.counts["stored_bytes"] += stored.blocks * space.block_bytes
+        self.counts["store_bytes"] += stored.blocks * space.block_bytes
+        self.counts["store_time"] += time.monotonic() - started
         for reason, count in stored.refused.items():
             self.counts[f"refused_{reason}"] += count
 
@@ -172,26 +186,37 @@ class Worker:
         come: the engine computes these itself."""
         received: set[str] = set()
         failed: set[str] = set()
-        for name, (ticket, wanted) in list(self._loading.items()):
+        for name, (ticket, wanted, started) in list(self._loading.items()):
             if ticket is not None and not ticket.done:
                 continue
             del self._loading[name]
             received.add(name)
             restored = ticket.wait(0) if ticket is not None else None
             blocks = restored.blocks if restored is not None else 0
-            self._count(restored, wanted)
-            if blocks < wanted:
+            self.counts["load_time"] += time.monotonic() - started
+            self._count(restored, len(wanted.keys))
+            if blocks < len(wanted.keys):
                 failed.add(name)
                 self._failed[name] = blocks
+                self._doubt(restored, wanted)
         return received, failed
+
+    def _doubt(self, restored: Restored | None, wanted: Blocks) -> None:
+        """A damaged block is seldom alone: those behind it leave too. The engine is about to compute
+        them all, and they are stored anew."""
+        if restored is None or restored.miss is None or restored.miss.reason not in DAMAGE:
+            return
+        try:
+            self._space(wanted.salt).evict(wanted.keys[restored.blocks :])
+        except Exception as e:
+            self._trouble("evict", e)
 
     def _count(self, restored: Restored | None, wanted: int) -> None:
         blocks = restored.blocks if restored is not None else 0
         self.counts["loads"] += 1
         self.counts["loaded_blocks"] += blocks
         self.counts["loaded_from_disk"] += restored.from_disk if restored is not None else 0
-        if self._engine is not None and self._store is not None and self._spaces:
-            self.counts["loaded_bytes"] += blocks * next(iter(self._spaces.values())).block_bytes
+        self.counts["load_bytes"] += blocks * self._own_bytes
         if blocks < wanted:
             miss = restored.miss if restored is not None else None
             reason = miss.reason if miss is not None else "given_up"
@@ -214,6 +239,11 @@ class Worker:
         part.failed, self._failed, self._present = self._failed, {}, []
         said = part.hello or part.off or part.reset or part.changes or part.failed
         return WorkerMeta([part]) if said else None
+
+    def take_counts(self) -> dict[str, float]:
+        """What was done since the last call."""
+        counts, self.counts = dict(self.counts), defaultdict(float)
+        return counts
 
     # --- Helpers --------------------------------------------------------------------------------
 

@@ -1,0 +1,215 @@
+"""A secondary tier below vLLM's own CPU tier: host memory, compressed, and disk.
+
+vllm serve MODEL --kv-transfer-config '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both",
+    "kv_connector_extra_config": {"spec_name": "TieringOffloadingSpec", "cpu_bytes_to_use": 8000000000,
+        "secondary_tiers": [{"type": "KvistTier", "module_path": "kvist.vllm.tier",
+            "disk_dir": "/var/cache/kvist", "disk_bytes": "100GiB"}]}}'
+
+vLLM moves KV between the device and its CPU tier; kvist moves it on from there. A chunk of that tier is
+a row of bytes in vLLM's layout, so blocks are opaque here, and vLLM's own chained hash is all that is
+known of their content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import vllm
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    Medium,
+    OffloadKey,
+    ReqContext,
+    RequestOffloadingContext,
+)
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
+
+from .._errors import KvistError, UnsupportedError
+from .._kvist import Prefix, PrefixStore, Space, Ticket
+from . import _identity as identity
+from ._config import Config
+
+KEY_BYTES = 32 + 4
+"""Of vLLM's keys: a block hash and the group's number. Shorter hashes are not taken for content."""
+
+
+@dataclass
+class _Job:
+    """A job under way."""
+
+    load: bool
+    keys: list[OffloadKey]
+    ticket: Ticket[Any] | None
+    started: float
+
+
+class KvistTier(SecondaryTierManager):  # type: ignore[misc]
+    """kvist's store as a secondary tier. All calls come from the scheduler's thread, and none waits for a
+    disk or copies a chunk: that happens on a thread of the store.
+
+    Takes the keys of the connector's configuration that concern the store (docs/vllm.md). Raises
+    `OptionError` or `StoreError` when it cannot be used: the engine does not start.
+    """
+
+    medium: ClassVar[Medium] = Medium.STORAGE
+
+    def __init__(
+        self,
+        offloading_spec: Any,
+        primary_kv_view: memoryview,
+        tier_type: str,
+        backpressure_detector: Any = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
+        self.locality = settings.pop("locality", None)
+        config = Config.of(settings)
+        if config.multi_tenant:
+            raise UnsupportedError(
+                "multi_tenant: expected false, since a tier knows only hashes and not whose they "
+                "are; use KvistConnector"
+            )
+        self._rows = np.asarray(primary_kv_view).view(np.uint8)
+        disk = None if config.disk_dir is None else (config.disk_dir, config.disk_bytes)
+        self._store = PrefixStore(
+            config.host_bytes,
+            disk,
+            verify_host=config.verify == "always",
+            key_secret=config.key_secret_file,
+            deadline=config.disk_deadline,
+            required=config.disk_required,
+        )
+        self._space = self._open_space(config, offloading_spec)
+        self._jobs: dict[int, _Job] = {}
+        self._done: list[JobResult] = []
+        self._gone: set[OffloadKey] = set()
+        """Keys whose load failed, until they are stored again."""
+
+    def _open_space(self, config: Config, spec: Any) -> Space:
+        """Rows of bytes: two engines meet only if everything that their bytes depend on is equal."""
+        c = spec.config
+        model = config.model or identity.weights_digest(c.model.name, None)
+        fields = [
+            "vllm-tier",
+            vllm.__version__,
+            c.model.dtype,
+            str(c.cache),
+            str([(group.tokens_per_block, group.layer_names) for group in c.groups]),
+            str(c.parallel),
+            str(self._rows.shape[1]),
+            _kernels(),
+            config.namespace_extra,
+        ]
+        kind = hashlib.sha256(identity.frame(field.encode() for field in fields)).digest()
+        tokens = max(16, c.groups[0].tokens_per_block * c.cache.blocks_per_chunk)
+        if self._rows.shape[1] % tokens:
+            tokens = 16
+        return self._store.space(
+            model=model,
+            layers=1,
+            kv_heads=1,
+            head_dim=self._rows.shape[1] // tokens,
+            value_dim=0,
+            dtype="u8",
+            block_tokens=tokens,
+            attention="mla",
+            extra=kind,
+            codec=config.codec_disk,
+        )
+
+    # --- What the engine asks -----------------------------------------------------------------
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if key in self._gone or len(key) < KEY_BYTES:
+            return LookupResult.MISS
+        try:
+            there = self._space.contains(self._prefix([key]))
+        except KvistError:
+            return LookupResult.MISS  # The store was closed.
+        return LookupResult.HIT if there else LookupResult.MISS
+
+    def submit_store(self, job_metadata: TransferJob) -> None:
+        self._submit(job_metadata, load=False)
+
+    def submit_load(self, job_metadata: TransferJob) -> None:
+        self._submit(job_metadata, load=True)
+
+    def _submit(self, job: TransferJob, load: bool) -> None:
+        keys, rows = list(job.keys), [int(row) for row in job.chunk_ids]
+        ticket: Ticket[Any] | None = None
+        if all(len(key) >= KEY_BYTES for key in keys):
+            try:
+                prefix, blocks = self._prefix(keys), [self._rows[row] for row in rows]
+                if load:
+                    ticket = self._space.get_behind(prefix, 0, blocks)
+                else:
+                    ticket = self._space.put_behind(prefix, blocks)
+            except KvistError:
+                ticket = None  # The store was closed: the job fails, and is said to have.
+        self._jobs[job.job_id] = _Job(load, keys, ticket, time.monotonic())
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        for job_id, job in list(self._jobs.items()):
+            if job.ticket is None or job.ticket.done:
+                del self._jobs[job_id]
+                self._done.append(self._result(job_id, job))
+        done, self._done = self._done, []
+        return done
+
+    def _result(self, job_id: int, job: _Job) -> JobResult:
+        result = job.ticket.wait(0) if job.ticket is not None else None
+        blocks = result.blocks if result is not None else 0
+        good = job.keys[:blocks]
+        if job.load:
+            self._gone.update(job.keys[blocks : blocks + 1])
+            # Later ones were not read; whether they are there is seen when they are asked for.
+        elif result is not None:
+            kept = zip(job.keys, result.each, strict=True)
+            good = [key for key, each in kept if each in ("stored", "present")]
+            self._gone.difference_update(good)
+        return JobResult(
+            job_id,
+            success=len(good) == len(job.keys),
+            successful_keys=good if job.load else None,
+            transfer_time=time.monotonic() - job.started,
+            transfer_bytes=len(good) * self._rows.shape[1],
+        )
+
+    def has_pending_work(self) -> bool:
+        return bool(self._jobs)
+
+    def drain_jobs(self) -> None:
+        for job in self._jobs.values():
+            if job.ticket is not None:
+                job.ticket.wait()
+        self._done += list(self.get_finished_jobs())
+
+    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        return None  # Reading a block makes it recent.
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return RequestOffloadingContext()
+
+    def shutdown(self) -> None:
+        self.drain_jobs()
+        self._store.close()
+
+    def _prefix(self, keys: list[OffloadKey]) -> Prefix:
+        """The engine's hash in full, and the group."""
+        return self._space.prefix_of_hashes(keys)
+
+
+def _kernels() -> str:
+    """Which kernels permute the blocks: those of a CPU differ between machines."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return "device"
+    import torch
+
+    return f"amx={torch.cpu._is_amx_tile_supported()} avx512={torch.cpu._is_avx512_supported()}"
