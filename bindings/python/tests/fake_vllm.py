@@ -1,5 +1,6 @@
 """A scheduler and a worker of no engine: just enough of vLLM's objects for the two halves of the connector."""
 
+import hashlib
 from types import SimpleNamespace
 
 import torch
@@ -27,7 +28,15 @@ def request(name, tokens, prompt=None, salt=None, lora=None, features=None):
         lora_request=lora,
         mm_features=features,
         prompt_embeds=None,
+        block_hashes=[
+            hashed(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)
+        ],
     )
+
+
+def hashed(tokens):
+    """The engine's hash of a block, over all tokens up to its end."""
+    return hashlib.sha256(repr(list(tokens)).encode()).digest()
 
 
 def image(identifier, offset, length):
@@ -38,12 +47,12 @@ def image(identifier, offset, length):
 class Fake:
     """An engine with `blocks` blocks of memory, which plays steps."""
 
-    def __init__(self, blocks=64, settings=None, place=None):
+    def __init__(self, blocks=64, settings=None, place=None, events=None):
         settings = settings or config()
         self.memory = [
             torch.randn(blocks, HEADS, BLOCK, 2 * DIM).to(torch.bfloat16) for _ in range(LAYERS)
         ]
-        self.scheduler = Scheduler(settings, 1 if place is None else place.world)
+        self.scheduler = Scheduler(settings, 1 if place is None else place.world, events)
         self.worker = Worker(settings, place or Place())
         self.worker.open()
         self.worker.register(engine_of(self.memory))

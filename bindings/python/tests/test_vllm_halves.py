@@ -218,6 +218,71 @@ def test_resetting_forgets_every_block(fake):
     assert fake.scheduler.matched(request("b", TOKENS), 0) == 0
 
 
+def announced(live, events):
+    """Follows events as a router does: blocks by medium."""
+    for event in events:
+        place = (event.name.hash, event.tier)
+        assert (place in live) != event.stored, "said twice, or of what was never said"
+        live.add(place) if event.stored else live.discard(place)
+
+
+def test_routers_follow_what_is_there(tmp_path):
+    """I9: after many random steps, resets and restarts, what was announced is what the store has."""
+    import random
+
+    from kvist.vllm._events import Events
+
+    draw, live = random.Random(3), set()
+    settings = config(
+        host_bytes="150KiB",
+        disk_dir=str(tmp_path / "store"),
+        disk_bytes="3MiB",
+        **{"codec.disk": "raw"},
+    )
+
+    def start():
+        live.clear()  # A router forgets an engine that went.
+        fake = Fake(settings=settings, events=Events(BLOCK, BLOCK))
+        fake.scheduler.greet(fake.worker.hello)
+        return fake
+
+    def check(fake):
+        fake.worker._store.flush(60)
+        fake.play()
+        announced(live, fake.scheduler._events.take())
+        stats = fake.worker._store.stats()
+        names = fake.scheduler._events._names
+        there = {tier: fake.scheduler._events._live[tier] for tier in ("host", "disk")}
+        assert len(there["host"]) == stats.host_blocks and len(there["disk"]) == stats.disk.records
+        want = {(names[key].hash, tier) for tier in there for key in there[tier] if key in names}
+        assert live == want
+
+    fake = start()
+    for i in range(2_000):
+        # Some come again and again, others make the disk's oldest leave.
+        first = draw.choice([draw.randrange(25), 100 + i]) * 1000
+        tokens = list(range(first, first + 2 * BLOCK + 1))
+        r = request(str(i), tokens)
+        if fake.scheduler.matched(r, 0):
+            fake.load(r, [4, 5, 6])
+        else:
+            fake.tables[r.request_id] = [1, 2, 3]
+            fake.play(new=[(r, 0, len(tokens))])
+        fake.scheduler.finished(r)
+        announced(live, fake.scheduler._events.take())
+        chance = draw.random()
+        if chance < 0.01:
+            fake.scheduler.reset()
+            fake.play()
+        elif chance < 0.015:
+            fake.worker.close()
+            fake = start()
+        elif chance < 0.05:
+            check(fake)
+    check(fake)
+    fake.worker.close()
+
+
 def test_short_prompts_are_left_alone():
     fake = Fake(settings=config(**{"admit.min_tokens": 3 * BLOCK}))
     fake.greet()

@@ -127,9 +127,13 @@ def test_an_unknown_layout_is_not_guessed():
 
 def test_opaque_blocks_are_their_bytes():
     cache = torch.randn(5, 3, 32, 128).to(torch.bfloat16)
-    view = _layout.opaque(cache)
-    assert view.shape == (5, 32, 3 * 128 * 2)
-    assert torch.equal(view[4].flatten(), cache[4].flatten().view(torch.uint8))
+    k, v = _layout.opaque(cache)
+    assert k.shape == v.shape == (5, 1, 32, 3 * 128)
+    both = torch.cat([k[4].flatten(), v[4].flatten()])
+    assert torch.equal(both, cache[4].flatten().view(torch.uint8))
+    assert _layout.as_bytes(16 * 2 * 4096, 16) == (8, 512)
+    with pytest.raises(kvist.OptionError, match="17"):
+        _layout.as_bytes(17, 16)
     heads_inside = torch.randn(5, 32, 3, 128).to(torch.bfloat16).transpose(1, 2)
     assert _layout.opaque(heads_inside) is not None
     assert _layout.opaque(torch.randn(3, 5, 32, 128).transpose(0, 1)) is None

@@ -136,6 +136,30 @@ class Play:
 
         return getattr(faults, kind)(self)
 
+    def listen(self):
+        """Keeps every batch of KV events that the engine publishes."""
+        publisher = self.llm.llm_engine.engine_core.engine_core.scheduler.kv_event_publisher
+        publish, self.batches = publisher.publish, []
+
+        def keep(batch):
+            self.batches.append(batch)
+            publish(batch)
+
+        publisher.publish = keep
+
+    def events(self):
+        """Published events so far, as a subscriber decodes them: kind, medium, hashes, parent."""
+        import msgspec
+
+        said = []
+        for batch in self.batches:
+            for event in msgspec.msgpack.decode(msgspec.msgpack.encode(batch))[1]:
+                hashes = [str(name) for name in event.get("block_hashes", [])]
+                parent = event.get("parent_block_hash")
+                parent = None if parent is None else str(parent)
+                said.append([event["type"], event.get("medium"), hashes, parent])
+        return said
+
     def calls(self):
         import faults
 

@@ -96,6 +96,58 @@ play.llm.llm_engine.engine_core.shutdown()
     assert torch.equal(got["v"], cache.layers[0].values[0, :, :n])
 
 
+def test_events_name_blocks_as_the_engine_does(tmp_path):
+    """3.8: what comes to memory and disk, and what leaves memory, in the engine's hashes."""
+    config = transfer(disk_dir=str(tmp_path / "store"), disk_bytes="512MiB")
+    *_, events = run(
+        ["listen"], ["generate", [LONG]], ["flush"], ["generate", ["Go on."]],
+        ["damage", "forget_memory"], ["generate", ["And on."]], ["events"],
+        config=config, kv_events_config={"enable_kv_cache_events": True, "publisher": "null"},
+    )["steps"]  # fmt: skip
+
+    def hashes(kind, medium):
+        return [h for k, m, names, _ in events if (k, m) == (kind, medium) for h in names]
+
+    engine = hashes("BlockStored", "GPU")
+    assert len(engine) >= 5
+    assert hashes("BlockStored", "CPU") == hashes("BlockStored", "STORAGE") == engine
+    assert hashes("BlockRemoved", "CPU") == engine and not hashes("BlockRemoved", "STORAGE")
+    parents = [
+        parent for kind, medium, _, parent in events if (kind, medium) == ("BlockStored", "CPU")
+    ]
+    assert parents == [None, *engine[:-1]]
+
+
+def test_counters_add_up_and_reach_prometheus():
+    """3.9: sums over workers and intervals, one counter for every reason."""
+    from kvist.vllm._stats import KvistStats
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+    stats = KvistConnector.build_kv_connector_stats()
+    assert stats.is_empty()
+    one = KvistStats(data={"loads": 1, "load_bytes": 10, "failed_checksum": 1})
+    total = stats.aggregate(one).aggregate(one)
+    assert total.data == {"loads": 2, "load_bytes": 20, "failed_checksum": 2}
+    assert total.reduce() == {
+        "kvist failed_checksum": 2,
+        "kvist load_bytes": 20,
+        "kvist loads": 2,
+    }
+    registry = CollectorRegistry()
+    types = {
+        Gauge: Gauge,
+        Counter: lambda **options: Counter(**options, registry=registry),
+        Histogram: Histogram,
+    }
+    config = type("Config", (), {"kv_transfer_config": None})()
+    prom = KvistConnector.build_prom_metrics(config, types, ["engine"], {0: ["e0"]})
+    prom.observe(total.data)
+    prom.observe(total.data)
+    text = generate_latest(registry).decode()
+    assert 'kvist:loads_total{engine="e0"} 4.0' in text
+    assert 'kvist:failed_total{engine="e0",reason="checksum"} 4.0' in text
+
+
 def recorded(*steps, **options):
     config = transfer()
     config["kv_connector"] = "RecordingConnector"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def _verify(key: str, value: Any) -> str:
     return str(value)
 
 
-_READ = {
+_READ: dict[str, Callable[[str, Any], Any]] = {
     "host_bytes": _size,
     "disk_dir": _path,
     "disk_bytes": _size,

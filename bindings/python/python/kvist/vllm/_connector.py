@@ -22,6 +22,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from .._errors import KvistError
 from . import _compat, _engine, _plugin
 from ._config import Config
+from ._events import Events
 from ._meta import Hello, StepMeta, WorkerMeta
 from ._scheduler import Scheduler
 from ._stats import KvistPromMetrics, KvistStats
@@ -63,10 +64,13 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
         _compat.check(KVConnectorBase_V1, vllm.__version__)
         self._config = Config.of(self._kv_transfer_config.kv_connector_extra_config)
         self._reports = _plugin.registered()
+        self._events: Events | None = None
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = Scheduler(self._config, vllm_config.parallel_config.world_size)
+            self._events = _engine.events(vllm_config, kv_cache_config)
+            world = vllm_config.parallel_config.world_size
+            self._scheduler = Scheduler(self._config, world, self._events)
             if self._kv_transfer_config.kv_load_failure_policy != "recompute":
                 log.warning(
                     'kvist: kv_load_failure_policy is "fail": a request whose blocks cannot be '
@@ -225,8 +229,9 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, [])
 
+    @_guarded(tuple)
     def take_events(self) -> Iterable[Any]:
-        return ()
+        return [_engine.announced(event) for event in self._events.take()] if self._events else ()
 
     def reset_cache(self) -> bool | None:
         return self._scheduler.reset() if self._scheduler is not None else None

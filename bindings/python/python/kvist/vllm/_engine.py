@@ -9,6 +9,7 @@ import torch
 from . import _identity as identity
 from . import _layout
 from ._config import Config
+from ._events import Event, Events
 from ._worker import Engine, Place
 
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -88,6 +89,39 @@ def describe(
     return Engine(space, {"head_range": own}, size, name, put)
 
 
+def events(vllm_config: Any, kv_cache_config: Any) -> Events | None:
+    """Where to note what routers want to know; none if the engine publishes no events."""
+    config = vllm_config.kv_events_config
+    if config is None or not config.enable_kv_cache_events:
+        return None
+    if refusal(vllm_config, kv_cache_config) is not None:
+        return None
+    tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+    return Events(tokens, kv_cache_config.hash_block_size or tokens)
+
+
+def announced(event: Event) -> Any:
+    """An event as vLLM publishes it."""
+    from vllm.distributed.kv_events import BlockRemoved, BlockStored
+    from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
+
+    name, medium = event.name, {"host": "CPU", "disk": "STORAGE"}[event.tier]
+    block = maybe_convert_block_hash(name.hash)
+    if not event.stored:
+        return BlockRemoved(block_hashes=[block], medium=medium, group_idx=0)
+    adapter, adapter_name = name.lora or (None, None)
+    return BlockStored(
+        block_hashes=[block],
+        parent_block_hash=None if name.parent is None else maybe_convert_block_hash(name.parent),
+        token_ids=list(name.tokens),
+        block_size=len(name.tokens),
+        lora_id=adapter,
+        medium=medium,
+        lora_name=adapter_name,
+        group_idx=0,
+    )
+
+
 def _opaque(
     config: Config,
     vllm_config: Any,
@@ -98,27 +132,23 @@ def _opaque(
     """Blocks as the engine has them; only an engine of the same kind finds them again."""
     import vllm
 
-    from .._errors import UnsupportedError
-
-    views = [_layout.opaque(tensor) for tensor in tensors]
-    if any(view is None for view in views):
-        raise UnsupportedError("expected blocks that are one run of memory, found others")
+    views = [view for tensor in tensors if (view := _layout.opaque(tensor)) is not None]
+    if len(views) != len(tensors):
+        raise ValueError("expected blocks that are one run of memory, found others")
     parallel = vllm_config.parallel_config
     kind = _layout.describe(
         tensors[0], vllm=vllm.__version__, isa=isa, workers=parallel.world_size, mode="opaque"
     )
-    row = views[0].shape[2] if views[0] is not None else 0
+    _, heads, tokens, dim = views[0][0].shape
     space = {
         **common,
-        "kv_heads": 1,
-        "head_dim": row,
-        "value_dim": 0,
+        "kv_heads": heads,
+        "head_dim": dim,
         "dtype": "u8",
-        "attention": "mla",
         "extra": identity.frame([config.namespace_extra.encode(), kind.encode()]),
     }
-    size = len(tensors) * tensors[0].shape[2] * row
-    return Engine(space, {}, size, "opaque", {"kv": views})
+    put = {"k": [k for k, _ in views], "v": [v for _, v in views], "layout": "hnd"}
+    return Engine(space, {}, len(tensors) * heads * tokens * dim * 2, "opaque", put)
 
 
 def _heads(vllm_config: Any, heads: int) -> tuple[int, tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ._meta import Change
 
@@ -10,16 +10,20 @@ from ._meta import Change
 CHUNK = 64
 _BITS = {"host": 1, "disk": 2}
 
+Watch = Callable[[bytes, str, bool], None]
+"""Told of a key, a tier, and whether the block came to it in every worker, or left it in one."""
+
 
 class Index:
     """Blocks that every one of `world` workers holds, in memory or on disk."""
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int, watch: Watch | None = None) -> None:
         self._where: list[dict[bytes, int]] = [{} for _ in range(world)]
-        self._everywhere: set[bytes] = set()
+        self._usable: set[bytes] = set()
+        self._watch = watch
 
     def __len__(self) -> int:
-        return len(self._everywhere)
+        return len(self._usable)
 
     def keys(self) -> list[bytes]:
         """Every block that some worker holds."""
@@ -29,39 +33,47 @@ class Index:
         """Follows what a worker reports. With `reset`, what it reported before is void."""
         where = self._where[rank]
         if reset:
-            self._everywhere.difference_update(where)
-            where.clear()
+            held = list(where.items())
+            gone = [
+                (key, tier, False) for key, bits in held for tier in _BITS if bits & _BITS[tier]
+            ]
+            self.apply(rank, False, gone)
         for key, tier, arrived in changes:
             bits = where.get(key, 0)
             bits = bits | _BITS[tier] if arrived else bits & ~_BITS[tier]
             if bits:
                 where[key] = bits
-                if all(key in other for other in self._where):
-                    self._everywhere.add(key)
+                self.believe([key])
             else:
                 where.pop(key, None)
-                self._everywhere.discard(key)
+                self._usable.discard(key)
+            if self._watch is not None and (not arrived or self._in(key, tier)):
+                self._watch(key, tier, arrived)
 
-    def forget(self, keys: Iterable[bytes]) -> None:
-        """Takes blocks for missing, whatever was reported."""
-        for key in keys:
-            self._everywhere.discard(key)
-            for where in self._where:
-                where.pop(key, None)
+    def _in(self, key: bytes, tier: str) -> bool:
+        return all(where.get(key, 0) & _BITS[tier] for where in self._where)
+
+    def doubt(self, keys: Iterable[bytes]) -> None:
+        """Takes blocks for missing, whatever was reported, until a worker says otherwise."""
+        self._usable.difference_update(keys)
+
+    def believe(self, keys: Iterable[bytes]) -> None:
+        """Blocks that a worker has seen: usable if all workers hold them."""
+        self._usable.update(key for key in keys if all(key in where for where in self._where))
 
     def has(self, key: bytes) -> bool:
         """Whether every worker holds a block."""
-        return key in self._everywhere
+        return key in self._usable
 
     def leading(self, keys: list[bytes], start: int, stop: int) -> int:
         """How many of `keys[start:stop]` there are before the first that is missing."""
         at = start
-        while at < stop and self._everywhere.issuperset(keys[at : min(at + CHUNK, stop)]):
+        while at < stop and self._usable.issuperset(keys[at : min(at + CHUNK, stop)]):
             at = min(at + CHUNK, stop)
-        while at < stop and keys[at] in self._everywhere:
+        while at < stop and keys[at] in self._usable:
             at += 1
         return at - start
 
     def in_memory(self, key: bytes) -> bool:
         """Whether every worker holds a block in memory."""
-        return all(where.get(key, 0) & _BITS["host"] for where in self._where)
+        return self._in(key, "host")

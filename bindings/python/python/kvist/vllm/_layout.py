@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .._errors import OptionError
+
 Views = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -85,11 +87,10 @@ def detect(cache: torch.Tensor, write: Writer) -> str | None:
     size = sum((n - 1) * s for n, s in zip(shape, cache.stride(), strict=True)) + 1
     scratch = torch.zeros(size, dtype=cache.dtype).as_strided(shape, cache.stride())
     generator = torch.Generator().manual_seed(0)
-    draw = [
-        torch.randn(2 * tokens, heads, dim, generator=generator).to(cache.dtype) for _ in range(2)
-    ]
-    write(*draw, scratch, torch.arange(2 * tokens))
-    wanted = [x.unflatten(0, (2, tokens)).transpose(1, 2) for x in draw]
+    rows_of = (2 * tokens, heads, dim)
+    k, v = (torch.randn(rows_of, generator=generator).to(cache.dtype) for _ in range(2))
+    write(k, v, scratch, torch.arange(2 * tokens))
+    wanted = [x.unflatten(0, (2, tokens)).transpose(1, 2) for x in (k, v)]
     for name, views in LAYOUTS.items():
         if suits(name, cache) and all(
             torch.equal(rows(view), want) for view, want in zip(views(scratch), wanted, strict=True)
@@ -98,17 +99,34 @@ def detect(cache: torch.Tensor, write: Writer) -> str | None:
     return None
 
 
-def opaque(cache: torch.Tensor) -> torch.Tensor | None:
-    """A layer's blocks as bytes `[blocks, tokens, bytes of a token]`; none if a block is not one run."""
-    inner = sorted(zip(cache.stride()[1:], cache.shape[1:], strict=True))
+DIM_MAX = 512
+"""Of a store's blocks, in elements."""
+
+
+def as_bytes(size: int, tokens: int) -> tuple[int, int]:
+    """KV heads and head dimension of a block of `tokens` tokens, of bytes, that takes `size` bytes."""
+    row = size // tokens // 2
+    if row * tokens * 2 != size or row == 0:
+        raise OptionError(
+            f"expected an even number of bytes for each of {tokens} tokens, found {size}"
+        )
+    dim = max(d for d in range(1, min(row, DIM_MAX) + 1) if row % d == 0)
+    return row // dim, dim
+
+
+def opaque(cache: torch.Tensor) -> Views | None:
+    """A layer's blocks as bytes, in the shape of K and V: the halves of each block, whatever they hold.
+    None if a block is not one run of memory."""
     run = 1
-    for stride, count in inner:
+    for stride, count in sorted(zip(cache.stride()[1:], cache.shape[1:], strict=True)):
         if stride != run:
             return None
         run *= count
     blocks, tokens = cache.shape[0], cache.shape[2]
     flat = cache.as_strided((blocks, run), (cache.stride(0), 1)).view(torch.uint8)
-    return flat.unflatten(1, (tokens, -1))
+    heads, dim = as_bytes(flat.shape[1], tokens)
+    k, v = flat.unflatten(1, (2, heads, tokens, dim)).unbind(1)
+    return k, v
 
 
 def describe(cache: torch.Tensor, **more: Any) -> str:

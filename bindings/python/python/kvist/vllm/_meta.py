@@ -60,6 +60,8 @@ class Part:
     hello: Hello | None = None
     reset: bool = False
     changes: list[Change] = field(default_factory=list)
+    present: list[bytes] = field(default_factory=list)
+    """Blocks that were to be stored and were there already."""
     failed: dict[str, int] = field(default_factory=dict)
     """Requests whose load failed, and how many of its leading blocks came."""
     off: str | None = None

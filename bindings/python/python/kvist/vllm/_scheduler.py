@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._config import Config
+from ._events import Events
 from ._index import Index
 from ._keys import Keys
 from ._meta import Blocks, Hello, StepMeta, WorkerMeta
@@ -48,10 +49,11 @@ class State:
 class Scheduler:
     """Decides for all requests of an engine."""
 
-    def __init__(self, config: Config, world: int) -> None:
+    def __init__(self, config: Config, world: int, events: Events | None = None) -> None:
         self._config = config
         self._world = world
-        self.index = Index(world)
+        self.index = Index(world, None if events is None else events.follow)
+        self._events = events
         self._hellos: dict[int, Hello] = {}
         self._keys: Keys | None = None
         self.off: str | None = None
@@ -89,6 +91,7 @@ class Scheduler:
             if part.off is not None:
                 self.switch_off(part.off)
             self.index.apply(part.rank, part.reset, part.changes)
+            self.index.believe(part.present)
             for name, blocks in part.failed.items():
                 self._lost(name, blocks)
         for name in received:
@@ -101,7 +104,7 @@ class Scheduler:
         state = self._requests.get(name)
         if state is not None and state.keys is not None:
             first = state.matched // self._block + blocks
-            self.index.forget(state.keys[first:])
+            self.index.doubt(state.keys[first:])
             state.stored = min(state.stored, first)
 
     @property
@@ -143,6 +146,8 @@ class Scheduler:
         load = Blocks(
             request.request_id, self._salt(request), keys, list(ids[first : first + count])
         )
+        if self._events is not None:
+            self._events.name(request, keys, first)
         near = sum(map(self.index.in_memory, keys)) * self._block
         state.sources = {"host": near, "disk": tokens - near}
         state.phase, state.stored = "loading", max(state.stored, first + count)
@@ -187,6 +192,8 @@ class Scheduler:
         (ids, *_) = output.kv_connector_block_state.resolve_block_ids(name)
         full = min(full, len(keys), len(ids))
         new = [i for i in range(state.stored, full) if not self.index.has(keys[i])]
+        if self._events is not None:
+            self._events.name(request, keys[state.stored : full], state.stored)
         state.phase, state.stored = "storing", full
         if new:
             chosen = [keys[i] for i in new], [ids[i] for i in new]
@@ -199,7 +206,7 @@ class Scheduler:
     def reset(self) -> bool:
         """Has the workers forget every block; whether there are workers."""
         keys = self.index.keys()
-        self.index.forget(keys)
+        self.index.doubt(keys)
         self._evict += keys
         for state in self._requests.values():
             state.stored = 0

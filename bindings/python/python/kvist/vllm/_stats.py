@@ -28,11 +28,11 @@ REASONS = {
 """Counters of which a name follows, such as `failed_checksum`."""
 
 
-class KvistStats(KVConnectorStats):  # type: ignore[misc]
+class KvistStats(KVConnectorStats):
     """Sums, so that workers and intervals add up."""
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KvistStats:
         total = Counter(self.data)
@@ -46,7 +46,7 @@ class KvistStats(KVConnectorStats):  # type: ignore[misc]
         return not self.data
 
 
-class KvistPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+class KvistPromMetrics(KVConnectorPromMetrics):
     """`kvist:*` counters with the engine's labels."""
 
     def __init__(

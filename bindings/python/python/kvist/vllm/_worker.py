@@ -235,9 +235,9 @@ class Worker:
                 part.reset, part.changes = self._store.changes()
             except KvistError as e:
                 self._trouble("list", e)
-        part.changes += [(key, "host", True) for key in self._present]
-        part.failed, self._failed, self._present = self._failed, {}, []
-        said = part.hello or part.off or part.reset or part.changes or part.failed
+        part.failed, self._failed = self._failed, {}
+        part.present, self._present = self._present, []
+        said = part.hello or part.off or part.reset or part.changes or part.present or part.failed
         return WorkerMeta([part]) if said else None
 
     def take_counts(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 
-class CpuTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
+class CpuTieringSpec(TieringOffloadingSpec):
     """`TieringOffloadingSpec` with a copy engine for memory that the CPU sees. One block a chunk."""
 
     def get_worker(self, kv_caches: Any) -> OffloadingWorker:
@@ -36,7 +36,7 @@ class CpuTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
         return _CopyWorker(region, kv_caches)
 
 
-class _CopyWorker(OffloadingWorker):  # type: ignore[misc]
+class _CopyWorker(OffloadingWorker):
     """Copies when it is asked to: row `c` of the region is chunk `c`, its layers one after the other."""
 
     def __init__(self, region: SharedOffloadRegion, kv_caches: Any) -> None:

@@ -32,10 +32,14 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, Tra
 from .._errors import KvistError, UnsupportedError
 from .._kvist import Prefix, PrefixStore, Space, Ticket
 from . import _identity as identity
+from . import _layout
 from ._config import Config
 
 KEY_BYTES = 32 + 4
 """Of vLLM's keys: a block hash and the group's number. Shorter hashes are not taken for content."""
+
+TOKENS = 16
+"""Of a row, for the shape of a store's blocks; a row is bytes, and has no tokens."""
 
 
 @dataclass
@@ -48,7 +52,7 @@ class _Job:
     started: float
 
 
-class KvistTier(SecondaryTierManager):  # type: ignore[misc]
+class KvistTier(SecondaryTierManager):
     """kvist's store as a secondary tier. All calls come from the scheduler's thread, and none waits for a
     disk or copies a chunk: that happens on a thread of the store.
 
@@ -86,7 +90,6 @@ class KvistTier(SecondaryTierManager):  # type: ignore[misc]
         )
         self._space = self._open_space(config, offloading_spec)
         self._jobs: dict[int, _Job] = {}
-        self._done: list[JobResult] = []
         self._gone: set[OffloadKey] = set()
         """Keys whose load failed, until they are stored again."""
 
@@ -106,18 +109,14 @@ class KvistTier(SecondaryTierManager):  # type: ignore[misc]
             config.namespace_extra,
         ]
         kind = hashlib.sha256(identity.frame(field.encode() for field in fields)).digest()
-        tokens = max(16, c.groups[0].tokens_per_block * c.cache.blocks_per_chunk)
-        if self._rows.shape[1] % tokens:
-            tokens = 16
+        heads, dim = _layout.as_bytes(self._rows.shape[1], TOKENS)
         return self._store.space(
             model=model,
             layers=1,
-            kv_heads=1,
-            head_dim=self._rows.shape[1] // tokens,
-            value_dim=0,
+            kv_heads=heads,
+            head_dim=dim,
             dtype="u8",
-            block_tokens=tokens,
-            attention="mla",
+            block_tokens=TOKENS,
             extra=kind,
             codec=config.codec_disk,
         )
@@ -154,12 +153,8 @@ class KvistTier(SecondaryTierManager):  # type: ignore[misc]
         self._jobs[job.job_id] = _Job(load, keys, ticket, time.monotonic())
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
-        for job_id, job in list(self._jobs.items()):
-            if job.ticket is None or job.ticket.done:
-                del self._jobs[job_id]
-                self._done.append(self._result(job_id, job))
-        done, self._done = self._done, []
-        return done
+        ended = [i for i, job in self._jobs.items() if job.ticket is None or job.ticket.done]
+        return [self._result(i, self._jobs.pop(i)) for i in ended]
 
     def _result(self, job_id: int, job: _Job) -> JobResult:
         result = job.ticket.wait(0) if job.ticket is not None else None
@@ -187,7 +182,6 @@ class KvistTier(SecondaryTierManager):  # type: ignore[misc]
         for job in self._jobs.values():
             if job.ticket is not None:
                 job.ticket.wait()
-        self._done += list(self.get_finished_jobs())
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         return None  # Reading a block makes it recent.
