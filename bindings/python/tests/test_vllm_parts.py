@@ -1,5 +1,6 @@
 """The parts of the vLLM connector that need no engine: configuration, layouts, identity, index, versions."""
 
+import dataclasses
 import json
 import random
 from types import SimpleNamespace
@@ -229,6 +230,40 @@ def test_a_model_is_its_weights_and_not_its_name(tmp_path):
         assert _identity.model_fingerprint(model_config(places[0], **change), None) != a
     given = _identity.model_fingerprint(model_config("nowhere"), bytes(32))
     assert given != _identity.model_fingerprint(model_config("nowhere"), bytes([1] * 32))
+
+
+def test_every_part_of_an_engine_is_part_of_the_key():
+    """I5: another model, dtype, layout or instruction set is another key; the same ones are the same."""
+    from fake_vllm import Fake, request
+    from kvist.vllm._keys import Keys
+
+    fake = Fake()
+    hello = fake.worker.hello
+    r = request("a", list(range(40)))
+
+    def keys(**changes):
+        space = {**hello.space, **changes}
+        made = Keys(dataclasses.replace(hello, space=space, block_bytes=1 << 16), False)
+        found = made.of(r, r.all_token_ids, [])
+        made.close()
+        return found
+
+    same = keys()
+    assert len(same) == 2 and same == keys()
+    layouts = [
+        _layout.describe(torch.zeros(2, 3, 16, 16, dtype=dtype), isa=isa, vllm=version).encode()
+        for dtype in (torch.float16, torch.bfloat16)
+        for isa in ("vec", "amx")
+        for version in ("0.32.0", "0.32.1")
+    ]
+    others = [
+        {"model": bytes(32)}, {"dtype": "f16"}, {"kv_heads": 4}, {"head_dim": 16}, {"layers": 3},
+        {"block_tokens": 32}, *({"extra": layout} for layout in layouts),
+    ]  # fmt: skip
+    every = [tuple(keys(**other)) for other in [{}, *others]]
+    assert len(set(every)) == len(every)
+    assert not any(set(a) & set(b) for a in every for b in every if a != b)
+    fake.worker.close()
 
 
 def test_weights_that_cannot_be_found_say_what_to_set(tmp_path):

@@ -102,6 +102,18 @@ def test_both_process_modes_and_a_connector_beside(plain, tmp_path, separate):
     assert warm["cached"] == [blocks(cold["prompt"][0])]
 
 
+def test_opaque_blocks_come_back_too(plain, tmp_path):
+    """3.6: the engine's bytes as they are; canonical blocks of the same directory are not taken for them."""
+    cold, _, warm, _ = run(
+        ["generate", [LONG]], ["reset"], ["generate", [LONG]], ["flush"],
+        config=on_disk(tmp_path, canonical=False),
+    )["steps"]  # fmt: skip
+    assert cold["tokens"] == warm["tokens"] == [plain[LONG]]
+    assert warm["cached"] == [blocks(cold["prompt"][0])]
+    (other,) = run(["generate", [LONG]], config=on_disk(tmp_path))["steps"]
+    assert other["cached"] == [0] and other["tokens"] == [plain[LONG]]
+
+
 def test_tenants_do_not_meet(plain):
     """I5: the same prompt under another salt is not found."""
     first, _, other, _, same = run(

@@ -148,7 +148,8 @@ struct BlockArgs<'a, 'py> {
 }
 
 impl BlockArgs<'_, '_> {
-    fn resolve(&self, layout: &BlockLayout) -> PyResult<Blocks> {
+    /// `most` blocks, if they are not counted.
+    fn resolve(&self, layout: &BlockLayout, most: usize) -> PyResult<Blocks> {
         let engine = [self.kv, self.k, self.v].iter().any(Option::is_some);
         if let Some(blocks) = self.blocks {
             if engine || self.block_ids.is_some() {
@@ -173,6 +174,10 @@ impl BlockArgs<'_, '_> {
         let engine = Engine::new(layout, order, kv, k, v)?;
         let ids = match self.block_ids {
             Some(ids) => blocks_of(ids, engine.len())?,
+            None if engine.len() > most => {
+                let text = format!("blocks: expected at most {most}, found {}", engine.len());
+                return Err(raise("ShapeError", text));
+            }
             None => (0..engine.len()).collect(),
         };
         Ok(Blocks::Engine(engine, ids))
@@ -260,7 +265,7 @@ impl PySpace {
         let prefix = &prefix.get().prefix;
         let (space, first) = (self.usable()?, first.get("first")?);
         let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
-        let blocks = args.resolve(space.layout())?;
+        let blocks = args.resolve(space.layout(), prefix.len().saturating_sub(first))?;
         let results = py
             .detach(|| blocks.with_rows(space.layout(), |rows| space.put(prefix, first, rows)))
             .map_err(from_store)?;
@@ -290,7 +295,7 @@ impl PySpace {
         let prefix = &prefix.get().prefix;
         let (space, start) = (self.usable()?, start.get("start")?);
         let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
-        let blocks = args.resolve(space.layout())?;
+        let blocks = args.resolve(space.layout(), prefix.len().saturating_sub(start))?;
         blocks.check_writable(space.layout())?;
         let layers = match layers {
             Some((from, to)) => from.get("layers")?..to.get("layers")?,
@@ -323,7 +328,7 @@ impl PySpace {
     ) -> PyResult<PyTicket> {
         let (prefix, space) = (&prefix.get().prefix, self.usable()?);
         let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
-        let from = args.resolve(space.layout())?;
+        let from = args.resolve(space.layout(), prefix.len())?;
         if from.len() != prefix.len() {
             let text = format!("blocks: expected {}, found {}", prefix.len(), from.len());
             return Err(raise("ShapeError", text));
@@ -355,7 +360,7 @@ impl PySpace {
         let prefix = &prefix.get().prefix;
         let (space, start) = (self.usable()?, start.get("start")?);
         let args = BlockArgs { blocks, kv, k, v, block_ids, layout };
-        let blocks = args.resolve(space.layout())?;
+        let blocks = args.resolve(space.layout(), prefix.len().saturating_sub(start))?;
         blocks.check_writable(space.layout())?;
         let range = start..start.saturating_add(blocks.len());
         let to = Box::new(Behind { blocks, layout: space.layout().clone() });
