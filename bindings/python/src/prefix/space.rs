@@ -175,8 +175,7 @@ impl BlockArgs<'_, '_> {
         let ids = match self.block_ids {
             Some(ids) => blocks_of(ids, engine.len())?,
             None if engine.len() > most => {
-                let text = format!("blocks: expected at most {most}, found {}", engine.len());
-                return Err(raise("ShapeError", text));
+                return Err(option_error("blocks", &format!("at most {most}"), engine.len()));
             }
             None => (0..engine.len()).collect(),
         };
