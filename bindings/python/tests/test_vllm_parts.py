@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import kvist
 import pytest
 import torch
-from kvist.vllm import _compat, _identity, _layout
+from kvist.vllm import _compat, _engine, _identity, _layout
 from kvist.vllm._config import Config
 from kvist.vllm._index import Index
 
@@ -215,6 +215,7 @@ def test_the_index_follows_a_store():
 def model_config(path, **changes):
     hf = SimpleNamespace(to_dict=lambda: {"rope_theta": 1e4, "_name_or_path": str(path)})
     options = {"model": str(path), "revision": None, "dtype": "bf16", "quantization": None}
+    options["max_model_len"] = 2048
     return SimpleNamespace(**{**options, "hf_config": hf, **changes})
 
 
@@ -228,8 +229,48 @@ def test_a_model_is_its_weights_and_not_its_name(tmp_path):
     rope = SimpleNamespace(to_dict=lambda: {"rope_theta": 1e6})
     for change in ({"dtype": "f32"}, {"quantization": "fp8"}, {"hf_config": rope}):
         assert _identity.model_fingerprint(model_config(places[0], **change), None) != a
+    longer = {"max_model_len": 1 << 17}
+    assert _identity.model_fingerprint(model_config(places[0], **longer), None) == a
+    long = SimpleNamespace(to_dict=lambda: {"rope_type": "longrope"})
+    lengths = [model_config(places[0], hf_config=long, **more) for more in ({}, longer)]
+    assert len({_identity.model_fingerprint(config, None) for config in lengths}) == 2
     given = _identity.model_fingerprint(model_config("nowhere"), bytes(32))
     assert given != _identity.model_fingerprint(model_config("nowhere"), bytes([1] * 32))
+
+
+def engine(spec="FullAttentionSpec", groups=1, **changes):
+    """What is read of vLLM's two configurations."""
+    kind = type(spec, (), {"non_causal": False, **changes.pop("spec_fields", {})})
+    options = {
+        "parallel_config": SimpleNamespace(**changes.pop("parallel", {})),
+        "model_config": SimpleNamespace(runner_type="generate"),
+        "cache_config": SimpleNamespace(),
+        "speculative_config": None,
+        **changes,
+    }
+    group = SimpleNamespace(kv_cache_spec=kind())
+    return SimpleNamespace(**options), SimpleNamespace(kv_cache_groups=[group] * groups)
+
+
+def test_engines_that_cannot_be_served_say_why():
+    assert _engine.refusal(*engine()) is None
+    assert _engine.refusal(*engine(speculative_config=SimpleNamespace(method="ngram"))) is None
+    refused = {
+        "one KV cache group, found 2": engine(groups=2),
+        "found SlidingWindowSpec": engine("SlidingWindowSpec"),
+        "look ahead": engine(spec_fields={"non_causal": True}),
+        "found one for pooling": engine(model_config=SimpleNamespace(runner_type="pooling")),
+        "KV scales": engine(cache_config=SimpleNamespace(calculate_kv_scales=True)),
+        "found eagle": engine(speculative_config=SimpleNamespace(method="eagle")),
+        "pipeline_parallel_size 1, found 2": engine(parallel={"pipeline_parallel_size": 2}),
+    }
+    for words, configs in refused.items():
+        assert words in _engine.refusal(*configs), words
+    cache = torch.zeros(4, 2, 16, 32)
+    assert _engine.tensor_refusal({"a": cache, "b": cache.clone()}) is None
+    assert "the same shape" in _engine.tensor_refusal({"a": cache, "b": cache[:, :1]})
+    assert "[blocks" in _engine.tensor_refusal({"a": cache[0]})
+    assert "found meta" in _engine.tensor_refusal({"a": cache.to("meta")})
 
 
 def test_every_part_of_an_engine_is_part_of_the_key():

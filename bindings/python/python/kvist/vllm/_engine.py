@@ -12,6 +12,8 @@ from ._config import Config
 from ._events import Event, Events
 from ._worker import Engine, Place
 
+WITHOUT_KV = ("ngram", "ngram_gpu", "suffix")
+"""Ways to draft that add no KV to the blocks; the weights of other drafters are in no key."""
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -34,6 +36,15 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str | None:
         return f"expected full attention in every layer, found {type(spec).__name__}"
     if getattr(spec, "non_causal", False):
         return "expected causal attention, found layers that look ahead"
+    if (runner := vllm_config.model_config.runner_type) != "generate":
+        return f"expected a model that generates, found one for {runner}"
+    if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
+        return (
+            "expected KV scales of the checkpoint, found scales of what the engine happens to see"
+        )
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.method not in WITHOUT_KV:
+        return f"expected no drafts by a model with KV of its own, found {speculative.method}"
     others = ("pipeline", "decode_context", "prefill_context")
     for kind in others:
         if (size := getattr(parallel, f"{kind}_parallel_size", 1)) > 1:
@@ -62,7 +73,9 @@ def describe(
     """The engine, after `refusal` and `tensor_refusal`. Raises `OptionError` if nothing identifies its
     weights, and `StoreError`-free otherwise."""
     (group,) = kv_cache_config.kv_cache_groups
-    ordered = sorted((name for name in group.layer_names if name in caches), key=_layer_number)
+    named = sorted((name for name in group.layer_names if name in caches), key=_layer_number)
+    # Layers may share the KV of another one.
+    ordered = list({caches[name].data_ptr(): name for name in reversed(named)}.values())[::-1]
     cache = caches[ordered[0]]
     layers = vllm_config.compilation_config.static_forward_context
     first = layers[ordered[0]]
@@ -137,7 +150,11 @@ def _opaque(
         raise ValueError("expected blocks that are one run of memory, found others")
     parallel = vllm_config.parallel_config
     kind = _layout.describe(
-        tensors[0], vllm=vllm.__version__, isa=isa, workers=parallel.world_size, mode="opaque"
+        tensors[0],
+        vllm=vllm.__version__,
+        isa=isa,
+        workers=parallel.world_size,
+        kv=vllm_config.cache_config.cache_dtype,
     )
     _, heads, tokens, dim = views[0][0].shape
     space = {

@@ -76,12 +76,11 @@ def model_fingerprint(model_config: Any, given: bytes | None) -> bytes:
     weights = given or weights_digest(model_config.model, model_config.revision)
     config = model_config.hf_config.to_dict()
     related = {key: value for key, value in config.items() if key not in _UNRELATED}
-    fields = [
-        weights,
-        json.dumps(related, sort_keys=True, default=str).encode(),
-        str(model_config.dtype).encode(),
-        str(model_config.quantization).encode(),
-    ]
+    told = json.dumps(related, sort_keys=True, default=str)
+    # It rotates by other factors when the longest prompt may be long.
+    length = model_config.max_model_len if "longrope" in told else ""
+    parts = (told, model_config.dtype, model_config.quantization, length)
+    fields = [weights, *(str(part).encode() for part in parts)]
     return hashlib.sha256(frame(fields)).digest()
 
 
