@@ -378,6 +378,22 @@ def test_a_new_process_finds_what_is_on_disk_and_damage_is_a_miss(tmp_path):
     third.worker.close()
 
 
+def test_a_promise_of_many_blocks_is_made_in_no_time(fake):
+    """17.8: at most 20 us for a request of 1,000 blocks; its keys are computed once."""
+    import time
+
+    r = request("a", range(1000 * BLOCK + 1))
+    assert fake.scheduler.matched(r, 0) == 0
+    changes = [(key, "host", True) for key in fake.scheduler._requests["a"].keys]
+    fake.scheduler.index.apply(0, False, changes)
+    best = 1.0
+    for _ in range(500):
+        start = time.perf_counter()
+        assert fake.scheduler.matched(r, 0) == 1000 * BLOCK
+        best = min(best, time.perf_counter() - start)
+    assert best < 20e-6
+
+
 def test_what_goes_between_the_halves_is_small_and_pickles(fake):
     decode = fake.play()[0]
     assert decode.is_empty and len(pickle.dumps(decode)) < 4096
