@@ -50,7 +50,8 @@ def run(*steps, config=None, separate=False, survives=True, **options):
     """
     task = {"config": config, "options": options, "steps": steps}
     done = subprocess.run(
-        [sys.executable, str(HERE / "engine.py"), json.dumps(task)],
+        [sys.executable, str(HERE / "engine.py")],
+        input=json.dumps(task),
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -174,7 +175,7 @@ def worker():
 
 
 def main():
-    task = json.loads(sys.argv[1])
+    task = json.load(sys.stdin)
     play = Play(task["config"], task["options"])
     results = [getattr(play, name)(*args) for name, *args in task["steps"]]
     print(RESULT + json.dumps(results), flush=True)

@@ -51,8 +51,7 @@ def test_layouts_are_those_of_vllms_own_writers(isa, tokens, dim):
 def test_the_first_layers_keys_and_values_are_those_of_transformers():
     """VL-7: read through the layout that was found, layer 0 equals transformers' cache."""
     code = """
-import json, sys
-sys.argv = ["engine.py", "{}"]
+import sys
 from engine import MODEL, Play, transfer, worker
 import torch
 play = Play(transfer(), {})
