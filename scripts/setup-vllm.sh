@@ -21,7 +21,7 @@ say() { printf 'setup-vllm: %s\n' "$*"; }
 fail() { printf 'setup-vllm: error: %s\n' "$*" >&2; exit 1; }
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 
-hash=$({ "$python" --version; cat "$requirements" "$0"; } | cksum)
+hash=$({ "$python" --version; cat "$requirements" scripts/setup-vllm.sh; } | cksum)
 [[ -f $venv/.setup && $(<"$venv/.setup") == "$hash" ]] && exit 0
 
 say "creating $venv with $("$python" --version)"
