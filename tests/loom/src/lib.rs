@@ -27,6 +27,8 @@ mod budget;
 mod disk_budget;
 #[path = "../../../kvcache/src/prefix/host.rs"]
 mod host;
+#[path = "../../../kvcache/src/journal.rs"]
+mod journal;
 #[path = "../../../kvcache/src/table.rs"]
 mod table;
 #[path = "../../../kvcache/src/prefix/ticket.rs"]

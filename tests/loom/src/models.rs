@@ -13,6 +13,7 @@ use crate::disk::Refused;
 use crate::disk_budget::{DiskBudget, DiskCharge};
 use crate::format::BlockKey;
 use crate::host::{BLOCK_OVERHEAD, Body, Held, Host};
+use crate::journal::Journal;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::ticket::ticket;
@@ -158,7 +159,8 @@ fn key(n: u8) -> BlockKey {
 
 /// A host tier for so many blocks.
 fn host(blocks: u64) -> (Arc<Host>, Arc<Arena>) {
-    let host = Host::new(blocks * (1 + BLOCK_OVERHEAD), Care { wipes: true, stays: false });
+    let (care, journal) = (Care { wipes: true, stays: false }, Arc::new(Journal::default()));
+    let host = Host::new(blocks * (1 + BLOCK_OVERHEAD), care, journal);
     let arena = host.arena(1).expect("a size");
     (Arc::new(host), arena)
 }
