@@ -138,7 +138,7 @@ pub(crate) struct Engine {
 /// What `put` and `get` read from and write to.
 pub(crate) enum Blocks {
     Canonical(Vec<View>),
-    Engine(Engine, Vec<usize>),
+    Engine(Box<Engine>, Vec<usize>),
 }
 
 /// Elements of a layout as tensors have them; 8-bit floats also come as bytes.

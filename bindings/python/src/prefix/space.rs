@@ -179,7 +179,7 @@ impl BlockArgs<'_, '_> {
             }
             None => (0..engine.len()).collect(),
         };
-        Ok(Blocks::Engine(engine, ids))
+        Ok(Blocks::Engine(Box::new(engine), ids))
     }
 }
 
