@@ -1,8 +1,10 @@
 //! The prefix store: `kvist.PrefixStore` and what comes from it.
 
+mod args;
 pub(crate) mod inspect;
 pub(crate) mod lease;
 mod own;
+mod result;
 pub(crate) mod space;
 pub(crate) mod store;
 pub(crate) mod ticket;

@@ -1,18 +1,20 @@
 //! `kvist.Space` and `kvist.Prefix`.
 
 use kvist::format::{AttentionKind, BlockKey, BlockLayout};
-use kvist::{Codec, MissReason, Refused, SpaceOptions};
+use kvist::{Codec, SpaceOptions};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList};
 
+use super::args::BlockArgs;
 use super::bytes32;
 use super::lease::PyLease;
 use super::own::Own;
+use super::result::{published_object, restored_object, started_object, stored};
 use super::ticket::{PyTicket, Work};
-use super::tokens::{blocks_of, tokens_of};
+use super::tokens::tokens_of;
 use crate::cache::PyCache;
-use crate::dlpack::{Behind, Blocks, Engine, Order, Tensors, canonical};
+use crate::dlpack::Behind;
 use crate::error::{from_store, option_error, raise};
 use crate::number::{Whole, optional};
 use crate::select::block_dtype_of;
@@ -135,52 +137,6 @@ impl PyPrefix {
 pub(crate) struct PySpace {
     /// The store lives as long as its spaces do.
     inner: Own<(kvist::PrefixStore, kvist::Space)>,
-}
-
-/// Where blocks are, as `put` and `get` take it.
-struct BlockArgs<'a, 'py> {
-    blocks: Option<&'a Bound<'py, PyAny>>,
-    kv: Option<&'a Bound<'py, PyAny>>,
-    k: Option<&'a Bound<'py, PyAny>>,
-    v: Option<&'a Bound<'py, PyAny>>,
-    block_ids: Option<&'a Bound<'py, PyAny>>,
-    layout: &'a str,
-}
-
-impl BlockArgs<'_, '_> {
-    /// `most` blocks, if they are not counted.
-    fn resolve(&self, layout: &BlockLayout, most: usize) -> PyResult<Blocks> {
-        let engine = [self.kv, self.k, self.v].iter().any(Option::is_some);
-        if let Some(blocks) = self.blocks {
-            if engine || self.block_ids.is_some() {
-                let text = "blocks: expected one buffer per block, or kv=, k=, v= and block_ids=";
-                return Err(raise("OptionError", format!("{text}, found both")));
-            }
-            return Ok(Blocks::Canonical(canonical(layout, blocks)?));
-        }
-        if !engine {
-            let text = "blocks: expected one buffer per block, or kv=, or k= and v=, found none";
-            return Err(PyTypeError::new_err(text));
-        }
-        let order = match self.layout {
-            "nhd" => Order::TokensFirst,
-            "hnd" => Order::HeadsFirst,
-            other => return Err(option_error("layout", "'nhd' or 'hnd'", format!("{other:?}"))),
-        };
-        let tensors = |object: Option<&Bound<PyAny>>, what| {
-            object.map(|object| Tensors::new(object, what)).transpose()
-        };
-        let (kv, k, v) = (tensors(self.kv, "kv")?, tensors(self.k, "k")?, tensors(self.v, "v")?);
-        let engine = Engine::new(layout, order, kv, k, v)?;
-        let ids = match self.block_ids {
-            Some(ids) => blocks_of(ids, engine.len())?,
-            None if engine.len() > most => {
-                return Err(option_error("blocks", &format!("at most {most}"), engine.len()));
-            }
-            None => (0..engine.len()).collect(),
-        };
-        Ok(Blocks::Engine(Box::new(engine), ids))
-    }
 }
 
 impl PySpace {
@@ -458,72 +414,4 @@ impl PySpace {
             Err(_) => "Space(of the parent process)".to_owned(),
         }
     }
-}
-
-/// What a refusal is called.
-fn refusal(refused: &Refused) -> &'static str {
-    match refused {
-        Refused::AlreadyPresent => "present",
-        Refused::Throttled => "throttled",
-        Refused::Full => "full",
-        Refused::TooLarge => "too_large",
-        Refused::Io => "io",
-        Refused::Timeout => "timeout",
-        Refused::Closed => "closed",
-        _ => "refused",
-    }
-}
-
-/// A `kvist.Stored`.
-pub(super) fn stored<'py>(
-    py: Python<'py>,
-    results: &[Result<(), Refused>],
-) -> PyResult<Bound<'py, PyAny>> {
-    let each = results.iter().map(|r| r.as_ref().map_or_else(refusal, |()| "stored"));
-    py.import("kvist._prefix")?.getattr("Stored")?.call1((PyTuple::new(py, each)?,))
-}
-
-/// A `kvist.Restored`.
-pub(super) fn restored_object(
-    py: Python<'_>,
-    restored: kvist::Restored,
-) -> PyResult<Bound<'_, PyAny>> {
-    let fields = PyDict::new(py);
-    fields.set_item("blocks", restored.blocks)?;
-    fields.set_item("miss", miss_object(py, restored.miss)?)?;
-    fields.set_item("from_disk", restored.from_disk)?;
-    py.import("kvist._prefix")?.getattr("Restored")?.call((), Some(&fields))
-}
-
-/// A `kvist.Miss`, or `None`.
-fn miss_object<'py>(
-    py: Python<'py>,
-    miss: Option<MissReason>,
-) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let Some(reason) = miss else { return Ok(None) };
-    let class = py.import("kvist._prefix")?.getattr("Miss")?;
-    class.call1((reason.name(), reason.to_string())).map(Some)
-}
-
-/// A `kvist.Published`.
-fn published_object<'py>(
-    py: Python<'py>,
-    published: &kvist::Published,
-) -> PyResult<Bound<'py, PyAny>> {
-    let fields = PyDict::new(py);
-    fields.set_item("blocks", published.blocks)?;
-    fields.set_item("new", published.new)?;
-    fields.set_item("present", published.present)?;
-    fields.set_item("refused", published.refused.as_ref().map(refusal))?;
-    py.import("kvist._prefix")?.getattr("Published")?.call((), Some(&fields))
-}
-
-/// A `kvist.Started`.
-fn started_object(py: Python<'_>, started: kvist::Started) -> PyResult<Bound<'_, PyAny>> {
-    let fields = PyDict::new(py);
-    fields.set_item("miss", miss_object(py, started.miss)?)?;
-    fields.set_item("shared", started.shared)?;
-    fields.set_item("from_disk", started.from_disk)?;
-    fields.set_item("sequence", Bound::new(py, PySequence::new(started.sequence))?)?;
-    py.import("kvist._prefix")?.getattr("Started")?.call((), Some(&fields))
 }

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::own::Own;
 use super::patience;
-use super::space::{restored_object, stored};
+use super::result::{restored_object, stored};
 
 /// Blocks on their way into memory. Dropping it cancels what has not begun.
 #[pyclass(frozen, name = "Ticket", module = "kvist")]
