@@ -61,7 +61,7 @@ impl Adaptive {
     }
 }
 
-/// S3-FIFO of fingerprints, from which nothing is taken out.
+/// [`S3`](super::s3::S3) of fingerprints, from which nothing is taken out: a third of the memory that blocks take.
 #[derive(Clone, Debug, Default)]
 struct Shadow {
     share: f32,
@@ -141,5 +141,56 @@ impl Hasher for Same {
     fn write_u32(&mut self, print: u32) {
         // Tables take the bucket from the low bits and a tag from the high ones.
         self.0 = u64::from(print) << 32 | u64::from(print);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Arrival, Order, Replace};
+    use super::*;
+
+    proptest! {
+        /// A small cache of fingerprints holds what an order of blocks does.
+        #[test]
+        fn what_is_tried_is_s3_fifo(
+            capacity in 1usize..20,
+            requests in prop::collection::vec(prop::collection::btree_set(0u64..40, 1..6), 1..120),
+        ) {
+            let mut shadow = Shadow { share: 0.1, ..Shadow::default() };
+            let mut order = Order::new(Replace::S3Fifo, capacity);
+            for request in requests {
+                let keys: Vec<u64> = request.into_iter().collect();
+                let there = keys.iter().take_while(|&&key| order.contains(key as u32)).count();
+                prop_assert_eq!(shadow.request(&keys, capacity), there);
+                for &key in keys.iter().rev() {
+                    match order.contains(key as u32) {
+                        true => order.touch(key as u32),
+                        false => order.insert(key as u32, &Arrival { key, ..Arrival::default() }),
+                    }
+                }
+                while order.len() > capacity {
+                    order.evict(0, |_| true);
+                }
+                let held = (0..40).all(|key| {
+                    shadow.uses.contains_key(&fingerprint(key)) == order.contains(key as u32)
+                });
+                prop_assert!(held);
+            }
+        }
+    }
+
+    #[test]
+    fn what_finds_more_is_chosen() {
+        let mut adaptive = Adaptive::new();
+        adaptive.hits = [1.0, 2.0, 3.0, 9.0];
+        let none: Vec<Option<f32>> = (1..REQUESTS).map(|_| adaptive.request(&[3, 3], 0)).collect();
+        assert!(none.iter().all(Option::is_none));
+        assert_eq!((adaptive.request(&[], 0), adaptive.requests), (None, REQUESTS));
+        assert_eq!(adaptive.request(&[3], 0), Some(0.75));
+        assert_eq!((adaptive.requests, adaptive.hits[3]), (0, 9.0 * DECAY));
+        let again: Vec<Option<f32>> = (0..REQUESTS).map(|_| adaptive.request(&[3], 0)).collect();
+        assert!(again.iter().all(Option::is_none));
     }
 }
