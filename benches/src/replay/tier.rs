@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kvist::policies::replace::{Admission, Arrival, Order, Replace};
+use kvist::policies::replace::{Admission, Arrival, Order, Replace, Uses};
 
 use super::trace::Request;
 
@@ -44,7 +44,7 @@ impl Tier {
     /// them first; then what is too much leaves.
     pub(super) fn request(&mut self, request: &Request, names: &[u64]) {
         let now = request.at as u32;
-        self.order.request(names);
+        self.order.request(&Uses::all(names));
         for &name in names.iter().rev() {
             match self.numbers.get(&name) {
                 Some(&number) => self.order.touch(number),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::ghosts::{Ghosts, fingerprint};
+use super::order::Uses;
 use super::s3::{MEMORY, USES_MOST};
 
 /// Shares that are tried.
@@ -26,20 +27,21 @@ pub(super) struct Adaptive {
 impl Adaptive {
     /// The share before anything was seen.
     pub(super) const FIRST: f32 = 0.3;
+    /// What it takes for each block there is room for, in blocks that left and are remembered.
+    pub(super) const MEMORY: f32 = (MEMORY + 2.5) * SHARES.len() as f32 / SAMPLE as f32;
 
     pub(super) fn new() -> Adaptive {
         let shadows = SHARES.map(|share| Shadow { share, ..Shadow::default() });
         Adaptive { shadows, hits: [0.0; SHARES.len()], requests: 0, chosen: 1 }
     }
 
-    /// Notes the blocks that a request uses, in their order; a share if it is time to choose.
-    pub(super) fn request(&mut self, keys: &[u64], capacity: usize) -> Option<f32> {
-        self.requests += 1;
-        // What all requests begin with tells nothing of them.
-        let chain = fingerprint(*keys.get(1).or(keys.first())?);
+    /// Notes what a request uses; a share if it is time to choose.
+    pub(super) fn request(&mut self, uses: &Uses, capacity: usize) -> Option<f32> {
+        self.requests += u32::from(uses.before.is_none());
+        let chain = fingerprint(uses.chain);
         if (chain.wrapping_mul(5) >> 8).is_multiple_of(SAMPLE as u32) {
             for (shadow, hits) in self.shadows.iter_mut().zip(&mut self.hits) {
-                *hits += shadow.request(keys, capacity / SAMPLE) as f64;
+                *hits += shadow.request(uses, capacity / SAMPLE) as f64;
             }
         }
         if self.requests < REQUESTS {
@@ -74,10 +76,11 @@ struct Shadow {
 
 impl Shadow {
     /// Uses blocks, the last of them first; how many leading ones were there.
-    fn request(&mut self, keys: &[u64], capacity: usize) -> usize {
+    fn request(&mut self, uses: &Uses, capacity: usize) -> usize {
         let there = |key: &u64| self.uses.contains_key(&fingerprint(*key));
-        let hits = keys.iter().take_while(|key| there(key)).count();
-        for &key in keys.iter().rev() {
+        let reached = uses.before.as_ref().is_none_or(there);
+        let hits = uses.keys.iter().take_while(|key| reached && there(key)).count();
+        for &key in uses.keys.iter().rev() {
             let print = fingerprint(key);
             match self.uses.get_mut(&print) {
                 Some(uses) => *uses = (*uses + 1).min(USES_MOST),
@@ -163,7 +166,7 @@ mod tests {
             for request in requests {
                 let keys: Vec<u64> = request.into_iter().collect();
                 let there = keys.iter().take_while(|&&key| order.contains(key as u32)).count();
-                prop_assert_eq!(shadow.request(&keys, capacity), there);
+                prop_assert_eq!(shadow.request(&Uses::all(&keys), capacity), there);
                 for &key in keys.iter().rev() {
                     match order.contains(key as u32) {
                         true => order.touch(key as u32),
@@ -183,14 +186,31 @@ mod tests {
 
     #[test]
     fn what_finds_more_is_chosen() {
-        let mut adaptive = Adaptive::new();
+        let (mut adaptive, uses) = (Adaptive::new(), Uses::all(&[3, 3]));
         adaptive.hits = [1.0, 2.0, 3.0, 9.0];
-        let none: Vec<Option<f32>> = (1..REQUESTS).map(|_| adaptive.request(&[3, 3], 0)).collect();
+        let none: Vec<Option<f32>> = (1..REQUESTS).map(|_| adaptive.request(&uses, 0)).collect();
         assert!(none.iter().all(Option::is_none));
-        assert_eq!((adaptive.request(&[], 0), adaptive.requests), (None, REQUESTS));
-        assert_eq!(adaptive.request(&[3], 0), Some(0.75));
+        // A further part is no further request.
+        assert_eq!(adaptive.request(&Uses { before: Some(3), ..uses }, 0), None);
+        assert_eq!(adaptive.request(&uses, 0), Some(0.75));
         assert_eq!((adaptive.requests, adaptive.hits[3]), (0, 9.0 * DECAY));
-        let again: Vec<Option<f32>> = (0..REQUESTS).map(|_| adaptive.request(&[3], 0)).collect();
+        let again: Vec<Option<f32>> = (0..REQUESTS).map(|_| adaptive.request(&uses, 0)).collect();
         assert!(again.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn a_request_may_come_in_parts() {
+        let (mut whole, mut parts) = (Shadow::default(), Shadow::default());
+        (whole.share, parts.share) = (0.5, 0.5);
+        let mut hits = [0, 0];
+        for keys in [[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 3, 4], [7, 2, 3, 4]] {
+            let all = Uses::all(&keys);
+            hits[0] += whole.request(&all, 20);
+            let (first, rest) = keys.split_at(2);
+            hits[1] += parts.request(&Uses { keys: first, ..all }, 20);
+            hits[1] += parts.request(&Uses { keys: rest, before: Some(first[1]), ..all }, 20);
+        }
+        // Those after a block that was not there are none; in parts that is seen as far as the one before.
+        assert_eq!(hits, [6, 8]);
     }
 }

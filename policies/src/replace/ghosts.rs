@@ -26,6 +26,9 @@ pub(super) struct Ghosts {
 }
 
 impl Ghosts {
+    /// The most that one takes.
+    pub(super) const BYTES: usize = 16;
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -186,7 +189,7 @@ mod tests {
                 }
             }
             assert!(ghosts.len() > most * 7 / 10, "{} of {most}", ghosts.len());
-            assert!(ghosts.bytes() <= 16 * most, "{} bytes for {most}", ghosts.bytes());
+            assert!(ghosts.bytes() <= Ghosts::BYTES * most, "{} bytes for {most}", ghosts.bytes());
         }
     }
 }

@@ -22,7 +22,7 @@ mod trust;
 mod watermarks;
 
 pub use admit::{Admission, Admit};
-pub use order::{Arrival, Order};
+pub use order::{Arrival, Order, Uses};
 pub use policy::Replace;
 pub use share::Share;
 pub use trust::SOURCES;

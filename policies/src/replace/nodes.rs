@@ -4,8 +4,21 @@
 pub(super) const NONE: u32 = u32::MAX;
 /// The list of blocks that are not there.
 pub(super) const ABSENT: u8 = u8::MAX;
-/// Blocks looked at in search of a descendant that may leave.
-const STEPS: usize = 256;
+/// Blocks looked at in search of descendants that may leave, for one that leaves.
+const STEPS: usize = 1 << 16;
+
+/// Blocks by which the room grows at least.
+const GROWTH: usize = 64;
+
+/// How far the search for a block that leaves may still go.
+#[derive(Debug)]
+pub(super) struct Steps(usize);
+
+impl Default for Steps {
+    fn default() -> Steps {
+        Steps(STEPS)
+    }
+}
 
 /// A block.
 #[derive(Clone, Copy, Debug)]
@@ -156,13 +169,37 @@ impl Nodes {
 
     /// Makes a block known, in no list yet.
     pub(super) fn add(&mut self, block: u32, print: u32, part: u16) {
-        if self.0.len() <= block as usize {
-            self.0.resize(block as usize + 1, VACANT);
+        let len = block as usize + 1;
+        if self.0.len() < len {
+            // Growing by an eighth, it holds little more than it needs.
+            if self.0.capacity() < len {
+                self.0.reserve_exact((len - self.0.len()).max(self.0.len() / 8).max(GROWTH));
+            }
+            self.0.resize(len, VACANT);
         }
         self.0[block as usize] = Node { print, part, seen: 1, ..VACANT };
     }
 
-    /// Says that a block continues another.
+    /// The block that this one continues, or `NONE`.
+    pub(super) fn parent(&self, block: u32) -> u32 {
+        self.get(block).parent
+    }
+
+    /// Whether a block continues that one, directly or not.
+    pub(super) fn is_below(&self, block: u32, above: u32) -> bool {
+        let mut at = block;
+        while at != NONE && at != above {
+            at = self.parent(at);
+        }
+        at == above
+    }
+
+    /// Whether others continue a block.
+    pub(super) fn has_children(&self, block: u32) -> bool {
+        self.get(block).child != NONE
+    }
+
+    /// Says that a block continues another, which does not continue it.
     pub(super) fn link(&mut self, block: u32, parent: u32) {
         self.unlink(block);
         let next = std::mem::replace(&mut self.get_mut(parent).child, block);
@@ -171,11 +208,6 @@ impl Nodes {
         if next != NONE {
             self.get_mut(next).previous = block;
         }
-    }
-
-    /// Whether a block continues that one.
-    pub(super) fn is_child(&self, block: u32, parent: u32) -> bool {
-        self.get(block).parent == parent
     }
 
     fn unlink(&mut self, block: u32) {
@@ -206,10 +238,16 @@ impl Nodes {
     }
 
     /// A block that may leave and that no other continues: this one, or the first found below it, depth first.
-    /// `None` if there is none, or none soon.
-    pub(super) fn leaf(&self, block: u32, mut may: impl FnMut(u32) -> bool) -> Option<u32> {
+    /// `None` if there is none, or none within the steps.
+    pub(super) fn leaf(
+        &self,
+        block: u32,
+        steps: &mut Steps,
+        mut may: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
         let mut at = block;
-        for _ in 0..STEPS {
+        while steps.0 > 0 {
+            steps.0 -= 1;
             let node = self.get(at);
             if node.child != NONE {
                 at = node.child;
@@ -223,6 +261,7 @@ impl Nodes {
                 if at == block {
                     return None;
                 }
+                steps.0 = steps.0.saturating_sub(1);
                 at = self.get(at).parent;
             }
             at = self.get(at).next;
@@ -248,15 +287,20 @@ mod tests {
         for (block, parent) in [(1, 0), (2, 1), (3, 1), (4, 3), (6, 5)] {
             nodes.link(block, parent);
         }
-        assert_eq!(nodes.leaf(0, |_| true), Some(4));
-        assert_eq!(nodes.leaf(0, |b| b != 4), Some(2));
-        assert_eq!(nodes.leaf(0, |b| b != 4 && b != 2), None);
-        assert_eq!((nodes.leaf(5, |_| true), nodes.leaf(5, |b| b != 6)), (Some(6), None));
+        let leaf = |nodes: &Nodes, block, held: &[u32]| {
+            nodes.leaf(block, &mut Steps::default(), |b| !held.contains(&b))
+        };
+        assert_eq!(leaf(&nodes, 0, &[]), Some(4));
+        assert_eq!(leaf(&nodes, 0, &[4]), Some(2));
+        assert_eq!(leaf(&nodes, 0, &[4, 2]), None);
+        assert_eq!((leaf(&nodes, 5, &[]), leaf(&nodes, 5, &[6])), (Some(6), None));
+        assert_eq!(nodes.leaf(0, &mut Steps(2), |_| true), None);
+        assert!(nodes.is_below(4, 0) && nodes.is_below(4, 4) && !nodes.is_below(0, 4));
         nodes.cut(3);
-        assert_eq!(nodes.leaf(0, |_| true), Some(2));
-        assert_eq!((nodes.leaf(4, |_| true), nodes.is_child(4, 3)), (Some(4), false));
+        assert_eq!(leaf(&nodes, 0, &[]), Some(2));
+        assert_eq!((leaf(&nodes, 4, &[]), nodes.parent(4)), (Some(4), NONE));
         nodes.link(4, 2);
         nodes.link(4, 6);
-        assert_eq!((nodes.leaf(1, |_| true), nodes.leaf(5, |_| true)), (Some(2), Some(4)));
+        assert_eq!((leaf(&nodes, 1, &[]), leaf(&nodes, 5, &[])), (Some(2), Some(4)));
     }
 }

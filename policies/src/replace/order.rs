@@ -2,7 +2,7 @@
 
 use super::adaptive::Adaptive;
 use super::ghosts::fingerprint;
-use super::nodes::{Hint, List, Nodes};
+use super::nodes::{Hint, List, Nodes, Steps};
 use super::policy::Replace;
 use super::queue::Queue;
 use super::share::{self, Share};
@@ -31,6 +31,26 @@ pub struct Arrival {
     pub priority: i8,
 }
 
+/// Blocks that a request uses, there or not: all of them, or a part after others that were told before.
+#[derive(Clone, Copy, Debug)]
+pub struct Uses<'a> {
+    /// Key of the chain's second block, or of its only one: the first is often shared by all.
+    pub chain: u64,
+    /// Key of the block before these.
+    pub before: Option<u64>,
+    /// Keys of the blocks, in their order.
+    pub keys: &'a [u64],
+}
+
+impl Uses<'_> {
+    /// All blocks of a request.
+    #[must_use]
+    pub fn all(keys: &[u64]) -> Uses<'_> {
+        let chain = keys.get(1).or(keys.first()).copied().unwrap_or_default();
+        Uses { chain, before: None, keys }
+    }
+}
+
 /// Blocks that leave in an order of their own.
 struct Part {
     tenant: Option<u16>,
@@ -47,6 +67,7 @@ struct Spare {
     wanted: Option<(u32, u32)>,
     /// The first, in front of others that cannot leave.
     any: Option<u32>,
+    steps: Steps,
 }
 
 impl Spare {
@@ -55,7 +76,8 @@ impl Spare {
         if self.seen > WANTED_SEEN && self.any.is_some() {
             return;
         }
-        let leaf = nodes.leaf(block, &mut may).map(|leaf| (nodes.get(leaf).until, leaf));
+        let leaf = nodes.leaf(block, &mut self.steps, &mut may);
+        let leaf = leaf.map(|leaf| (nodes.get(leaf).until, leaf));
         self.wanted = self.wanted.max(leaf);
         if self.any.is_none() && may(block) {
             self.any = Some(block);
@@ -80,6 +102,9 @@ pub struct Order {
     shares: Vec<(u16, Share)>,
     capacity: usize,
     evicted: u32,
+    /// The block whose turn to leave it last was, and below it the one that the one that left continued: there the
+    /// next search begins, so that a long chain is not gone through for each of its blocks.
+    trail: Option<(u32, u32)>,
 }
 
 impl std::fmt::Debug for Order {
@@ -104,6 +129,7 @@ impl Order {
             shares: Vec::new(),
             capacity,
             evicted: 0,
+            trail: None,
         }
     }
 
@@ -146,10 +172,10 @@ impl Order {
         self.nodes.is_there(block)
     }
 
-    /// Notes the keys of all blocks that a request uses, in their order, there or not: what an order that learns
-    /// goes by. The blocks themselves are touched or inserted besides.
-    pub fn request(&mut self, keys: &[u64]) {
-        let learned = self.adaptive.as_mut().and_then(|a| a.request(keys, self.capacity));
+    /// Notes what a request uses: what an order that learns goes by. The blocks themselves are touched or inserted
+    /// besides.
+    pub fn request(&mut self, uses: &Uses) {
+        let learned = self.adaptive.as_mut().and_then(|a| a.request(uses, self.capacity));
         if let Some(small) = learned {
             self.small = small;
             self.parts.iter_mut().for_each(|part| part.queue.set_share(small));
@@ -173,12 +199,19 @@ impl Order {
         }
     }
 
-    /// Says that a block continues another, if both are there.
+    /// Says that a block continues another, if both are there, and the other does not continue it.
     pub fn link(&mut self, block: u32, parent: u32) {
         let both = self.contains(block) && self.contains(parent) && block != parent;
-        if both && !self.nodes.is_child(block, parent) {
-            self.nodes.link(block, parent);
+        if !both || self.nodes.parent(block) == parent {
+            return;
         }
+        if self.nodes.has_children(block) {
+            if self.nodes.is_below(parent, block) {
+                return;
+            }
+            self.trail = None;
+        }
+        self.nodes.link(block, parent);
     }
 
     /// Notes a use of a block that is there. Touch the last blocks of a request first, as those before
@@ -207,6 +240,7 @@ impl Order {
     /// Takes a block out that left for a reason of the caller's.
     pub fn remove(&mut self, block: u32) {
         if self.contains(block) {
+            self.trail = None;
             self.take(block, false);
         }
     }
@@ -308,11 +342,11 @@ impl Order {
     pub fn evict(&mut self, now: u32, mut may: impl FnMut(u32) -> bool) -> Option<u32> {
         self.evicted = self.evicted.wrapping_add(1);
         let trial = self.evicted.is_multiple_of(TRIAL);
-        let closed = if trial { None } else { self.closed_block(&mut may) };
         let mut spare = Spare::default();
+        let closed = if trial { None } else { self.closed_block(&mut may, &mut spare.steps) };
         let block = closed
             .or_else(|| self.search(now, &mut may, &mut spare))
-            .or_else(|| self.closed_block(&mut may))
+            .or_else(|| self.closed_block(&mut may, &mut spare.steps))
             .or_else(|| spare.wanted.map(|(_, block)| block))
             .or(spare.any)?;
         let node = self.nodes.get(block);
@@ -325,14 +359,17 @@ impl Order {
                 self.trust.others.left(node.print, self.capacity);
             }
         }
+        // What left for another reason may have been on the way.
+        let found = self.trail.filter(|&(turn, leaf)| leaf == block && turn != block);
+        self.trail = found.map(|(turn, _)| (turn, self.nodes.parent(block)));
         self.take(block, true);
         Some(block)
     }
 
     /// The block of a closed session that leaves next.
-    fn closed_block(&self, may: &mut impl FnMut(u32) -> bool) -> Option<u32> {
+    fn closed_block(&self, may: &mut impl FnMut(u32) -> bool, steps: &mut Steps) -> Option<u32> {
         let mut may = |nodes: &Nodes, block: u32| nodes.get(block).pins == 0 && may(block);
-        self.closed.find(&self.nodes, |nodes, block| nodes.leaf(block, |b| may(nodes, b)))
+        self.closed.find(&self.nodes, |nodes, block| nodes.leaf(block, steps, |b| may(nodes, b)))
     }
 
     /// The block that leaves next, the last of its chain, of those that nobody wants. Parts that are above their
@@ -384,7 +421,7 @@ impl Order {
         spare: &mut Spare,
     ) -> Option<u32> {
         let capacity = self.room(part);
-        let Order { nodes, parts, trust, .. } = self;
+        let Order { nodes, parts, trust, trail, .. } = self;
         // Hints that did not come true in time were wrong.
         let mut late = Vec::new();
         let found = parts[part].queue.find(nodes, capacity, &mut |nodes, block| {
@@ -400,9 +437,15 @@ impl Order {
                     Hint::None | Hint::Closed(_) => true,
                 }
             };
-            let leaf = nodes.leaf(block, |block| may(block) && unwanted(block));
-            if leaf.is_none() {
-                spare.note(nodes, block, &mut may);
+            let from = trail.filter(|(turn, _)| *turn == block).map_or(block, |(_, at)| at);
+            let mut free = |block: u32| may(block) && unwanted(block);
+            let mut leaf = nodes.leaf(from, &mut spare.steps, &mut free);
+            if leaf.is_none() && from != block {
+                leaf = nodes.leaf(block, &mut spare.steps, &mut free);
+            }
+            match leaf {
+                Some(leaf) => *trail = Some((block, leaf)),
+                None => spare.note(nodes, block, &mut may),
             }
             leaf
         });

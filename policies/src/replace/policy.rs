@@ -2,10 +2,13 @@
 
 use super::adaptive::Adaptive;
 use super::arc::Arc;
+use super::ghosts::Ghosts;
 use super::lru::{Lru, Slru};
+use super::nodes::Nodes;
 use super::queue::Queue;
-use super::s3::S3;
+use super::s3::{MEMORY, S3};
 use super::sieve::Sieve;
+use super::trust::Trust;
 use crate::{Error, settings};
 
 /// An order of replacement.
@@ -68,6 +71,20 @@ impl Replace {
             suggestion: settings::nearest(name, names()),
             known: settings::list(names()),
         })
+    }
+
+    /// The most that an [`Order`](super::Order) takes for each block there is room for: for the block that is there, at
+    /// most 64 bytes; at most 16 for each that left and is remembered; and for what is tried.
+    #[must_use]
+    pub fn block_bytes(self) -> u64 {
+        let there = Nodes::BYTES * 9 / 8;
+        let remembered = match self {
+            Replace::Lru | Replace::Slru | Replace::Sieve => 0.0,
+            Replace::Arc => 2.0,
+            Replace::S3Fifo => MEMORY,
+            Replace::Adaptive => MEMORY + Adaptive::MEMORY,
+        };
+        (there + ((remembered + Trust::MEMORY) * Ghosts::BYTES as f32) as usize) as u64
     }
 
     pub(super) fn queue(self) -> Box<dyn Queue + Send + Sync> {

@@ -81,7 +81,8 @@ impl Queue for S3 {
                 }
             }
         }
-        None
+        // Nothing of the main queue may leave.
+        self.small.find(nodes, wanted)
     }
 
     fn set_share(&mut self, share: f32) {

@@ -89,6 +89,9 @@ pub(super) struct Trust {
 const WRONG_MOST: f32 = 0.4;
 
 impl Trust {
+    /// Blocks that left and are remembered, for each there is room for.
+    pub(super) const MEMORY: f32 = (SOURCES + 1) as f32 / SAMPLE as f32;
+
     pub(super) fn new() -> Trust {
         Trust {
             closed: vec![Regret::new(0.0); SOURCES],
