@@ -86,8 +86,9 @@ pub use kvist_policies::{Boxed, Profile, Quest, Select, selection_presets};
 pub use live::Pin;
 pub use miss::MissReason;
 pub use prefix::{
-    Axis, BlockRows, BlockRowsMut, Destination, Lease, Origin, Prefix, PrefixBuilder, PrefixStats,
-    PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Ticket, Tiling,
+    Axis, BlockRows, BlockRowsMut, Destination, Lease, Origin, Pinned, Prefix, PrefixBuilder,
+    PrefixStats, PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Ticket,
+    Tiling,
 };
 pub use sequence::Sequence;
 pub use session::{Saved, SessionInfo};

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::disk::Refused;
 
 /// Prefetches that may wait; later ones are given up.
-const PREFETCHES_MAX: usize = 64;
+pub(super) const PREFETCHES_MAX: usize = 64;
 
 /// Memory of the caller that blocks are written to while it goes on. It is kept until that is done, and
 /// nobody else may use it before.
@@ -38,19 +38,18 @@ impl Space {
         }
         let (space, prefix) = (self.clone(), prefix.part(range));
         let fetch = move || {
-            let mut there = 0;
-            let mut wave = Wave::new(&space, &prefix, 0..space.layout().pages());
-            for block in 0..prefix.len() {
-                if promise.is_cancelled() || wave.next(block, prefix.len()).is_err() {
-                    break;
-                }
-                there += 1;
-            }
-            drop(wave);
+            let there = space.bring(&prefix, || promise.is_cancelled());
             promise.keep(there);
         };
         self.shared.fetch(PREFETCHES_MAX, Box::new(fetch));
         ticket
+    }
+
+    /// Brings blocks into memory until it is to stop; how many leading ones are there.
+    pub(super) fn bring(&self, prefix: &Prefix, stop: impl Fn() -> bool) -> usize {
+        let mut wave = Wave::new(self, prefix, 0..self.layout().pages());
+        let there = |block: &usize| !stop() && wave.next(*block, prefix.len()).is_ok();
+        (0..prefix.len()).take_while(there).count()
     }
 
     /// [`Space::get`] in the background, on a thread of the store. A ticket without a result was given

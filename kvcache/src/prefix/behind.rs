@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::commit::commit;
@@ -67,6 +67,8 @@ struct State {
     /// Those of them that nobody wants any more.
     unwanted: HashSet<BlockKey>,
     fetches: VecDeque<Fetch>,
+    /// What is to be fetched later, and when.
+    later: Vec<(Instant, Fetch)>,
     /// Callers that wait until everything is written.
     flushing: usize,
     closed: bool,
@@ -84,6 +86,13 @@ impl State {
             Body::Own(_) => &mut self.bytes,
             Body::Lent(_) => &mut self.lent_bytes,
         }
+    }
+
+    /// Lets what is due be fetched; when the next will be.
+    fn wake(&mut self, now: Instant) -> Option<Instant> {
+        let due = self.later.extract_if(.., |(at, _)| *at <= now);
+        self.fetches.extend(due.map(|(_, fetch)| fetch));
+        self.later.iter().map(|(at, _)| *at).min()
     }
 
     /// Takes out the waiting writes that nobody wants any more, to be dropped without the lock.
@@ -234,7 +243,7 @@ impl Queue {
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        let given_up = std::mem::take(&mut state.fetches);
+        let given_up = (std::mem::take(&mut state.fetches), std::mem::take(&mut state.later));
         drop(state);
         drop(given_up);
         self.changed.notify_all();
@@ -314,9 +323,20 @@ impl Shared {
         tokens: Option<&[u32]>,
         (body, tiles): (Body, Option<Box<[u64]>>),
     ) -> Result<(), Refused> {
-        if self.disk.is_none() {
+        if self.disk.is_none() || !self.admits(&key, space.plan.layout().bytes(), false) {
             return Ok(());
         }
+        self.write_behind(space, key, tokens, (body, tiles))
+    }
+
+    /// [`Shared::behind`] of a block that is let in to the disk.
+    pub(super) fn write_behind(
+        &self,
+        space: &Arc<Inner>,
+        key: BlockKey,
+        tokens: Option<&[u32]>,
+        (body, tiles): (Body, Option<Box<[u64]>>),
+    ) -> Result<(), Refused> {
         // What is sealed says nothing in the clear.
         let tokens = tokens.filter(|_| space.seal.is_none()).map(Box::from);
         let result = self.queue.push(Write { space: space.clone(), key, tokens, body, tiles });
@@ -340,6 +360,18 @@ impl Shared {
         self.queue.changed.notify_all();
     }
 
+    /// [`Shared::fetch`], after a while.
+    pub(super) fn fetch_later(&self, at: Instant, most: usize, fetch: Fetch) {
+        let mut state = self.queue.state.lock();
+        if state.closed || state.later.len() >= most {
+            drop(state);
+            return;
+        }
+        state.later.push((at, fetch));
+        drop(state);
+        self.queue.changed.notify_all();
+    }
+
     /// Writes what waits, once. `false` if nothing did.
     pub(super) fn write_some(&self) -> bool {
         let Some(disk) = &self.disk else { return false };
@@ -359,7 +391,10 @@ impl Shared {
 
     /// Fetches what waits, once. `false` if nothing did.
     pub(super) fn fetch_some(&self) -> bool {
-        let fetch = self.queue.state.lock().fetches.pop_front();
+        let mut state = self.queue.state.lock();
+        let _ = state.wake(Instant::now());
+        let fetch = state.fetches.pop_front();
+        drop(state);
         fetch.map(|fetch| fetch()).is_some()
     }
 
@@ -386,8 +421,19 @@ impl Shared {
             if state.closed {
                 return;
             }
+            let now = Instant::now();
+            let next = state.wake(now);
             if state.fetches.is_empty() {
-                self.queue.changed.wait(&mut state);
+                let idle = |s: &mut State| {
+                    let sooner = s.later.iter().any(|(at, _)| Some(*at) < next);
+                    !s.closed && s.fetches.is_empty() && !sooner
+                };
+                match next {
+                    None => self.queue.changed.wait(&mut state),
+                    Some(at) => {
+                        self.queue.changed.wait_while_for(&mut state, idle, at - now);
+                    }
+                }
                 continue;
             }
             drop(state);

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvist_policies::replace::{Admission, Admit, Replace, Watermarks};
+
 use super::behind::Queue;
 use super::counters::Counters;
 use super::host::Host;
@@ -24,7 +26,10 @@ const QUEUE_BYTES: u64 = 256 << 20;
 #[derive(Clone, Debug)]
 pub struct PrefixBuilder {
     host_bytes: u64,
+    replace: Replace,
+    watermarks: Option<Watermarks>,
     disk: Option<DiskOptions>,
+    admit: Option<Admit>,
     secret: Option<KeySecret>,
     vfs: Option<Arc<dyn Vfs>>,
     queue_bytes: Option<u64>,
@@ -41,7 +46,10 @@ impl Default for PrefixBuilder {
     fn default() -> PrefixBuilder {
         PrefixBuilder {
             host_bytes: HOST_BYTES_DEFAULT,
+            replace: Replace::default(),
+            watermarks: None,
             disk: None,
+            admit: None,
             secret: None,
             vfs: None,
             queue_bytes: None,
@@ -57,11 +65,27 @@ impl Default for PrefixBuilder {
 }
 
 impl PrefixBuilder {
-    /// Bytes of host memory for blocks and their index: a hard limit. A block takes at most 128 bytes
-    /// beside its own. Default 1 GiB.
+    /// Bytes of host memory for blocks and their index: a hard limit. Beside its own, a block takes at most 128
+    /// bytes, and those of its place in the order of replacement ([`Replace::block_bytes`]). Default 1 GiB.
     #[must_use]
     pub fn host_bytes(mut self, bytes: u64) -> PrefixBuilder {
         self.host_bytes = bytes;
+        self
+    }
+
+    /// Which blocks leave memory when it is full. Default [`Replace::Adaptive`]. What a cache lends
+    /// ([`Space::publish`](super::Space::publish)) leaves after all others, the least recently used first.
+    #[must_use]
+    pub fn replace(mut self, replace: Replace) -> PrefixBuilder {
+        self.replace = replace;
+        self
+    }
+
+    /// Makes room in the background before it is needed, so that puts do not wait until memory is wiped
+    /// ([`PrefixBuilder::zero_on_free`]) and given back. Default: room is made when it is needed, and all memory is used.
+    #[must_use]
+    pub fn watermarks(mut self, marks: Watermarks) -> PrefixBuilder {
+        self.watermarks = Some(marks);
         self
     }
 
@@ -69,6 +93,16 @@ impl PrefixBuilder {
     #[must_use]
     pub fn disk(mut self, options: DiskOptions) -> PrefixBuilder {
         self.disk = Some(options);
+        self
+    }
+
+    /// Which blocks are written to disk: those that come again, or whose use is foretold
+    /// ([`Space::wanted`](super::Space::wanted)), no faster than said; a tick is a tenth of a second. A block comes when it
+    /// is put, and again when it is read from memory or put anew. Spares flash where most blocks are used once; what
+    /// was not let in is gone after a restart. Default: all.
+    #[must_use]
+    pub fn admit(mut self, rule: Admit) -> PrefixBuilder {
+        self.admit = Some(rule);
         self
     }
 
@@ -173,16 +207,26 @@ impl PrefixBuilder {
             (None, Some(secret)) => secret,
             (None, None) => KeySecret::random()?,
         };
+        self.watermarks.as_ref().map(Watermarks::check).transpose()?;
+        let admission = self.admit.map(Admission::new).transpose()?;
         let journal = Arc::<Journal>::default();
         disk.iter().for_each(|disk| disk.tell(journal.clone()));
         let queue_bytes = self.queue_bytes.unwrap_or(QUEUE_BYTES.min(self.host_bytes / 4));
         let wipes = self.zero_on_free.unwrap_or(self.multi_tenant);
         let shared = Arc::new(Shared {
-            host: Host::new(self.host_bytes, Care { wipes, stays: self.prefault }, journal.clone()),
+            host: Host::new(
+                self.host_bytes,
+                self.replace,
+                Care { wipes, stays: self.prefault },
+                journal.clone(),
+            ),
             disk,
             secret,
             master,
             queue: Queue::new(queue_bytes as usize, self.patience),
+            admission: admission.map(Mutex::new),
+            watermarks: self.watermarks,
+            shedding: false.into(),
             counters: Counters::default(),
             journal,
             numbers: Mutex::new(Numbers::default()),

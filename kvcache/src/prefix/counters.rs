@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use kvist_policies::gain::Rate;
+
 use crate::disk::{DiskUse, Refused};
 use crate::miss::MissReason;
+use crate::sync::Mutex;
 
 /// A prefix store's bytes and counters.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,6 +42,8 @@ pub struct PrefixStats {
     pub get_bytes: u64,
     /// Blocks not written to disk because the queue was full or the tier rested.
     pub throttled: u64,
+    /// Times that a block was not let in to the disk tier (see [`PrefixBuilder::admit`](crate::PrefixBuilder::admit)).
+    pub not_admitted: u64,
     /// Blocks whose writing failed.
     pub write_errors: u64,
     /// Seconds spent writing.
@@ -62,9 +67,11 @@ pub(super) struct Counters {
     gets_from_disk: AtomicU64,
     get_bytes: AtomicU64,
     throttled: AtomicU64,
+    not_admitted: AtomicU64,
     write_errors: AtomicU64,
     write_nanos: AtomicU64,
     misses: [AtomicU64; MissReason::ALL.len()],
+    disk_rate: Mutex<Rate>,
 }
 
 impl Counters {
@@ -102,6 +109,21 @@ impl Counters {
         metrics::counter!("kvist_prefix_throttled").increment(1);
     }
 
+    pub(super) fn not_admitted(&self) {
+        self.not_admitted.fetch_add(1, Relaxed);
+        metrics::counter!("kvist_prefix_not_admitted").increment(1);
+    }
+
+    /// Bytes that came from disk, and how long that took.
+    pub(super) fn read(&self, bytes: usize, took: Duration) {
+        self.disk_rate.lock().learn(bytes as u64, took.as_secs_f64());
+    }
+
+    /// How long bytes take from disk; none is known before the first read.
+    pub(super) fn read_seconds(&self, bytes: usize) -> Option<f64> {
+        self.disk_rate.lock().seconds(bytes as u64)
+    }
+
     pub(super) fn committed(&self, results: &[Result<(), Refused>], took: Duration) {
         self.write_nanos.fetch_add(took.as_nanos() as u64, Relaxed);
         for result in results {
@@ -125,6 +147,7 @@ impl Counters {
         stats.gets_from_disk = self.gets_from_disk.load(Relaxed);
         stats.get_bytes = self.get_bytes.load(Relaxed);
         stats.throttled = self.throttled.load(Relaxed);
+        stats.not_admitted = self.not_admitted.load(Relaxed);
         stats.write_errors = self.write_errors.load(Relaxed);
         stats.write_seconds = self.write_nanos.load(Relaxed) as f64 / 1e9;
         let misses = MissReason::ALL.iter().zip(&self.misses);

@@ -1,9 +1,12 @@
-//! The Host tier of the prefix store: whole blocks in memory, the least recently used leave first.
+//! The Host tier of the prefix store: whole blocks in memory.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
-pub(super) use super::blocks::{BLOCK_OVERHEAD, Body, Held};
+use kvist_policies::replace::{Replace, Share};
+
 use super::blocks::{Block, Blocks};
+pub(super) use super::blocks::{Body, Entry, Held, block_overhead};
 use super::lent::Lent;
 use crate::arena::{Arena, Care, Cell};
 use crate::budget::Budget;
@@ -15,6 +18,9 @@ use crate::{Error, cache};
 
 /// Block sizes of a store: each reserves address space for the whole budget.
 const SIZES_MAX: usize = 64;
+
+/// Blocks that are touched while others wait.
+const AT_ONCE: usize = 256;
 
 /// Room for a block, charged. What is not used goes back.
 #[derive(Debug)]
@@ -44,15 +50,15 @@ impl Vacant<'_> {
         set.expect("a fresh cell has one holder");
     }
 
-    fn take(&mut self, owner: u32) -> Held {
-        Held { body: self.body.take().expect("room is used once"), owner }
+    fn take(&mut self) -> Body {
+        self.body.take().expect("room is used once")
     }
 
     /// Held by the caller only, who pays for the bytes and no entry.
     pub(super) fn hold(mut self, owner: u32) -> Held {
-        let held = self.take(owner);
-        self.host.budget.release(held.body.overhead());
-        held
+        let body = self.take();
+        self.host.budget.release(body.overhead(self.host.replace));
+        Held { body, owner }
     }
 }
 
@@ -82,18 +88,41 @@ impl Drop for LandingClosed<'_> {
 pub(super) struct Host {
     budget: Arc<Budget>,
     arenas: Mutex<Vec<Arc<Arena>>>,
-    blocks: Mutex<Blocks>,
+    pub(super) blocks: Mutex<Blocks>,
+    replace: Replace,
     care: Care,
+    /// When time began.
+    started: Instant,
 }
 
+/// Ticks of an order's time in a second.
+const TICKS: f64 = 10.0;
+
 impl Host {
-    pub(super) fn new(bytes: u64, care: Care, journal: Arc<Journal>) -> Host {
+    pub(super) fn new(bytes: u64, replace: Replace, care: Care, journal: Arc<Journal>) -> Host {
         Host {
             budget: Arc::new(Budget::new(bytes)),
             arenas: Mutex::default(),
-            blocks: Mutex::new(Blocks::new(journal)),
+            blocks: Mutex::new(Blocks::new(bytes, replace, journal)),
+            replace,
             care,
+            started: Instant::now(),
         }
+    }
+
+    /// The tick of the order's time that so many seconds from now belong to.
+    pub(super) fn tick(&self, seconds: f64) -> u32 {
+        ((self.started.elapsed().as_secs_f64() + seconds) * TICKS) as u32
+    }
+
+    /// What a block of the store's own memory costs beside its bytes and its cell.
+    pub(super) fn block_overhead(&self) -> u64 {
+        block_overhead(self.replace)
+    }
+
+    /// See [`Blocks::set_share`].
+    pub(super) fn set_share(&self, tenant: u32, share: Share) -> Result<(), Error> {
+        self.blocks.lock().set_share(tenant, share)
     }
 
     pub(super) fn budget(&self) -> &Budget {
@@ -124,10 +153,10 @@ impl Host {
     pub(super) fn room(&self, arena: &Arc<Arena>) -> Option<Vacant<'_>> {
         // The entry is charged with the cell, so that adding the block cannot fail.
         let body = self.vacate(|| {
-            self.budget.charge(BLOCK_OVERHEAD).ok()?;
+            self.budget.charge(self.block_overhead()).ok()?;
             let cell = arena.take(1).ok().and_then(|mut cells| cells.pop());
             if cell.is_none() {
-                self.budget.release(BLOCK_OVERHEAD);
+                self.budget.release(self.block_overhead());
             }
             cell.map(Body::Own)
         })?;
@@ -137,7 +166,7 @@ impl Host {
     /// [`Host::room`] for the entry of a lent block.
     pub(super) fn room_for(&self, lent: Arc<Lent>) -> Option<Vacant<'_>> {
         let body = Body::Lent(lent);
-        self.vacate(|| self.budget.charge(body.overhead()).ok())?;
+        self.vacate(|| self.budget.charge(body.overhead(self.replace)).ok())?;
         Some(Vacant { host: self, body: Some(body) })
     }
 
@@ -147,14 +176,25 @@ impl Host {
             if let Some(taken) = take() {
                 return Some(taken);
             }
-            let gone = self.blocks.lock().evict_oldest();
+            let now = self.tick(0.0);
+            let gone = self.blocks.lock().evict(now);
             self.let_go([gone?]);
+        }
+    }
+
+    /// Evicts until so many bytes are free that were not, or nothing can leave.
+    pub(super) fn shed(&self, bytes: u64) {
+        let most = self.budget.used().saturating_sub(bytes);
+        while self.budget.used() > most {
+            let now = self.tick(0.0);
+            let Some(gone) = self.blocks.lock().evict(now) else { return };
+            self.let_go([gone]);
         }
     }
 
     /// Drops blocks that left the table, which must not be locked; how many there were.
     fn let_go(&self, gone: impl IntoIterator<Item = Body>) -> usize {
-        let free = |body: Body| self.budget.release(body.overhead());
+        let free = |body: Body| self.budget.release(body.overhead(self.replace));
         gone.into_iter().map(free).count()
     }
 
@@ -189,28 +229,27 @@ impl Host {
 
     /// [`Host::add`] of a block that was sent for at `since`; only held for the caller if something
     /// was evicted or erased meanwhile.
-    pub(super) fn land(&self, key: BlockKey, room: Vacant, owner: u32, since: Moment) -> Held {
+    pub(super) fn land(&self, entry: &Entry, room: Vacant, since: Moment) -> Held {
         let blocks = self.blocks.lock();
         let open = blocks.closed == 0 && Moment(blocks.epoch) == since;
         if open || bug!("landed_after_erase") {
-            return self.add_to(blocks, key, room, owner);
+            return self.add_to(blocks, entry, room);
         }
         drop(blocks);
-        room.hold(owner)
+        room.hold(entry.owner)
     }
 
     /// Adds a new block, if `also` agrees to what else is to be done in the same step. With `since`,
     /// only if nothing was evicted or erased since then.
     pub(super) fn publish(
         &self,
-        key: BlockKey,
+        entry: &Entry,
         room: Vacant,
-        owner: u32,
         since: Option<Moment>,
         also: impl FnOnce(Body) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
         let blocks = self.blocks.lock();
-        if blocks.table.get(&key).is_some() {
+        if blocks.table.get(&entry.key).is_some() {
             return Err(Refused::AlreadyPresent);
         }
         let late = since.is_some_and(|since| blocks.closed > 0 || Moment(blocks.epoch) != since);
@@ -218,31 +257,30 @@ impl Host {
             return Err(Refused::Throttled);
         }
         also(room.body.clone().expect("room is used once"))?;
-        self.add_to(blocks, key, room, owner);
+        self.add_to(blocks, entry, room);
         Ok(())
     }
 
     /// Adds a block that was written to its room. One that is there already stays.
     #[cfg(test)]
-    fn add(&self, key: BlockKey, room: Vacant, owner: u32) -> Held {
-        self.add_to(self.blocks.lock(), key, room, owner)
+    fn add(&self, entry: &Entry, room: Vacant) -> Held {
+        self.add_to(self.blocks.lock(), entry, room)
     }
 
-    fn add_to(
-        &self,
-        mut blocks: MutexGuard<'_, Blocks>,
-        key: BlockKey,
-        mut room: Vacant,
-        owner: u32,
-    ) -> Held {
+    fn add_to(&self, mut blocks: MutexGuard<'_, Blocks>, entry: &Entry, mut room: Vacant) -> Held {
         // The room goes back outside the lock.
-        if let Some(there) = blocks.touch(&key) {
+        if let Some(there) = blocks.get(&entry.key) {
             drop(blocks);
             return there;
         }
-        let held = room.take(owner);
-        blocks.insert(key, held.clone());
-        held
+        let body = room.take();
+        blocks.insert(entry, body.clone());
+        let now = self.tick(0.0);
+        let above: Vec<Body> =
+            std::iter::from_fn(|| blocks.evict_above(entry.owner, now)).collect();
+        drop(blocks);
+        self.let_go(above);
+        Held { body, owner: entry.owner }
     }
 
     /// Forgets a block if it is this lent one.
@@ -277,13 +315,13 @@ impl Host {
         replaced.is_some()
     }
 
-    /// Makes blocks the most recently used, the first of them the most: none leaves before those that
+    /// Notes a use of those of these blocks that are in memory, the first of them last: none leaves before those that
     /// follow it.
-    pub(super) fn freshen(&self, keys: &[BlockKey]) {
-        let mut blocks = self.blocks.lock();
-        let held: Vec<Option<Held>> = keys.iter().rev().map(|key| blocks.touch(key)).collect();
-        drop(blocks);
-        drop(held);
+    pub(super) fn touch(&self, keys: &[BlockKey]) {
+        for keys in keys.rchunks(AT_ONCE) {
+            let mut blocks = self.blocks.lock();
+            keys.iter().rev().for_each(|key| blocks.touch(key));
+        }
     }
 
     /// The last of these blocks that a cache lends, and its place.
@@ -297,9 +335,8 @@ impl Host {
         keys.iter().enumerate().rev().find_map(lent)
     }
 
-    /// A block, which becomes the most recently used.
     pub(super) fn get(&self, key: &BlockKey) -> Option<Held> {
-        self.blocks.lock().touch(key)
+        self.blocks.lock().get(key)
     }
 
     pub(super) fn contains(&self, key: &BlockKey, tenant: u32) -> bool {
@@ -377,18 +414,28 @@ mod tests {
         let mut room = host.room(arena)?;
         room.set_checksum(u64::from(n));
         // Two kinds of each tenant.
-        Some(host.add(key(n), room, host.owner(n % 2, n / 2 % 2)))
+        Some(host.add(&entry(n, host.owner(n % 2, n / 2 % 2)), room))
+    }
+
+    fn entry(n: u32, owner: u32) -> Entry {
+        Entry { key: key(n), parent: None, owner, priority: 0 }
+    }
+
+    fn host(replace: Replace, blocks: u64) -> (Host, u64) {
+        let each = 4096 + crate::arena::CELL_OVERHEAD + block_overhead(replace);
+        let care = Care { wipes: true, stays: false };
+        (Host::new(blocks * each, replace, care, Arc::default()), each)
     }
 
     #[test]
     fn the_least_recently_used_leave_and_held_ones_stay() {
-        let each = 4096 + crate::arena::CELL_OVERHEAD + BLOCK_OVERHEAD;
-        let host = Host::new(4 * each, Care { wipes: true, stays: false }, Arc::default());
+        let (host, each) = host(Replace::Lru, 4);
         let arena = host.arena(4096).unwrap();
         for n in 0..4 {
             put(&host, &arena, n);
         }
         assert_eq!(host.budget().used(), 4 * each);
+        host.touch(&[key(0)]);
         let held = host.get(&key(0)).unwrap();
         put(&host, &arena, 4);
         assert!(host.contains(&key(0), 0) && !host.contains(&key(1), 1));
@@ -407,7 +454,7 @@ mod tests {
         let since = host.moment();
         let owner = host.owner(0, 0);
         let publish = |n, since| {
-            host.publish(key(n), host.room(&arena).unwrap(), owner, Some(since), |_| Ok(()))
+            host.publish(&entry(n, owner), host.room(&arena).unwrap(), Some(since), |_| Ok(()))
         };
         assert_eq!(publish(9, since), Ok(()));
         let closed = host.close_landing();

@@ -10,6 +10,10 @@ use crate::format::BlockKey;
 pub struct Prefix {
     /// The space that it belongs to.
     pub(super) space: BlockKey,
+    /// The block before these, if it is known.
+    pub(super) before: Option<BlockKey>,
+    /// The second block of the whole chain, as far as it is known: chains are told apart by it.
+    pub(super) chain: BlockKey,
     pub(super) keys: Vec<BlockKey>,
     /// Token ids of all blocks; empty if only keys were given.
     pub(super) tokens: Vec<u32>,
@@ -24,6 +28,24 @@ impl std::fmt::Debug for Prefix {
 }
 
 impl Prefix {
+    pub(super) fn new(
+        space: BlockKey,
+        before: Option<BlockKey>,
+        (keys, tokens): (Vec<BlockKey>, Vec<u32>),
+        block_tokens: usize,
+    ) -> Prefix {
+        let chain = *keys.get(1).or(keys.first()).unwrap_or(&BlockKey::ROOT);
+        Prefix { space, before, chain, keys, tokens, block_tokens }
+    }
+
+    /// The block before one of these, if it is known.
+    pub(super) fn before(&self, block: usize) -> Option<BlockKey> {
+        match block.checked_sub(1) {
+            None => self.before,
+            Some(before) => self.keys.get(before).copied(),
+        }
+    }
+
     /// Number of full blocks.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -54,7 +76,7 @@ impl Prefix {
         let keys = self.keys.get(range.start..end).unwrap_or_default().to_vec();
         let tokens = range.start.saturating_mul(self.block_tokens)..end * self.block_tokens;
         let tokens = self.tokens.get(tokens).unwrap_or_default().to_vec();
-        Prefix { keys, tokens, ..*self }
+        Prefix { before: self.before(range.start), keys, tokens, ..*self }
     }
 
     pub(super) fn check(&self, range: &Range<usize>, rows: usize) -> Result<(), Error> {

@@ -263,9 +263,9 @@ impl<'a> Wave<'a> {
             Target::Heap(bytes) => Near::Read(Bytes::Heap(bytes)),
             Target::Pages(cells) => Near::Read(Bytes::Pages(cells)),
             Target::Room(mut room) => {
-                let key = self.prefix.keys()[block];
                 room.set_checksum(hash);
-                let held = space.shared.host.land(key, room, space.inner.owner, sink.since);
+                let held =
+                    space.shared.host.land(&space.entry(self.prefix, block), room, sink.since);
                 match held.body {
                     Body::Own(cell) => Near::Read(Bytes::Cell(cell)),
                     // Published meanwhile.

@@ -37,6 +37,7 @@ mod blocks;
 mod builder;
 mod commit;
 mod counters;
+mod hints;
 mod host;
 mod keys;
 mod lent;
@@ -50,6 +51,7 @@ mod strides;
 mod ticket;
 mod tiles;
 mod tiling;
+mod used;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -60,6 +62,7 @@ use std::time::Duration;
 pub use background::{Destination, Origin};
 pub use builder::PrefixBuilder;
 pub use counters::PrefixStats;
+pub use hints::Pinned;
 pub use keys::Prefix;
 pub use options::SpaceOptions;
 pub use publish::Published;
@@ -69,6 +72,8 @@ pub use start::Started;
 pub use strides::Strides;
 pub use ticket::Ticket;
 pub use tiling::{Axis, Tiling};
+
+use kvist_policies::replace::{Admission, Watermarks};
 
 use crate::Error;
 use crate::disk::{Disk, Erased, Refused};
@@ -109,6 +114,11 @@ pub(crate) struct Shared {
     secret: KeySecret,
     master: Option<MasterKey>,
     queue: Queue,
+    /// Which blocks are written to disk; all if there is none.
+    admission: Option<Mutex<Admission>>,
+    watermarks: Option<Watermarks>,
+    /// Whether room is being made in the background.
+    shedding: AtomicBool,
     counters: Counters,
     journal: Arc<Journal>,
     numbers: Mutex<Numbers>,
@@ -178,10 +188,13 @@ impl Shared {
         *numbers.kinds.entry((model, layout)).or_insert(next)
     }
 
-    fn tenant(&self, tag: [u8; 16]) -> u32 {
+    /// The number of a tenant, and what it is called on disk.
+    fn tenant_of(&self, salt: &[u8]) -> (u32, [u8; 16]) {
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&self.secret.tenant(salt)[..16]);
         let mut numbers = self.numbers.lock();
         let next = numbers.tenants.len() as u32;
-        *numbers.tenants.entry(tag).or_insert(next)
+        (*numbers.tenants.entry(tag).or_insert(next), tag)
     }
 }
 
@@ -201,10 +214,7 @@ impl PrefixStore {
     pub fn erase_tenant(&self, salt: &[u8]) -> Result<Erased, Error> {
         self.shared.check_open()?;
         let shared = &self.shared;
-        let tenant = shared.secret.tenant(salt);
-        let mut tag = [0; 16];
-        tag.copy_from_slice(&tenant[..16]);
-        let number = shared.tenant(tag);
+        let (number, tag) = shared.tenant_of(salt);
         // What is being read from disk meanwhile does not come to memory.
         let _closed = shared.host.close_landing();
         shared.forget(|_, tenant| tenant == number);

@@ -15,6 +15,7 @@ pub struct SpaceOptions {
     pub(super) extra: Vec<u8>,
     pub(super) codec: Codec,
     pub(super) loss_max: u8,
+    pub(super) priority: i8,
 }
 
 impl std::fmt::Debug for SpaceOptions {
@@ -39,6 +40,7 @@ impl SpaceOptions {
             extra: Vec::new(),
             codec: Codec::lossless(),
             loss_max: 0,
+            priority: 0,
         }
     }
 
@@ -76,6 +78,13 @@ impl SpaceOptions {
     #[must_use]
     pub fn loss_max(mut self, class: u8) -> SpaceOptions {
         self.loss_max = class;
+        self
+    }
+
+    /// Blocks of a lower priority leave memory before all others. Default 0.
+    #[must_use]
+    pub fn priority(mut self, priority: i8) -> SpaceOptions {
+        self.priority = priority;
         self
     }
 }

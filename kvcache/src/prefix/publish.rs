@@ -128,7 +128,7 @@ impl Space {
         let lent = self.donate(sequence, prefix, &wanted);
         let _ = wanted.into_iter().zip(lent).all(&mut lend);
         published.present = done - published.new;
-        host.freshen(&prefix.keys[..done]);
+        host.touch(&prefix.keys[..done]);
         self.shared.counters.published(published.new);
         published
     }
@@ -172,7 +172,7 @@ impl Space {
             true => Ok(()),
             false => shared.behind(inner, *key, prefix.tokens(block), (body, None)),
         };
-        shared.host.publish(*key, room, inner.owner, since, behind)?;
+        shared.host.publish(&self.entry(prefix, block), room, since, behind)?;
         Ok(!below)
     }
 }

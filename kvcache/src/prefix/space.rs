@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::host::{Body, Held};
 use super::keys::Prefix;
@@ -32,6 +33,7 @@ pub(super) struct Inner {
     pub(super) tag: [u8; 16],
     pub(super) seal: Option<TenantKey>,
     pub(super) loss_max: u8,
+    pub(super) priority: i8,
 }
 
 /// The blocks of one model, layout, tenant and adapter. Cheap to clone.
@@ -74,7 +76,8 @@ impl PrefixStore {
     /// [`Error::Setting`] for impossible settings: an empty salt in a store of several tenants, a
     /// layout that makes no sense, a block larger than the host budget.
     pub fn space(&self, options: SpaceOptions) -> Result<Space, Error> {
-        let SpaceOptions { model, layout, salt, adapter, extra, codec, loss_max } = options;
+        let SpaceOptions { model, layout, salt, adapter, extra, codec, loss_max, priority } =
+            options;
         let shared = &self.shared;
         shared.check_open()?;
         if shared.multi_tenant && salt.is_empty() {
@@ -83,15 +86,12 @@ impl PrefixStore {
         let plan = Plan::new(&layout, &codec)?;
         let parts = KeyParts { salt, model, layout: *plan.fingerprint(), adapter, extra };
         parts.validate()?;
-        let needed = (layout.bytes() as u64).saturating_add(super::host::BLOCK_OVERHEAD);
+        let needed = (layout.bytes() as u64).saturating_add(shared.host.block_overhead());
         let budget = shared.host.budget().limit();
         if needed > budget {
             return Err(Error::OverBudget { needed, free: budget, budget });
         }
-        let name = shared.secret.tenant(&parts.salt);
-        let mut tag = [0; 16];
-        tag.copy_from_slice(&name[..16]);
-        let tenant = shared.tenant(tag);
+        let (tenant, tag) = shared.tenant_of(&parts.salt);
         let seal = shared.master.as_ref().and_then(|m| TenantKey::derive(m, &parts.salt));
         let inner = Inner {
             id: parts.key(&shared.secret, &BlockKey::ROOT, &[], 0),
@@ -101,6 +101,7 @@ impl PrefixStore {
             tag,
             seal,
             loss_max,
+            priority,
             plan,
             parts,
         };
@@ -155,7 +156,8 @@ impl Space {
             true => tokens[..keys.len() * block_tokens].to_vec(),
             false => Vec::new(),
         };
-        Ok(Prefix { space: self.inner.id, keys, tokens, block_tokens })
+        let before = (*parent != BlockKey::ROOT).then_some(*parent);
+        Ok(Prefix::new(self.inner.id, before, (keys, tokens), block_tokens))
     }
 
     /// Blocks by keys that were computed elsewhere, with [`Space::prefix`] of a store with the same
@@ -163,7 +165,7 @@ impl Space {
     #[must_use]
     pub fn prefix_of_keys(&self, keys: Vec<BlockKey>) -> Prefix {
         let block_tokens = self.layout().block_tokens as usize;
-        Prefix { space: self.inner.id, keys, tokens: Vec::new(), block_tokens }
+        Prefix::new(self.inner.id, None, (keys, Vec::new()), block_tokens)
     }
 
     /// Blocks of which only hashes are known that another system computed, such as an engine's chained
@@ -209,7 +211,14 @@ impl Space {
         self.shared.check_open()?;
         self.owns(prefix)?;
         prefix.check(&(first..first.saturating_add(rows.len())), rows.len())?;
-        Ok(rows.iter().enumerate().map(|(i, rows)| self.put_one(prefix, first + i, rows)).collect())
+        let one = |(i, rows)| self.put_one(prefix, first + i, rows);
+        let results: Vec<Result<(), Refused>> = rows.iter().enumerate().map(one).collect();
+        // Those before were there, and were used when they were read.
+        let new = results.iter().take_while(|r| **r == Err(Refused::AlreadyPresent)).count();
+        let there = results.iter().take_while(|r| **r != Err(Refused::Throttled)).count();
+        self.note(prefix, first + new..first + there, false);
+        self.make_room();
+        Ok(results)
     }
 
     fn put_one(&self, prefix: &Prefix, block: usize, rows: &BlockRows) -> Result<(), Refused> {
@@ -223,7 +232,7 @@ impl Space {
         shared.wait_for_writer(inner.plan.layout().bytes());
         // In sight and on its way to disk in one step: evicting finds both or neither.
         let behind = |body| shared.behind(inner, *key, prefix.tokens(block), (body, Some(tiles)));
-        shared.host.publish(*key, room, inner.owner, None, behind)?;
+        shared.host.publish(&self.entry(prefix, block), room, None, behind)?;
         shared.counters.put(inner.plan.layout().bytes());
         Ok(())
     }
@@ -266,6 +275,12 @@ impl Space {
         let heads = self.layout().num_heads();
         let pages = layers.start * heads..layers.end * heads;
         let mut restored = Restored { blocks: 0, miss: None, from_disk: 0 };
+        let started = Instant::now();
+        // Who reads layer by layer uses a block once.
+        let uses = layers.start == 0;
+        if uses {
+            self.shared.host.touch(&prefix.keys[range.clone()]);
+        }
         let mut wave = Wave::new(self, prefix, pages);
         for block in range.clone() {
             restored.blocks += usize::from(bug!("counted_before_copy"));
@@ -283,8 +298,16 @@ impl Space {
                 }
             }
         }
-        let bytes = restored.blocks * self.layout().bytes() / all * layers.len();
-        self.shared.counters.got(restored.blocks, restored.from_disk, bytes);
+        let bytes = |blocks| blocks * self.layout().bytes() / all * layers.len();
+        self.shared.counters.got(restored.blocks, restored.from_disk, bytes(restored.blocks));
+        if restored.from_disk > 0 {
+            self.shared.counters.read(bytes(restored.from_disk), started.elapsed());
+        }
+        if uses {
+            let used = range.start..range.start + restored.blocks;
+            self.note(prefix, used.clone(), restored.from_disk > 0);
+            self.offer(prefix, used, false);
+        }
         Ok(restored)
     }
 
@@ -293,6 +316,7 @@ impl Space {
     #[must_use]
     pub fn lease(&self, key: &BlockKey) -> Option<Lease> {
         self.check().ok()?;
+        self.shared.host.touch(std::slice::from_ref(key));
         match self.held(key).ok()?.body {
             Body::Own(cell) => Some(Lease { cell }),
             Body::Lent(lent) => self.copy_of(&lent).map(|cell| Lease { cell }),

@@ -54,7 +54,7 @@ impl Space {
         }
         let there = prefix.part(0..blocks);
         match started.from_disk {
-            0 => self.shared.host.freshen(there.keys()),
+            0 => self.shared.host.touch(there.keys()),
             _ => {
                 let _ = self.lend(&started.sequence, &there, Some(since));
             }

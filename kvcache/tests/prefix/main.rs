@@ -1,13 +1,13 @@
 //! The prefix store from outside: random lives over a simulated disk (`lives`), what it says of them
-//! (`changes`), threads (`order`),
-//! killed processes (`kill`), what a kernel really refuses (`kernel`), tenants and secrets (`tenants`,
-//! `secrets`).
+//! (`changes`), threads (`order`), which blocks leave and which are written (`leaving`), killed processes
+//! (`kill`), what a kernel really refuses (`kernel`), tenants and secrets (`tenants`, `secrets`).
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod changes;
 mod kernel;
 mod kill;
+mod leaving;
 mod lives;
 mod order;
 mod secrets;

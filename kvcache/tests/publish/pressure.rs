@@ -115,7 +115,7 @@ fn blocks_that_wait_to_be_written_make_room_too() {
 #[test]
 fn the_store_evicts_its_own_memory_before_entries() {
     let (cache, geometry) = (cache(16 << 20), usual());
-    let store = PrefixStore::builder().host_bytes(4 * (block() + 400)).build().unwrap();
+    let store = PrefixStore::builder().host_bytes(4 * (block() + 600)).build().unwrap();
     let space = space(&store);
     let lent = tokens(1, 320, 0, 320);
     let _ = space.publish(&filled(&cache, &lent), &lent).unwrap();

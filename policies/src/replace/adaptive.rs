@@ -15,6 +15,9 @@ const SAMPLE: usize = 8;
 const REQUESTS: u32 = 100;
 const DECAY: f64 = 0.97;
 
+/// Blocks of a small cache from which on it tells something.
+const TELLING: usize = 16;
+
 /// Four small caches, each with another share, that see some of the chains.
 #[derive(Clone, Debug)]
 pub(super) struct Adaptive {
@@ -49,7 +52,8 @@ impl Adaptive {
         }
         self.requests = 0;
         let best = (0..SHARES.len()).max_by(|&a, &b| self.hits[a].total_cmp(&self.hits[b]))?;
-        let better = self.hits[best] > self.hits[self.chosen];
+        let telling = capacity / SAMPLE >= TELLING;
+        let better = telling && self.hits[best] > self.hits[self.chosen];
         self.hits.iter_mut().for_each(|hits| *hits *= DECAY);
         if !better {
             return None;
@@ -184,18 +188,25 @@ mod tests {
         }
     }
 
+    const ROOM: usize = 1000;
+
     #[test]
     fn what_finds_more_is_chosen() {
         let (mut adaptive, uses) = (Adaptive::new(), Uses::all(&[3, 3]));
         adaptive.hits = [1.0, 2.0, 3.0, 9.0];
-        let none: Vec<Option<f32>> = (1..REQUESTS).map(|_| adaptive.request(&uses, 0)).collect();
+        let none: Vec<Option<f32>> = (1..REQUESTS).map(|_| adaptive.request(&uses, ROOM)).collect();
         assert!(none.iter().all(Option::is_none));
         // A further part is no further request.
-        assert_eq!(adaptive.request(&Uses { before: Some(3), ..uses }, 0), None);
-        assert_eq!(adaptive.request(&uses, 0), Some(0.75));
+        assert_eq!(adaptive.request(&Uses { before: Some(3), ..uses }, ROOM), None);
+        assert_eq!(adaptive.request(&uses, ROOM), Some(0.75));
         assert_eq!((adaptive.requests, adaptive.hits[3]), (0, 9.0 * DECAY));
-        let again: Vec<Option<f32>> = (0..REQUESTS).map(|_| adaptive.request(&uses, 0)).collect();
+        let again: Vec<Option<f32>> =
+            (0..REQUESTS).map(|_| adaptive.request(&uses, ROOM)).collect();
         assert!(again.iter().all(Option::is_none));
+        // In a small tier chance would choose.
+        adaptive.hits = [9.0, 2.0, 3.0, 1.0];
+        let small: Vec<Option<f32>> = (0..REQUESTS).map(|_| adaptive.request(&uses, 20)).collect();
+        assert!(small.iter().all(Option::is_none));
     }
 
     #[test]

@@ -117,3 +117,9 @@ impl Error {
         Error::Setting(format!("{what}: {}, {}", expected.to_string(), found.to_string()))
     }
 }
+
+impl From<kvist_policies::Error> for Error {
+    fn from(e: kvist_policies::Error) -> Error {
+        Error::Setting(e.to_string())
+    }
+}

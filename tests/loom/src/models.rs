@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use kvist_policies::replace::Replace;
 use loom::thread;
 
 use crate::arena::{Arena, Care};
@@ -12,7 +13,7 @@ use crate::budget::Budget;
 use crate::disk::Refused;
 use crate::disk_budget::{DiskBudget, DiskCharge};
 use crate::format::BlockKey;
-use crate::host::{BLOCK_OVERHEAD, Body, Held, Host};
+use crate::host::{Body, Entry, Held, Host, block_overhead};
 use crate::journal::Journal;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex};
@@ -160,7 +161,8 @@ fn key(n: u8) -> BlockKey {
 /// A host tier for so many blocks.
 fn host(blocks: u64) -> (Arc<Host>, Arc<Arena>) {
     let (care, journal) = (Care { wipes: true, stays: false }, Arc::new(Journal::default()));
-    let host = Host::new(blocks * (1 + BLOCK_OVERHEAD), care, journal);
+    let each = 1 + block_overhead(Replace::Lru);
+    let host = Host::new(blocks * each, Replace::Lru, care, journal);
     let arena = host.arena(1).expect("a size");
     (Arc::new(host), arena)
 }
@@ -169,7 +171,11 @@ fn host(blocks: u64) -> (Arc<Host>, Arc<Arena>) {
 fn put(host: &Host, arena: &Arc<Arena>, n: u8) -> Result<(), Refused> {
     let mut room = host.room(arena).ok_or(Refused::Throttled)?;
     room.bytes()[0] = n;
-    host.publish(key(n), room, host.owner(0, 0), None, |_| Ok(()))
+    host.publish(&entry(host, n), room, None, |_| Ok(()))
+}
+
+fn entry(host: &Host, n: u8) -> Entry {
+    Entry { key: key(n), parent: None, owner: host.owner(0, 0), priority: 0 }
 }
 
 fn holds(held: &Held, n: u8) {
@@ -238,7 +244,7 @@ pub fn landing() {
         });
         let mut room = host.room(&arena).expect("there is room");
         room.bytes()[0] = 1;
-        let held = host.land(key(1), room, host.owner(0, 0), since);
+        let held = host.land(&entry(&host, 1), room, since);
         holds(&held, 1);
         evicting.join().expect("no panic");
         holds(&held, 1);
