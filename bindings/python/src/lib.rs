@@ -46,6 +46,8 @@ mod _kvist {
     #[pymodule_export]
     use super::prefix::lease::PyLease;
     #[pymodule_export]
+    use super::prefix::pinned::PyPinned;
+    #[pymodule_export]
     use super::prefix::space::{PyPrefix, PySpace};
     #[pymodule_export]
     use super::prefix::store::PyPrefixStore;

@@ -195,6 +195,8 @@ impl PrefixBuilder {
         if self.host_bytes == 0 {
             return Err(Error::setting("host_bytes", "above 0", 0));
         }
+        self.watermarks.as_ref().map(Watermarks::check).transpose()?;
+        let admission = self.admit.map(Admission::new).transpose()?;
         if let (Some(disk), Some(secret)) = (&mut self.disk, &self.secret) {
             disk.secret = Some(secret.clone());
         }
@@ -207,8 +209,6 @@ impl PrefixBuilder {
             (None, Some(secret)) => secret,
             (None, None) => KeySecret::random()?,
         };
-        self.watermarks.as_ref().map(Watermarks::check).transpose()?;
-        let admission = self.admit.map(Admission::new).transpose()?;
         let journal = Arc::<Journal>::default();
         disk.iter().for_each(|disk| disk.tell(journal.clone()));
         let queue_bytes = self.queue_bytes.unwrap_or(QUEUE_BYTES.min(self.host_bytes / 4));

@@ -159,6 +159,8 @@ class PrefixStats:
     get_bytes: int
     throttled: int
     """Blocks not written to disk because the queue was full or the tier rested."""
+    not_admitted: int
+    """Times that a block was not let in to the disk tier (`PrefixStore(admit=...)`)."""
     write_errors: int
     write_seconds: float
     misses: dict[str, int]

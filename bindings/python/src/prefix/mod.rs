@@ -4,6 +4,7 @@ mod args;
 pub(crate) mod inspect;
 pub(crate) mod lease;
 mod own;
+pub(crate) mod pinned;
 mod result;
 pub(crate) mod space;
 pub(crate) mod store;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use crate::error::option_error;
+use crate::number::Whole;
 
 /// A longest wait: more would overflow clocks.
 const PATIENCE_MAX: f64 = 1e9;
@@ -26,6 +28,11 @@ fn patience(seconds: Option<f64>, what: &str) -> PyResult<Duration> {
         Some(s) if s >= 0.0 => Ok(Duration::from_secs_f64(s.min(PATIENCE_MAX))),
         Some(s) => Err(option_error(what, "0 or more seconds", s)),
     }
+}
+
+/// The number of a source of hints; too large ones are refused by the store.
+fn source_of(source: Whole) -> PyResult<u8> {
+    Ok(u8::try_from(source.get("source")?).unwrap_or(u8::MAX))
 }
 
 /// Exactly 32 bytes.

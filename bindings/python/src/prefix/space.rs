@@ -7,12 +7,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use super::args::BlockArgs;
-use super::bytes32;
 use super::lease::PyLease;
 use super::own::Own;
+use super::pinned::PyPinned;
 use super::result::{published_object, restored_object, started_object, stored};
 use super::ticket::{PyTicket, Work};
 use super::tokens::tokens_of;
+use super::{bytes32, patience, source_of};
 use crate::cache::PyCache;
 use crate::dlpack::Behind;
 use crate::error::{from_store, option_error, raise};
@@ -36,6 +37,7 @@ pub(super) struct SpaceArgs<'a, 'py> {
     pub(super) layer_range: Option<(usize, usize)>,
     pub(super) head_range: Option<(usize, usize)>,
     pub(super) attention: Option<&'a Bound<'py, PyAny>>,
+    pub(super) priority: i8,
 }
 
 /// A number that a layout can hold; larger ones are refused with the layout.
@@ -49,7 +51,7 @@ impl SpaceArgs<'_, '_> {
         layout.validate().map_err(from_store)?;
         let codec = Codec::parse(self.codec).map_err(from_store)?;
         let options = SpaceOptions::new(self.model, layout).salt(self.salt).extra(self.extra);
-        let options = options.codec(codec);
+        let options = options.codec(codec).priority(self.priority);
         Ok(match self.adapter {
             Some(adapter) => options.adapter(adapter),
             None => options,
@@ -365,6 +367,51 @@ impl PySpace {
         let stop = optional(stop, "stop")?.unwrap_or(prefix.prefix.len());
         let range = start.get("start")?..stop;
         Ok(PyTicket::new(Work::Prefetch(py.detach(|| space.prefetch(&prefix.prefix, range)))))
+    }
+
+    /// Says that the session whose prefix this is does not go on: its blocks leave memory first.
+    /// `source` is a number, 0 to 7, for who says so; sources count as long as they are right.
+    #[pyo3(signature = (prefix, source=Whole::from(0)), text_signature = "($self, prefix, source=0)")]
+    fn session_closed(&self, py: Python, prefix: &Bound<PyPrefix>, source: Whole) -> PyResult<()> {
+        let (space, prefix, source) = (self.of(prefix.get())?, prefix.get(), source_of(source)?);
+        py.detach(|| space.session_closed(&prefix.prefix, source)).map_err(from_store)
+    }
+
+    /// Says that blocks will be used again within so many seconds.
+    #[pyo3(signature = (prefix, within, source=Whole::from(0)),
+           text_signature = "($self, prefix, within, source=0)")]
+    fn wanted(
+        &self,
+        py: Python,
+        prefix: &Bound<PyPrefix>,
+        within: f64,
+        source: Whole,
+    ) -> PyResult<()> {
+        let (space, prefix, source) = (self.of(prefix.get())?, prefix.get(), source_of(source)?);
+        let within = patience(Some(within), "within")?;
+        py.detach(|| space.wanted(&prefix.prefix, within, source)).map_err(from_store)
+    }
+
+    /// Says that blocks will be used after so many seconds; those on disk are brought into memory
+    /// just before.
+    #[pyo3(signature = (prefix, after, source=Whole::from(0)),
+           text_signature = "($self, prefix, after, source=0)")]
+    fn next_use(
+        &self,
+        py: Python,
+        prefix: &Bound<PyPrefix>,
+        after: f64,
+        source: Whole,
+    ) -> PyResult<()> {
+        let (space, prefix, source) = (self.of(prefix.get())?, prefix.get(), source_of(source)?);
+        let after = patience(Some(after), "after")?;
+        py.detach(|| space.next_use(&prefix.prefix, after, source)).map_err(from_store)
+    }
+
+    /// Keeps the leading blocks that are in memory there until the result is closed.
+    fn pin(&self, py: Python, prefix: &Bound<PyPrefix>) -> PyResult<PyPinned> {
+        let (space, prefix) = (self.of(prefix.get())?, prefix.get());
+        py.detach(|| space.pin(&prefix.prefix)).map(PyPinned::new).map_err(from_store)
     }
 
     /// Forgets blocks, of a prefix or by key, in every tier; how many were there.

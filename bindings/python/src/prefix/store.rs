@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use kvist::format::KeySecret;
+use kvist::policies::replace::{Admit, Replace, Share, Watermarks};
 use kvist::{Change, Changes, DiskOptions, PrefixStats, Tier};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -10,7 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::own::Own;
 use super::space::{PySpace, SpaceArgs};
-use super::{bytes32, patience};
+use super::{bytes32, patience, source_of};
 use crate::error::from_store;
 use crate::number::{Whole, optional};
 use crate::select::parse_bytes;
@@ -25,18 +26,22 @@ pub(crate) struct PyPrefixStore {
 impl PyPrefixStore {
     #[new]
     #[pyo3(
-        signature = (host=None, disk=None, *, multi_tenant=false, verify_tokens=true,
-                     verify_host=false, backpressure=0.0, key_secret=None, seal=None, segment=None,
-                     deadline=10.0, required=true),
-        text_signature = "(host='1GiB', disk=None, *, multi_tenant=False, verify_tokens=True, \
-                          verify_host=False, backpressure=0.0, key_secret=None, seal=None, \
-                          segment=None, deadline=10.0, required=True)"
+        signature = (host=None, disk=None, *, replace="adaptive", watermarks=None, multi_tenant=false,
+                     verify_tokens=true, verify_host=false, backpressure=0.0, key_secret=None,
+                     seal=None, segment=None, deadline=10.0, required=true,
+                     admit=Whole::from(1), admit_rate=None),
+        text_signature = "(host='1GiB', disk=None, *, replace='adaptive', watermarks=None, \
+                          multi_tenant=False, verify_tokens=True, verify_host=False, \
+                          backpressure=0.0, key_secret=None, seal=None, segment=None, \
+                          deadline=10.0, required=True, admit=1, admit_rate=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
         py: Python,
         host: Option<&Bound<PyAny>>,
         disk: Option<(PathBuf, Bound<PyAny>)>,
+        replace: &str,
+        watermarks: Option<(f64, f64)>,
         multi_tenant: bool,
         verify_tokens: bool,
         verify_host: bool,
@@ -46,8 +51,11 @@ impl PyPrefixStore {
         segment: Option<&Bound<PyAny>>,
         deadline: f64,
         required: bool,
+        admit: Whole,
+        admit_rate: Option<&Bound<PyAny>>,
     ) -> PyResult<PyPrefixStore> {
         let mut builder = kvist::PrefixStore::builder()
+            .replace(Replace::parse(replace).map_err(|e| from_store(e.into()))?)
             .multi_tenant(multi_tenant)
             .verify_tokens(verify_tokens)
             .verify_host(verify_host)
@@ -58,6 +66,10 @@ impl PyPrefixStore {
         if let Some(secret) = key_secret {
             builder = builder.key_secret(KeySecret::new(bytes32(secret, "key_secret")?));
         }
+        if let Some((high, low)) = watermarks {
+            builder = builder.watermarks(Watermarks { high, low, reserve: 0.0 });
+        }
+        let admit = admission(admit, admit_rate)?;
         if let Some((path, bytes)) = disk {
             let mut options = DiskOptions::new(path, parse_bytes(&bytes)?)
                 .deadline(patience(Some(deadline), "deadline")?)
@@ -69,8 +81,12 @@ impl PyPrefixStore {
                 options = options.seal(bytes32(master, "seal")?);
             }
             builder = builder.disk(options);
-        } else if seal.is_some() || segment.is_some() {
-            let text = "seal and segment are for a disk tier: expected disk=, found none";
+            if let Some(rule) = admit {
+                builder = builder.admit(rule);
+            }
+        } else if seal.is_some() || segment.is_some() || admit.is_some() {
+            let text = "seal, segment, admit and admit_rate are for a disk tier: expected disk=, \
+                        found none";
             return Err(crate::error::raise("OptionError", text.to_owned()));
         }
         let store = py.detach(|| builder.build()).map_err(from_store)?;
@@ -81,10 +97,11 @@ impl PyPrefixStore {
     #[pyo3(
         signature = (*, model, layers, kv_heads, head_dim, dtype, value_dim=None,
                      block_tokens=Whole::from(64), salt=None, adapter=None, extra=None,
-                     codec="lossless", layer_range=None, head_range=None, attention=None),
+                     codec="lossless", layer_range=None, head_range=None, attention=None,
+                     priority=0),
         text_signature = "($self, *, model, layers, kv_heads, head_dim, dtype, value_dim=None, \
                           block_tokens=64, salt=b'', adapter=None, extra=b'', codec='lossless', \
-                          layer_range=None, head_range=None, attention='full')"
+                          layer_range=None, head_range=None, attention='full', priority=0)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python method")]
     fn space(
@@ -104,6 +121,7 @@ impl PyPrefixStore {
         layer_range: Option<(Whole, Whole)>,
         head_range: Option<(Whole, Whole)>,
         attention: Option<&Bound<PyAny>>,
+        priority: i8,
     ) -> PyResult<PySpace> {
         let store = self.inner.get()?;
         let pair = |range: Option<(Whole, Whole)>, what| {
@@ -125,6 +143,7 @@ impl PyPrefixStore {
             layer_range: pair(layer_range, "layer_range")?,
             head_range: pair(head_range, "head_range")?,
             attention,
+            priority,
         };
         let options = args.options()?;
         let space = py.detach(|| store.space(options)).map_err(from_store)?;
@@ -142,6 +161,21 @@ impl PyPrefixStore {
         dict.set_item("segments", erased.segments)?;
         dict.set_item("segments_left", erased.segments_left)?;
         Ok(dict)
+    }
+
+    /// Gives a tenant a share of the memory before its first block comes: others cannot take `floor`
+    /// of it, and the tenant has no more than `ceiling`.
+    #[pyo3(signature = (salt, floor=0.0, ceiling=1.0))]
+    fn set_share(&self, salt: &[u8], floor: f64, ceiling: f64) -> PyResult<()> {
+        self.inner.get()?.set_share(salt, Share { floor, ceiling }).map_err(from_store)
+    }
+
+    /// How often the hints of a source came true: of closed sessions, of wanted blocks.
+    #[pyo3(signature = (source=Whole::from(0)), text_signature = "($self, source=0)")]
+    fn hint_precision(&self, source: Whole) -> PyResult<(f32, f32)> {
+        let [closed, wanted] =
+            self.inner.get()?.hint_precision(source_of(source)?).map_err(from_store)?;
+        Ok((closed, wanted))
     }
 
     /// Waits until everything put so far is on disk or was refused; whether that was in time.
@@ -220,6 +254,19 @@ impl PyPrefixStore {
     }
 }
 
+/// What is written to disk; `None` for everything.
+fn admission(sightings: Whole, rate: Option<&Bound<PyAny>>) -> PyResult<Option<Admit>> {
+    let sightings = sightings.get("admit")?;
+    let rate = rate.map(parse_bytes).transpose()?;
+    if sightings == 1 && rate.is_none() {
+        return Ok(None);
+    }
+    let sightings = u32::try_from(sightings).unwrap_or(u32::MAX);
+    // A tick of a store is a tenth of a second.
+    let bytes_per_tick = rate.map(|bytes| bytes as f64 / 10.0);
+    Ok(Some(Admit { sightings, bytes_per_tick, ..Admit::default() }))
+}
+
 /// A `kvist.PrefixStats`.
 fn stats_object<'py>(py: Python<'py>, stats: &PrefixStats) -> PyResult<Bound<'py, PyAny>> {
     let fields = PyDict::new(py);
@@ -238,6 +285,7 @@ fn stats_object<'py>(py: Python<'py>, stats: &PrefixStats) -> PyResult<Bound<'py
         ("gets_from_disk", stats.gets_from_disk),
         ("get_bytes", stats.get_bytes),
         ("throttled", stats.throttled),
+        ("not_admitted", stats.not_admitted),
         ("write_errors", stats.write_errors),
     ];
     numbers.iter().try_for_each(|(name, value)| fields.set_item(name, value))?;
