@@ -77,7 +77,7 @@ impl Trace {
 
 type Problem = (usize, String);
 
-fn read(lines: impl BufRead) -> Result<Trace, Problem> {
+pub(super) fn read(lines: impl BufRead) -> Result<Trace, Problem> {
     let mut reader: Option<Reader> = None;
     for (i, line) in lines.lines().enumerate() {
         let at = |problem: String| (i + 1, problem);

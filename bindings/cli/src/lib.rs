@@ -6,6 +6,7 @@ mod inspect;
 mod presets;
 mod replay;
 mod show;
+mod trace;
 mod verify;
 mod why;
 
@@ -28,6 +29,7 @@ enum Command {
     Inspect(inspect::Args),
     Presets(presets::Args),
     Replay(Box<replay::Args>),
+    Trace(trace::Args),
     Verify(verify::Args),
     Why(why::Args),
 }
@@ -65,6 +67,7 @@ where
         Command::Inspect(args) => inspect::run(&args),
         Command::Presets(args) => presets::run(&args).map(|()| 0).map_err(failed),
         Command::Replay(args) => replay::run(*args).map(|()| 0).map_err(failed),
+        Command::Trace(args) => trace::run(&args).map(|()| 0).map_err(failed),
         Command::Verify(args) => verify::run(&args),
         Command::Why(args) => why::run(&args),
     };
@@ -87,6 +90,7 @@ mod tests {
         assert_eq!(run(["kvist", "presets"]), 0);
         assert_eq!(run(["kvist", "replay"]), 2);
         assert_eq!(run(["kvist", "replay", "/nonexistent"]), 1);
+        assert_eq!(run(["kvist", "trace", "--requests", "0"]), 1);
         assert_eq!(run(["kvist", "calibrate"]), 2);
         assert_eq!(run(["kvist", "calibrate", "--dump", "/nonexistent"]), 2);
     }
