@@ -20,9 +20,15 @@ pub(super) struct Ghosts {
     queue: VecDeque<u32>,
     /// Place of the queue's front.
     front: u32,
-    /// Open addressing, at most 3/4 full.
+    /// Open addressing, at most 5/8 full.
     table: Vec<u32>,
+    /// A part of the fingerprint for each place of the table, so that the queue is seldom looked at in vain.
+    tags: Vec<u8>,
     len: usize,
+}
+
+fn tag(print: u32) -> u8 {
+    print as u8
 }
 
 impl Ghosts {
@@ -34,7 +40,7 @@ impl Ghosts {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.queue.capacity() + self.table.capacity())
+        4 * (self.queue.capacity() + self.table.capacity()) + self.tags.capacity()
     }
 
     /// Takes a block out; whether it was there.
@@ -55,8 +61,8 @@ impl Ghosts {
         }
         let dropped = self.shrink(most - 1);
         // Those taken out of the middle take room until they come to the front, but not for ever.
-        let spread = self.queue.len() > self.len + self.len / 4 + 16;
-        if spread || 4 * (self.len + 1) > 3 * self.table.len() || self.front > u32::MAX / 2 {
+        let spread = self.queue.len() > self.len + self.len / 8 + 16;
+        if spread || 8 * (self.len + 1) > 5 * self.table.len() || self.front > u32::MAX / 2 {
             self.renumber(most);
         }
         if self.queue.len() == self.queue.capacity() {
@@ -103,7 +109,8 @@ impl Ghosts {
         }
         let mut at = self.home(print);
         while self.table[at] != FREE {
-            if self.queue[self.place(self.table[at])] == print {
+            let same = self.tags[at] == tag(print);
+            if same && self.queue[self.place(self.table[at])] == print {
                 return Some(at);
             }
             at = self.next(at);
@@ -116,7 +123,7 @@ impl Ghosts {
         while self.table[at] != FREE {
             at = self.next(at);
         }
-        self.table[at] = entry;
+        (self.table[at], self.tags[at]) = (entry, tag(print));
     }
 
     /// Frees a place of the table; what stands behind it because it was taken moves up.
@@ -127,7 +134,7 @@ impl Ghosts {
         while self.table[at] != FREE {
             let home = self.home(self.queue[self.place(self.table[at])]);
             if way(home, at) >= way(hole, at) {
-                self.table[hole] = self.table[at];
+                (self.table[hole], self.tags[hole]) = (self.table[at], self.tags[at]);
                 hole = at;
             }
             at = self.next(at);
@@ -139,8 +146,8 @@ impl Ghosts {
     fn renumber(&mut self, most: usize) {
         self.queue.retain(|&print| print != GONE);
         self.front = 0;
-        let wanted = (2 * self.len).min(most + most / 2).max(self.len + self.len / 2) + 16;
-        self.table = vec![FREE; wanted];
+        let wanted = (4 * self.len).min(2 * most).max(2 * self.len) + 16;
+        (self.table, self.tags) = (vec![FREE; wanted], vec![0; wanted]);
         for i in 0..self.queue.len() {
             self.enter(self.queue[i], i as u32 + 1);
         }
