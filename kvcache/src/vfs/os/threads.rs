@@ -118,6 +118,7 @@ impl Pool {
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 queue.idle -= 1;
+                job.begin();
                 drop(queue);
                 job.run(&self.parked);
                 queue = self.queue.lock();
@@ -143,15 +144,18 @@ impl Pool {
 }
 
 impl Job {
+    /// A worker has it. To be called under the queue's lock: whoever drops the batch finds it either there or here.
+    fn begin(&self) {
+        self.batch.state.lock().running += self.op.len();
+    }
+
     fn run(self, parked: &Parked) {
         let Job { batch, index, mut op } = self;
         let bytes = op.len();
-        {
-            let mut state = batch.state.lock();
-            if state.dropped {
-                return;
-            }
-            state.running += bytes;
+        if batch.state.lock().dropped {
+            drop(op);
+            parked.sub(bytes);
+            return;
         }
         let result = match op.refusal() {
             Some(error) => Err(error),
@@ -186,8 +190,10 @@ impl ThreadBatch {
         let Err(error) = self.pool.enqueue(jobs) else { return };
         // No thread at all: the operations fail as the thread did (`EAGAIN`).
         let kind = error.raw_os_error();
+        // The queue's lock is never asked for with a batch's in hand.
+        let withdrawn = self.pool.withdraw(&self.shared);
         let mut state = self.shared.state.lock();
-        state.done.extend(self.pool.withdraw(&self.shared).into_iter().map(|job| Done {
+        state.done.extend(withdrawn.into_iter().map(|job| Done {
             index: job.index,
             result: Err(
                 kind.map_or(io::ErrorKind::WouldBlock.into(), io::Error::from_raw_os_error),
