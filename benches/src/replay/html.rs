@@ -5,7 +5,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::Row;
+use super::{Row, TierResult};
 use crate::Error;
 
 /// Size of a plot in pixels.
@@ -24,6 +24,7 @@ pub(super) fn write(path: &Path, rows: &[Row]) -> Result<(), Error> {
         );
         body += &by_capacity(group).map_err(failed)?;
         body += &by_time(group).map_err(failed)?;
+        body += &by_tier(group).map_err(failed)?;
         body += &table(group);
     }
     let page = format!(
@@ -76,6 +77,62 @@ fn by_time(rows: &[Row]) -> Result<String, String> {
     })
 }
 
+/// Seconds spared less those of reading, a bar for each set of tiers with the most room, a piece for each tier.
+fn by_tier(rows: &[Row]) -> Result<String, String> {
+    let most = rows.iter().map(|row| row.blocks).max().unwrap_or(0);
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.blocks == most).collect();
+    let net = |tier: &TierResult| tier.saved_s - tier.read_s;
+    let length = |row: &Row, sign: f64| -> f64 {
+        row.outcome.tiers.iter().map(|t| (sign * net(t)).max(0.0)).sum()
+    };
+    let end = |sign| rows.iter().map(|row| length(row, sign)).fold(0.0, f64::max);
+    // What reading costs more than computing goes to the left.
+    let (left, right) = (-1.05 * end(-1.0), 1.05 * end(1.0).max(f64::MIN_POSITIVE));
+    // Room for their names.
+    let tiers = rows.first().map_or(0, |row| row.outcome.tiers.len());
+    let height = 80 + 36 * rows.len() as u32 + 18 * tiers as u32;
+    let mut svg = String::new();
+    {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
+        area.fill(&WHITE).map_err(|e| text(&e))?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption("seconds spared less those of reading, by tier", ("sans-serif", 16))
+            .margin(10)
+            .x_label_area_size(30)
+            .build_cartesian_2d(left..right, 0.0..rows.len() as f64 + tiers as f64 / 2.0)
+            .map_err(|e| text(&e))?;
+        let mut mesh = chart.configure_mesh();
+        mesh.disable_y_mesh().disable_y_axis().draw().map_err(|e| text(&e))?;
+        for (i, row) in rows.iter().enumerate() {
+            let bottom = (rows.len() - 1 - i) as f64;
+            let mut ends = [0.0, 0.0];
+            for (tier, result) in row.outcome.tiers.iter().enumerate() {
+                let side = &mut ends[usize::from(net(result) < 0.0)];
+                let from = std::mem::replace(side, *side + net(result));
+                let (piece, color) = ([(from, bottom + 0.1), (*side, bottom + 0.55)], tier);
+                let bar = Rectangle::new(piece, Palette99::pick(color).filled());
+                let drawn = chart.draw_series([bar]).map_err(|e| text(&e))?;
+                if i == 0 {
+                    let square = move |(x, y)| {
+                        let place = [(x, y - 5), (x + 10, y + 5)];
+                        Rectangle::new(place, Palette99::pick(color).filled())
+                    };
+                    drawn.label(result.name).legend(square);
+                }
+            }
+            let name = Text::new(row.name.clone(), (left, bottom + 0.95), ("sans-serif", 13));
+            chart.draw_series([name]).map_err(|e| text(&e))?;
+        }
+        let mut labels = chart.configure_series_labels();
+        let labels =
+            labels.position(SeriesLabelPosition::UpperRight).background_style(WHITE.mix(0.8));
+        labels.draw().map_err(|e| text(&e))?;
+        area.present().map_err(|e| text(&e))?;
+    }
+    Ok(svg)
+}
+
 fn plot(
     title: &str,
     x_name: &str,
@@ -125,7 +182,7 @@ fn table(rows: &[Row]) -> String {
     let mut text = format!("<table>{heads}");
     for row in rows {
         let out = &row.outcome;
-        let tier = |t: &super::TierResult| {
+        let tier = |t: &TierResult| {
             let (hits, gb) =
                 (100.0 * t.hits as f64 / out.blocks.max(1) as f64, t.written_bytes * 1e-9);
             format!("{} {hits:.2} %, {gb:.0} GB written", t.name)

@@ -31,6 +31,10 @@ pub struct TierResult {
     pub hits: u64,
     /// Bytes read of it.
     pub read_bytes: f64,
+    /// Seconds of prefill that its blocks spared.
+    pub saved_s: f64,
+    /// Seconds that reading them took.
+    pub read_s: f64,
     /// Bytes written to it.
     pub written_bytes: f64,
     /// Blocks that left.
@@ -102,9 +106,12 @@ pub fn simulate(trace: &Trace, specs: &[TierSpec], cost: &Cost) -> Result<Outcom
                 continue;
             }
             hits += 1;
-            out.tiers[tier].hits += 1;
-            out.tiers[tier].read_bytes += bytes;
             let read = specs[tier].gbps.map_or(0.0, |gbps| bytes / (gbps * 1e9));
+            let of = &mut out.tiers[tier];
+            of.hits += 1;
+            of.read_bytes += bytes;
+            of.saved_s += compute;
+            of.read_s += read;
             out.read_s += read;
             out.saved_s += compute;
         }
@@ -170,6 +177,7 @@ mod tests {
         assert_eq!(out.tiers.iter().map(|t| t.hits).collect::<Vec<_>>(), [0, 6]);
         let bytes = Cost::default().bytes(16);
         assert_eq!((out.tiers[1].written_bytes, out.read_s), (4.0 * bytes, 6.0 * bytes / 1e9));
+        assert_eq!((out.tiers[1].saved_s, out.tiers[1].read_s), (out.saved_s, out.read_s));
         // Let in when it comes for the second time, it is there for the third.
         let far = TierSpec { admit: Some(Admit::default()), ..far };
         let out = simulate(&trace, &[near, far], &Cost::default()).unwrap();
