@@ -134,6 +134,9 @@ fn line(row: &Row) -> Line {
 
 #[cfg(test)]
 mod tests {
+    use kvist::format::{BlockDType, BlockKey, BlockLayout};
+    use kvist::{BlockRows, BlockRowsMut, PrefixStore, SpaceOptions, Strides};
+
     use super::*;
 
     /// Blocks found on `data/sessions.jsonl`, which `kvist trace` made, with room for 70 and 175 of its 3,500 different
@@ -157,5 +160,50 @@ mod tests {
             ("adaptive", [1241, 1436]),
         ];
         assert_eq!(Replace::ALL.map(|replace| (replace.name(), hits(replace))), expected);
+    }
+
+    /// A prefix store with as much room finds what the replay says: it tells its order the same things.
+    #[test]
+    fn a_store_finds_what_the_replay_does() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/sessions.jsonl");
+        let mut trace = Trace::open(std::path::Path::new(path)).unwrap();
+        // A closed session makes room for itself in a replay, and for the next one in a store.
+        trace.requests.iter_mut().for_each(|request| request.closed = false);
+        let layout = BlockLayout::new(BlockDType::U8, 64, 1, 1, 16);
+        let bytes = vec![7; layout.bytes()];
+        for replace in [Replace::Lru, Replace::S3Fifo, Replace::Adaptive] {
+            let room = 175;
+            let spec = [TierSpec::new("host", room, replace)];
+            let expected = simulate(&trace, &spec, &Cost::default()).unwrap().tiers[0].hits as f64;
+            let each = layout.bytes() as u64 + 125 + replace.block_bytes();
+            let builder = PrefixStore::builder().host_bytes(room as u64 * each).replace(replace);
+            let store = builder.threads(false).build().unwrap();
+            let space = store.space(SpaceOptions::new([1; 32], layout.clone())).unwrap();
+            let mut found = 0;
+            for request in &trace.requests {
+                let mut key = [0; 32];
+                let keys = request.blocks.iter().map(|name| {
+                    // As good as a hash: the first bytes are taken for one.
+                    key[..8]
+                        .copy_from_slice(&name.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+                    BlockKey(key)
+                });
+                let prefix = space.prefix_of_keys(keys.collect());
+                let rows = BlockRows::new(&layout, &bytes, Strides::nhd(&layout)).unwrap();
+                let there = space.contains(&prefix);
+                let mut out = vec![bytes.clone(); there];
+                let mut to: Vec<BlockRowsMut> = out
+                    .iter_mut()
+                    .map(|out| BlockRowsMut::new(&layout, out, Strides::nhd(&layout)).unwrap())
+                    .collect();
+                found += space.get(&prefix, 0..there, &mut to).unwrap().blocks;
+                let new = vec![rows; prefix.len() - there];
+                let _ = space.put(&prefix, there, &new).unwrap();
+            }
+            assert_eq!(store.stats().host_blocks, room as u64);
+            // Room is made block by block there, and after each request here.
+            let ratio = found as f64 / expected;
+            assert!((0.97..1.03).contains(&ratio), "{replace:?}: {found} against {expected}");
+        }
     }
 }
