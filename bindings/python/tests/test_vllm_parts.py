@@ -32,6 +32,8 @@ def test_every_key_has_a_default_and_dots_or_nesting():
         ({"admit.min_tokens": -1}, kvist.OptionError, ["admit.min_tokens", "-1"]),
         ({"admit.decode_tokens": 1}, kvist.OptionError, ["true or false"]),
         ({"disk_dir": "/x"}, kvist.OptionError, ["disk_bytes"]),
+        ({"load.margin_ms": "fast"}, kvist.OptionError, ["load.margin_ms", "milliseconds"]),
+        ({"load.margin_ms": float("nan")}, kvist.OptionError, ["load.margin_ms", "nan"]),
         ({"disk_deadline": 0}, kvist.OptionError, ["seconds above 0"]),
         ({"verify": "often"}, kvist.OptionError, ["'startup'", "'often'"]),
         ({"canonical": "yes"}, kvist.OptionError, ["canonical"]),
@@ -178,13 +180,25 @@ def test_the_index_counts_leading_blocks_as_a_list_does():
     draw = random.Random(1)
     for _ in range(200):
         keys = [draw.randbytes(32) for _ in range(draw.randrange(1, 300))]
-        there = {key for key in keys if draw.random() < draw.choice([0.5, 0.99, 1.0])}
+        chance = draw.choice([0.5, 0.99, 1.0])
+        tiers = [("host",), ("disk",), ("host", "disk")]
+        there = {key: draw.choice(tiers) for key in keys if draw.random() < chance}
         index = Index(1)
-        index.apply(0, True, [(key, draw.choice(["host", "disk"]), True) for key in there])
+        came = [(key, tier, True) for key, both in there.items() for tier in both]
+        index.apply(0, True, came)
         start = draw.randrange(len(keys) + 1)
         stop = draw.randrange(start, len(keys) + 1)
-        want = next((i for i, key in enumerate(keys[start:stop]) if key not in there), stop - start)
-        assert index.leading(keys, start, stop) == want
+        part = keys[start:stop]
+        want = next((i for i, key in enumerate(part) if key not in there), len(part))
+        near = ["host" in there[key] for key in part[:want]]
+        assert index.leading(keys, start, stop) == (want, sum(near), [*near, False].index(False))
+        gone = draw.choice(keys)
+        index.doubt([gone])
+        assert index.leading(keys, keys.index(gone), len(keys)) == (0, 0, 0)
+        index.believe([gone])
+        index.apply(0, False, [(key, "host", False) for key in keys])
+        far = next((i for i, key in enumerate(part) if "disk" not in there.get(key, ())), len(part))
+        assert index.leading(keys, start, stop) == (far, 0, 0)
 
 
 def test_the_index_follows_a_store():

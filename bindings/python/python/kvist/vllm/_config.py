@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Config:
     admit_min_tokens: int = 256
     admit_decode_tokens: bool = False
     load_max_wait_ms: int = 50
+    load_margin_ms: float = 0.0
     model: bytes | None = None
     key_secret_file: bytes | None = dataclasses.field(default=None, repr=False)
     """What the file holds."""
@@ -106,6 +108,12 @@ def _seconds(key: str, value: Any) -> float:
     return float(value)
 
 
+def _milliseconds(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _refuse(key, "milliseconds", value)
+    return float(value)
+
+
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _refuse(key, "text", value)
@@ -155,6 +163,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "admit_min_tokens": _count,
     "admit_decode_tokens": _flag,
     "load_max_wait_ms": _count,
+    "load_margin_ms": _milliseconds,
     "model": _digest,
     "key_secret_file": _secret,
     "multi_tenant": _flag,
