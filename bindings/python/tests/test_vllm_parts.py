@@ -46,6 +46,50 @@ def test_wrong_settings_name_what_was_expected_and_found(extra, error, words):
     assert all(word in str(raised.value) for word in words), raised.value
 
 
+def test_a_file_the_environment_and_the_engine_say_one_after_the_other(tmp_path, monkeypatch):
+    """Section 13: one schema, later wins."""
+    pytest.importorskip("tomllib")
+    path = tmp_path / "kvist.toml"
+    path.write_text(
+        'host_bytes = "1GiB"\ndisk_deadline = 3\n[admit]\nmin_tokens = 1\ndecode_tokens = true\n'
+    )
+    variables = {
+        "KVIST_CONFIG": str(path), "KVIST_ADMIT_MIN_TOKENS": "2", "KVIST_CANONICAL": "False",
+        "KVIST_NAMESPACE_EXTRA": "12", "KVIST_MODELS_DIR": "another's", "KVIST_LOAD_MARGIN_MS": "-1.5",
+    }  # fmt: skip
+    config = Config.of({"admit": {"min_tokens": 3}}, variables)
+    assert (config.host_bytes, config.disk_deadline, config.admit_min_tokens) == (1 << 30, 3.0, 3)
+    assert config.admit_decode_tokens and not config.canonical
+    assert (config.namespace_extra, config.load_margin_ms) == ("12", -1.5)
+    assert Config.of({}, variables).admit_min_tokens == 2
+    # Without a name, the one in the working directory.
+    del variables["KVIST_CONFIG"]
+    assert not Config.of({}, variables).admit_decode_tokens
+    monkeypatch.chdir(tmp_path)
+    assert Config.of({}, variables).admit_decode_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "error", "words"),
+    [
+        ("host_byte = 1", {}, kvist.UnknownNameError, ["kvist.toml", "'host_byte'", "'host_bytes'"]),
+        ("[admit]\nmin_tokens = -1", {}, kvist.OptionError, ["kvist.toml: admit.min_tokens", "-1"]),
+        ("host_bytes =", {}, kvist.OptionError, ["kvist.toml", "TOML"]),
+        ("disk_bytes = '1GiB'", {}, kvist.OptionError, ["kvist.toml: disk_bytes", "together"]),
+        ("", {"KVIST_HOST_BYTE": "1"}, kvist.UnknownNameError, ["KVIST_HOST_BYTE;", "KVIST_HOST_BYTES?"]),
+        ("", {"KVIST_HOST_BYTES": "much"}, kvist.OptionError, ["KVIST_HOST_BYTES: expected", "'much'"]),
+        ("", {"KVIST_CANONICAL": "yes"}, kvist.OptionError, ["KVIST_CANONICAL: expected true", "'yes'"]),
+        ("", {"KVIST_CONFIG": "/nowhere"}, kvist.OptionError, ["KVIST_CONFIG", "/nowhere", "No such"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_place(tmp_path, text, variables, error, words):
+    path = tmp_path / "kvist.toml"
+    path.write_text(text)
+    with pytest.raises(error) as raised:
+        Config.of({}, {"KVIST_CONFIG": str(path), **variables})
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
 def test_a_secret_comes_from_a_file_and_is_not_shown(tmp_path):
     secret, short = tmp_path / "secret", tmp_path / "short"
     secret.write_bytes(b"s" * 32)

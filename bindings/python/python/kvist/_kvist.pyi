@@ -468,6 +468,7 @@ class PrefixStore:
         segment: str | int | None = None,
         deadline: float = 10.0,
         required: bool = True,
+        prefault: bool = False,
     ) -> PrefixStore: ...
     def space(
         self,

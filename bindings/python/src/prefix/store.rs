@@ -27,10 +27,10 @@ impl PyPrefixStore {
     #[pyo3(
         signature = (host=None, disk=None, *, multi_tenant=false, verify_tokens=true,
                      verify_host=false, backpressure=0.0, key_secret=None, seal=None, segment=None,
-                     deadline=10.0, required=true),
+                     deadline=10.0, required=true, prefault=false),
         text_signature = "(host='1GiB', disk=None, *, multi_tenant=False, verify_tokens=True, \
                           verify_host=False, backpressure=0.0, key_secret=None, seal=None, \
-                          segment=None, deadline=10.0, required=True)"
+                          segment=None, deadline=10.0, required=True, prefault=False)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
@@ -46,11 +46,13 @@ impl PyPrefixStore {
         segment: Option<&Bound<PyAny>>,
         deadline: f64,
         required: bool,
+        prefault: bool,
     ) -> PyResult<PyPrefixStore> {
         let mut builder = kvist::PrefixStore::builder()
             .multi_tenant(multi_tenant)
             .verify_tokens(verify_tokens)
             .verify_host(verify_host)
+            .prefault(prefault)
             .backpressure(patience(Some(backpressure), "backpressure")?);
         if let Some(host) = host {
             builder = builder.host_bytes(parse_bytes(host)?);

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ._meta import Change
 
 # Blocks asked for together: set operations run in C, and stop at the first that is missing.
-CHUNK = 64
+CHUNK = 128
 _BITS = {"host": 1, "disk": 2}
 
 Watch = Callable[[bytes, str, bool], None]

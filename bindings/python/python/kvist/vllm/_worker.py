@@ -107,6 +107,7 @@ class Worker:
             key_secret=c.key_secret_file,
             deadline=c.disk_deadline,
             required=c.disk_required,
+            prefault=c.prefault,
         )
 
     def register(self, engine: Engine) -> None:
