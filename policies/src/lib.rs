@@ -8,7 +8,7 @@
 //! before they are asked for ([`prefetch`]), which blocks of keys the queries of a prompt read
 //! ([`prefill`]), which heads read what others selected ([`share`]), how a tree of chunks is searched
 //! ([`tree`]), what chunks are sent with ([`compress`]), whether a stored prefix is worth loading
-//! ([`gain`]), and which blocks leave a full tier and are let in ([`replace`]).
+//! ([`gain`], [`loading`]), and which blocks leave a full tier and are let in ([`replace`]).
 #![forbid(unsafe_code)]
 
 pub mod compress;
@@ -16,6 +16,7 @@ pub mod cover;
 mod error;
 pub mod gain;
 mod keep;
+pub mod loading;
 pub mod place;
 pub mod prefetch;
 pub mod prefill;

@@ -7,6 +7,7 @@ mod drafts;
 mod error;
 mod info;
 mod kernels;
+mod loading;
 mod named;
 mod number;
 mod prefill;
@@ -39,6 +40,8 @@ mod _kvist {
     use super::kernels::score::Summary;
     #[pymodule_export]
     use super::kernels::select::{top_k, top_p};
+    #[pymodule_export]
+    use super::loading::PyLoading;
     #[pymodule_export]
     use super::prefill::{PyPrefill, prefill_presets};
     #[pymodule_export]

@@ -14,7 +14,9 @@ MODEL = bytes(range(32))
 
 
 def config(**extra):
-    return Config.of({"host_bytes": "8MiB", "admit.min_tokens": 0, **extra})
+    # No engine computes here, so that nothing would be worth loading.
+    always = {"load.margin_ms": -1e9}
+    return Config.of({"host_bytes": "8MiB", "admit.min_tokens": 0, **always, **extra})
 
 
 def request(name, tokens, prompt=None, salt=None, lora=None, features=None):
@@ -62,8 +64,9 @@ class Fake:
         self.scheduler.greet(self.worker.hello)
         self.play()
 
-    def play(self, new=(), cached=(), patience=1000):
-        """A step: `new` and `cached` are (request, tokens computed before, tokens of this step)."""
+    def play(self, new=(), cached=(), seconds=0.0):
+        """A step: `new` and `cached` are (request, tokens computed before, tokens of this step). As if it
+        had taken `seconds`."""
         output = SimpleNamespace(
             scheduled_new_reqs=[
                 SimpleNamespace(req_id=r.request_id, num_computed_tokens=n) for r, n, _ in new
@@ -78,6 +81,8 @@ class Fake:
             ),
         )
         meta = self.scheduler.step(output)
+        self.worker.begin()
+        self.worker._began -= seconds
         self.worker.load(meta)
         self.worker.save(meta)
         received, failed = self.worker.done()
@@ -95,12 +100,12 @@ class Fake:
             time.sleep(0.01)
         raise AssertionError(f"{name} waits for ever")
 
-    def compute(self, r, ids):
+    def compute(self, r, ids, seconds=0.0):
         """Runs a whole prompt in one step, into these blocks."""
         self.tables[r.request_id] = ids
         assert self.scheduler.matched(r, 0) == 0
         self.scheduler.allocated(r, ids, 0)
-        return self.play(new=[(r, 0, r.num_tokens)])
+        return self.play(new=[(r, 0, r.num_tokens)], seconds=seconds)
 
     def load(self, r, ids, computed=0):
         """Asks, allocates and waits; tokens that were matched, and whether the load failed."""

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 
 import pytest
 from fake_vllm import BLOCK, Fake, config, image, request, same
@@ -283,6 +284,92 @@ def test_routers_follow_what_is_there(tmp_path):
     fake.worker.close()
 
 
+class Slow:
+    """A load that takes longer than it does."""
+
+    def __init__(self, ticket, seconds):
+        self.ticket, self.extra = ticket, seconds
+        self.until = time.monotonic() + seconds
+
+    @property
+    def done(self):
+        return time.monotonic() > self.until and self.ticket.done
+
+    @property
+    def seconds(self):
+        return self.ticket.seconds + self.extra if self.done else None
+
+    def wait(self, timeout):
+        return self.ticket.wait(timeout)
+
+
+def test_a_slow_store_is_not_used_and_comes_back_when_it_recovers():
+    """Section 14: what takes longer to load than to compute is computed; it is tried in the background,
+    and loaded again once that shows that it pays."""
+    fake = Fake(settings=config(**{"load.margin_ms": 0}))
+    fake.greet()
+    ids, names = [1, 2, 3, 4, 5, 6], iter(range(1000))
+    fake.compute(request("a", TOKENS), ids, seconds=0.05)
+
+    def ask():
+        r = request(f"r{next(names)}", TOKENS)
+        return r, fake.scheduler.matched(r, 0)
+
+    def counted():
+        return fake.scheduler.take_counts()
+
+    assert ask()[1] == 5 * BLOCK and counted()["choices_learn"] == 1
+    assert fake.load(request("b", TOKENS), list(range(10, 16))) == (5 * BLOCK, False)
+    assert ask()[1] == 5 * BLOCK
+    told = counted()
+    assert told["choices_load"] == 1 and told["rate_host"] > 0 and told["rate_prefill"] > 0
+    assert 0.045 < told["estimated_compute_time"] < 0.05
+    # From now on every read takes 150 ms more, and a prompt 50.
+    get = fake.worker._get
+    fake.worker._get = lambda wanted, **to: Slow(get(wanted, **to), 0.15)
+    assert fake.load(request("c", TOKENS), list(range(10, 16))) == (5 * BLOCK, False)
+    r, tokens = ask()
+    assert tokens == 0 and fake.scheduler.matched(r, 0) == 0
+    told = counted()
+    assert told["choices_compute"] == 1 and told["trials"] == 1
+    assert told["estimated_transfer_time"] > 0.05
+    # The trial runs while the request is computed, and shows the same.
+    fake.tables[r.request_id] = ids
+    meta, _, _ = fake.play(new=[(r, 0, len(TOKENS))], seconds=0.05)
+    assert len(meta.trials) == 1 and not meta.loads and not meta.saves
+    time.sleep(0.16)
+    fake.play()
+    assert ask()[1] == 0
+    # The next one, after eight times as long, shows that it has recovered.
+    fake.worker._get = get
+    time.sleep(1.3)
+    assert ask()[1] == 0 and counted()["trials"] == 1
+    for _ in range(100):
+        fake.play()
+        if ask()[1] == 5 * BLOCK:
+            break
+        time.sleep(0.01)
+    assert fake.load(request("d", TOKENS), list(range(10, 16))) == (5 * BLOCK, False)
+    fake.worker.close()
+
+
+def test_nobody_waits_behind_a_load_that_is_stuck():
+    fake = Fake(settings=config(**{"load.margin_ms": 0}))
+    fake.greet()
+    fake.compute(request("a", TOKENS), [1, 2, 3, 4, 5, 6], seconds=0.05)
+    assert fake.load(request("b", TOKENS), list(range(10, 16))) == (5 * BLOCK, False)
+    get = fake.worker._get
+    fake.worker._get = lambda wanted, **to: Slow(get(wanted, **to), 0.3)
+    c = request("c", TOKENS)
+    fake.scheduler.allocated(c, list(range(10, 16)), fake.scheduler.matched(c, 0))
+    fake.play()
+    time.sleep(0.1)
+    fake.play()
+    assert fake.scheduler.matched(request("d", TOKENS), 0) == 0
+    assert fake.wait_for("c") is False
+    fake.worker.close()
+
+
 def test_short_prompts_are_left_alone():
     fake = Fake(settings=config(**{"admit.min_tokens": 3 * BLOCK}))
     fake.greet()
@@ -380,7 +467,6 @@ def test_a_new_process_finds_what_is_on_disk_and_damage_is_a_miss(tmp_path):
 
 def test_a_promise_of_many_blocks_is_made_in_no_time(fake):
     """17.8: at most 20 us for a request of 1,000 blocks; its keys are computed once."""
-    import time
 
     r = request("a", range(1000 * BLOCK + 1))
     assert fake.scheduler.matched(r, 0) == 0

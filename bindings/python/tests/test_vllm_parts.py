@@ -32,6 +32,8 @@ def test_every_key_has_a_default_and_dots_or_nesting():
         ({"admit.min_tokens": -1}, kvist.OptionError, ["admit.min_tokens", "-1"]),
         ({"admit.decode_tokens": 1}, kvist.OptionError, ["true or false"]),
         ({"disk_dir": "/x"}, kvist.OptionError, ["disk_bytes"]),
+        ({"load.margin_ms": "fast"}, kvist.OptionError, ["load.margin_ms", "milliseconds"]),
+        ({"load.margin_ms": float("nan")}, kvist.OptionError, ["load.margin_ms", "nan"]),
         ({"disk_deadline": 0}, kvist.OptionError, ["seconds above 0"]),
         ({"verify": "often"}, kvist.OptionError, ["'startup'", "'often'"]),
         ({"canonical": "yes"}, kvist.OptionError, ["canonical"]),
@@ -41,6 +43,50 @@ def test_every_key_has_a_default_and_dots_or_nesting():
 def test_wrong_settings_name_what_was_expected_and_found(extra, error, words):
     with pytest.raises(error) as raised:
         Config.of(extra)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_file_the_environment_and_the_engine_say_one_after_the_other(tmp_path, monkeypatch):
+    """Section 13: one schema, later wins."""
+    pytest.importorskip("tomllib")
+    path = tmp_path / "kvist.toml"
+    path.write_text(
+        'host_bytes = "1GiB"\ndisk_deadline = 3\n[admit]\nmin_tokens = 1\ndecode_tokens = true\n'
+    )
+    variables = {
+        "KVIST_CONFIG": str(path), "KVIST_ADMIT_MIN_TOKENS": "2", "KVIST_CANONICAL": "False",
+        "KVIST_NAMESPACE_EXTRA": "12", "KVIST_MODELS_DIR": "another's", "KVIST_LOAD_MARGIN_MS": "-1.5",
+    }  # fmt: skip
+    config = Config.of({"admit": {"min_tokens": 3}}, variables)
+    assert (config.host_bytes, config.disk_deadline, config.admit_min_tokens) == (1 << 30, 3.0, 3)
+    assert config.admit_decode_tokens and not config.canonical
+    assert (config.namespace_extra, config.load_margin_ms) == ("12", -1.5)
+    assert Config.of({}, variables).admit_min_tokens == 2
+    # Without a name, the one in the working directory.
+    del variables["KVIST_CONFIG"]
+    assert not Config.of({}, variables).admit_decode_tokens
+    monkeypatch.chdir(tmp_path)
+    assert Config.of({}, variables).admit_decode_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "error", "words"),
+    [
+        ("host_byte = 1", {}, kvist.UnknownNameError, ["kvist.toml", "'host_byte'", "'host_bytes'"]),
+        ("[admit]\nmin_tokens = -1", {}, kvist.OptionError, ["kvist.toml: admit.min_tokens", "-1"]),
+        ("host_bytes =", {}, kvist.OptionError, ["kvist.toml", "TOML"]),
+        ("disk_bytes = '1GiB'", {}, kvist.OptionError, ["kvist.toml: disk_bytes", "together"]),
+        ("", {"KVIST_HOST_BYTE": "1"}, kvist.UnknownNameError, ["KVIST_HOST_BYTE;", "KVIST_HOST_BYTES?"]),
+        ("", {"KVIST_HOST_BYTES": "much"}, kvist.OptionError, ["KVIST_HOST_BYTES: expected", "'much'"]),
+        ("", {"KVIST_CANONICAL": "yes"}, kvist.OptionError, ["KVIST_CANONICAL: expected true", "'yes'"]),
+        ("", {"KVIST_CONFIG": "/nowhere"}, kvist.OptionError, ["KVIST_CONFIG", "/nowhere", "No such"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_place(tmp_path, text, variables, error, words):
+    path = tmp_path / "kvist.toml"
+    path.write_text(text)
+    with pytest.raises(error) as raised:
+        Config.of({}, {"KVIST_CONFIG": str(path), **variables})
     assert all(word in str(raised.value) for word in words), raised.value
 
 
@@ -178,13 +224,25 @@ def test_the_index_counts_leading_blocks_as_a_list_does():
     draw = random.Random(1)
     for _ in range(200):
         keys = [draw.randbytes(32) for _ in range(draw.randrange(1, 300))]
-        there = {key for key in keys if draw.random() < draw.choice([0.5, 0.99, 1.0])}
+        chance = draw.choice([0.5, 0.99, 1.0])
+        tiers = [("host",), ("disk",), ("host", "disk")]
+        there = {key: draw.choice(tiers) for key in keys if draw.random() < chance}
         index = Index(1)
-        index.apply(0, True, [(key, draw.choice(["host", "disk"]), True) for key in there])
+        came = [(key, tier, True) for key, both in there.items() for tier in both]
+        index.apply(0, True, came)
         start = draw.randrange(len(keys) + 1)
         stop = draw.randrange(start, len(keys) + 1)
-        want = next((i for i, key in enumerate(keys[start:stop]) if key not in there), stop - start)
-        assert index.leading(keys, start, stop) == want
+        part = keys[start:stop]
+        want = next((i for i, key in enumerate(part) if key not in there), len(part))
+        near = ["host" in there[key] for key in part[:want]]
+        assert index.leading(keys, start, stop) == (want, sum(near), [*near, False].index(False))
+        gone = draw.choice(keys)
+        index.doubt([gone])
+        assert index.leading(keys, keys.index(gone), len(keys)) == (0, 0, 0)
+        index.believe([gone])
+        index.apply(0, False, [(key, "host", False) for key in keys])
+        far = next((i for i, key in enumerate(part) if "disk" not in there.get(key, ())), len(part))
+        assert index.leading(keys, start, stop) == (far, 0, 0)
 
 
 def test_the_index_follows_a_store():

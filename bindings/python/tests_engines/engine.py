@@ -26,7 +26,8 @@ TRANSFER = {
 
 def transfer(**extra):
     """The one line of configuration, with kvist's keys."""
-    defaults = {"host_bytes": "256MiB", "admit.min_tokens": 0}
+    # What is stored is loaded, however slow the machine is while it is tested.
+    defaults = {"host_bytes": "256MiB", "admit.min_tokens": 0, "load.margin_ms": -1e9}
     return {**TRANSFER, "kv_connector_extra_config": {**defaults, **extra}}
 
 
@@ -43,12 +44,13 @@ def environment(separate=False):
     }
 
 
-def run(*steps, config=None, separate=False, survives=True, **options):
-    """Plays steps (`["generate", [prompt, ...]]`, ...) in an engine with this `kv_transfer_config`.
+def run(*steps, config=None, separate=False, survives=True, ends="shutdown", **options):
+    """Plays steps (`["generate", [prompt, ...]]`, ...) in an engine with this `kv_transfer_config`, which is
+    shut down then, or killed (`ends="kill"`).
 
     Returns what each step gave, and the engine's output under "log".
     """
-    task = {"config": config, "options": options, "steps": steps}
+    task = {"config": config, "options": options, "steps": steps, "ends": ends}
     done = subprocess.run(
         [sys.executable, str(HERE / "engine.py")],
         input=json.dumps(task),
@@ -61,7 +63,7 @@ def run(*steps, config=None, separate=False, survives=True, **options):
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if not survives:
         return {"log": log, "code": done.returncode}
-    assert done.returncode == 0 and lines, log[-6000:]
+    assert done.returncode == (-9 if ends == "kill" else 0) and lines, log[-6000:]
     return {"steps": json.loads(lines[-1][len(RESULT) :]), "log": log}
 
 
@@ -131,11 +133,17 @@ class Play:
 
         return dataclasses.asdict(worker()._store.stats())
 
-    def damage(self, kind):
+    def damage(self, kind, *how):
         """Does something bad to the running store."""
         import faults
 
-        return getattr(faults, kind)(self)
+        return getattr(faults, kind)(self, *how)
+
+    def storm(self, *how):
+        """See `storm.storm`."""
+        import storm
+
+        return storm.storm(self, *how)
 
     def listen(self):
         """Keeps every batch of KV events that the engine publishes."""
@@ -179,6 +187,8 @@ def main():
     play = Play(task["config"], task["options"])
     results = [getattr(play, name)(*args) for name, *args in task["steps"]]
     print(RESULT + json.dumps(results), flush=True)
+    if task["ends"] == "kill":
+        play.damage("kill")
     play.llm.llm_engine.engine_core.shutdown()
 
 

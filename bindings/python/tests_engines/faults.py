@@ -30,7 +30,7 @@ def stall(play, seconds=2.0):
     from engine import worker
 
     half = worker()
-    start = half._start
+    get = type(half)._get
 
     class Slow:
         def __init__(self, ticket):
@@ -38,12 +38,43 @@ def stall(play, seconds=2.0):
 
         @property
         def done(self):
-            return time.monotonic() > self.until and (self.ticket is None or self.ticket.done)
+            return time.monotonic() > self.until and self.ticket.done
+
+        @property
+        def seconds(self):
+            return self.ticket.seconds + seconds if self.done else None
 
         def wait(self, timeout):
-            return None if self.ticket is None else self.ticket.wait(timeout)
+            return self.ticket.wait(timeout)
 
-    half._start = lambda blocks: Slow(start(blocks))
+    half._get = lambda wanted, **to: Slow(get(half, wanted, **to))
+
+
+def recover(play):
+    """Loads take no longer than they do."""
+    from engine import worker
+
+    del worker()._get
+
+
+def slow_store(play, prompt):
+    """Asks for a prompt while loads take longer than to compute it, and until they are used again."""
+    import time
+
+    def ask():
+        play.reset()
+        return play.generate([prompt], 1)
+
+    asked = {"cold": ask(), "quick": ask()}
+    asked["stall"] = 4 * asked["cold"]["seconds"] + 0.5
+    stall(play, asked["stall"])
+    asked["slow"], asked["next"] = ask(), ask()
+    recover(play)
+    until = time.monotonic() + 20 * asked["stall"] + 20
+    while not (back := ask())["cached"][0]:
+        assert time.monotonic() < until, "it never comes back"
+        time.sleep(0.1)
+    return {**asked, "back": back}
 
 
 def truncate(play):
@@ -88,6 +119,81 @@ def room(play):
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def nothing(play):
+    pass
+
+
+_kept = {}
+
+
+def read_errors(play):
+    """Every read and write of the store's files fails from now on: their descriptors are a directory's."""
+    import os
+
+    from engine import worker
+
+    folder = worker()._config.disk_dir
+    other = os.open(folder, os.O_RDONLY)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # The one that listed them.
+        if target.startswith(f"{folder}/seg-"):
+            _kept[int(name)] = os.dup(int(name))
+            os.dup2(other, int(name), inheritable=False)
+    os.close(other)
+
+
+def reads(play):
+    """The end of `read_errors`."""
+    import os
+
+    folder = worker_folder()
+    for fd, kept in _kept.items():
+        # The store may have closed it meanwhile.
+        if os.path.exists(f"/proc/self/fd/{fd}") and os.readlink(f"/proc/self/fd/{fd}") == folder:
+            os.dup2(kept, fd, inheritable=False)
+        os.close(kept)
+    _kept.clear()
+
+
+def worker_folder():
+    from engine import worker
+
+    return str(worker()._config.disk_dir)
+
+
+def flip(play):
+    """Flips a byte in every 64 KiB of the files on disk, and forgets what is in memory."""
+    from engine import worker
+
+    half = worker()
+    half._store.flush(60)
+    for path in half._config.disk_dir.glob("seg-*.kv"):
+        with path.open("r+b") as file:
+            size = file.seek(0, 2)
+            for at in range(4096 + 700, size, 64 << 10):
+                file.seek(at)
+                (byte,) = file.read(1)
+                file.seek(at)
+                file.write(bytes([byte ^ 1]))
+    return _forget_memory(half)
+
+
+def mix_up(play):
+    """From now on a load puts every block into the next one's place."""
+    from engine import worker
+
+    half = worker()
+    get = type(half)._get
+
+    def other(wanted, block_ids, **to):
+        return get(half, wanted, block_ids=[*block_ids[1:], block_ids[0]], **to)
+
+    half._get = other
 
 
 def kill(play):

@@ -176,3 +176,19 @@ def test_a_wrong_key_stops_the_engine_with_a_suggestion():
     """Section 13: an unknown key names the one that was meant."""
     out = run(["reset"], config=transfer(host_byte="1GiB"), survives=False)
     assert out["code"] != 0 and "did you mean 'host_bytes'?" in out["log"]
+
+
+def test_a_store_that_is_too_slow_is_left_alone_until_it_recovers():
+    """Section 14: a load that takes longer than to compute is not promised again; trials in the background
+    bring the store back."""
+    prompt = text(61, 160)
+    _, asked = run(
+        ["generate", [LONG], 1], ["damage", "slow_store", prompt],
+        config=transfer(**{"load.margin_ms": 0}),
+    )["steps"]  # fmt: skip
+    want = blocks(asked["cold"]["prompt"][0])
+    cached = {name: asked[name]["cached"][0] for name in ("cold", "quick", "slow", "next", "back")}
+    assert want == BLOCK
+    assert cached == {"cold": 0, "quick": want, "slow": want, "next": 0, "back": want}
+    assert asked["next"]["seconds"] < asked["stall"] < asked["slow"]["seconds"]
+    assert len({str(step["tokens"]) for step in asked.values() if isinstance(step, dict)}) == 1

@@ -124,17 +124,22 @@ def test_counters_add_up_and_reach_prometheus():
 
     stats = KvistConnector.build_kv_connector_stats()
     assert stats.is_empty()
-    one = KvistStats(data={"loads": 1, "load_bytes": 10, "failed_checksum": 1})
+    one = KvistStats(
+        data={"loads": 1, "load_bytes": 10, "failed_checksum": 1, "rate_prefill": 900.5}
+    )
     total = stats.aggregate(one).aggregate(one)
-    assert total.data == {"loads": 2, "load_bytes": 20, "failed_checksum": 2}
+    assert total.data == {
+        "loads": 2, "load_bytes": 20, "failed_checksum": 2, "rate_prefill": 900.5
+    }  # fmt: skip
     assert total.reduce() == {
         "kvist failed_checksum": 2,
         "kvist load_bytes": 20,
         "kvist loads": 2,
+        "kvist rate_prefill": 900.5,
     }
     registry = CollectorRegistry()
     types = {
-        Gauge: Gauge,
+        Gauge: lambda **options: Gauge(**options, registry=registry),
         Counter: lambda **options: Counter(**options, registry=registry),
         Histogram: Histogram,
     }
@@ -144,6 +149,7 @@ def test_counters_add_up_and_reach_prometheus():
     prom.observe(total.data)
     text = generate_latest(registry).decode()
     assert 'kvist:loads_total{engine="e0"} 4.0' in text
+    assert 'kvist:rate{engine="e0",of="prefill"} 900.5' in text
     assert 'kvist:failed_total{engine="e0",reason="checksum"} 4.0' in text
 
 
@@ -201,6 +207,7 @@ from kvist.vllm._meta import StepMeta
 from kvist.vllm._worker import Engine, Place, Worker
 from kvist.vllm._config import Config
 c = KvistConnector.__new__(KvistConnector)
+c._reports = True
 config = Config.of({"host_bytes": "16MiB"})
 c._config, c._scheduler, c._worker = config, None, Worker(config, Place())
 c._worker.open()
@@ -218,6 +225,7 @@ def layers(n):
 def steps(n):
     start = time.perf_counter()
     for _ in range(n):
+        c.bind_connector_metadata(c._connector_metadata)
         c.start_load_kv(None)
         c.wait_for_save()
         c.get_transfer_results(set())

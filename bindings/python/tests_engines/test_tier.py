@@ -44,9 +44,9 @@ class Primary:
         self.slowest = max(self.slowest, time.perf_counter() - start)
         return result
 
-    def submit(self, keys, rows, load):
+    def submit(self, keys, rows, load, context=CONTEXT):
         self.jobs += 1
-        job = TransferJob(self.jobs, keys, np.array(rows), load, CONTEXT)
+        job = TransferJob(self.jobs, keys, np.array(rows), load, context)
         self.timed(self.tier.submit_load if load else self.tier.submit_store, job)
         return self.jobs
 
@@ -60,8 +60,8 @@ class Primary:
             time.sleep(0.005)
         raise AssertionError("a job that is never reported")
 
-    def has(self, key):
-        return self.timed(self.tier.lookup, key, CONTEXT)
+    def has(self, key, context=CONTEXT):
+        return self.timed(self.tier.lookup, key, context)
 
 
 def keys(count, first=0):
@@ -110,7 +110,8 @@ def test_a_chunk_that_is_gone_is_a_miss_from_then_on(primary):
     """17.3: the keys that came are named, the next is never promised again until it is stored."""
     stored = keys(4)
     primary.finish(primary.submit(stored, range(4), load=False))
-    primary.tier._space.evict(primary.tier._prefix(stored[2:3]))
+    space = primary.tier._space(b"")
+    space.evict(space.prefix_of_hashes(stored[2:3]))
     result = primary.finish(primary.submit(stored, range(8, 12), load=True))
     assert not result.success and list(result.successful_keys) == stored[:2]
     assert primary.has(stored[2]) is LookupResult.MISS
@@ -160,10 +161,44 @@ def test_a_new_process_finds_chunks_on_disk_unless_something_differs(tmp_path):
         again.tier.shutdown()
 
 
-def test_several_tenants_are_refused():
-    """17.4: a tier sees hashes, and not whose they are."""
-    with pytest.raises(kvist.UnsupportedError, match="KvistConnector"):
-        Primary(multi_tenant=True)
+def of(tenant):
+    """A request of a tenant."""
+    return ReqContext("request", kv_transfer_params={"kvist_tenant": tenant})
+
+
+def test_tenants_do_not_meet_and_are_erased(tmp_path):
+    """17.4: whose a chunk is comes with the request; without that it is neither stored nor found."""
+    disk = {"disk_dir": str(tmp_path / "store"), "disk_bytes": "128MiB", "multi_tenant": True}
+    primary, stored = Primary(**disk), keys(4)
+    assert not primary.finish(primary.submit(stored, range(4), load=False)).success
+    for tenant in ("a", "b"):
+        result = primary.finish(primary.submit(stored, range(4), load=False, context=of(tenant)))
+        assert result.success and result.transfer_bytes == 4 * ROW
+    for context in (CONTEXT, of("c"), of(""), of(7), of(None)):
+        assert primary.has(stored[0], context) is LookupResult.MISS
+        assert not primary.finish(primary.submit(stored, range(8, 12), True, context)).success
+    assert primary.has(stored[0], of("a")) is LookupResult.HIT
+    assert primary.tier._store.flush(60)
+    assert primary.tier.erase_tenant("a")["records"] == 4
+    assert primary.has(stored[0], of("a")) is LookupResult.MISS
+    assert primary.has(stored[0], of("b")) is LookupResult.HIT
+    assert primary.finish(primary.submit(stored, range(8, 12), True, of("b"))).success
+    assert np.array_equal(primary.rows[8:12], primary.rows[:4])
+    primary.tier.shutdown()
+    again = Primary(**disk)
+    assert again.has(stored[0], of("a")) is LookupResult.MISS
+    assert again.has(stored[0], of("b")) is LookupResult.HIT
+    again.tier.shutdown()
+
+
+def test_without_several_tenants_those_that_are_named_do_not_meet_either(primary):
+    stored = keys(2)
+    primary.finish(primary.submit(stored, range(2), load=False))
+    assert primary.has(stored[0]) is LookupResult.HIT
+    assert primary.has(stored[0], of("a")) is LookupResult.MISS
+
+
+def test_a_wrong_key_is_named():
     with pytest.raises(kvist.UnknownNameError, match="disk_dir"):
         Primary(disk_dirs="/x")
 

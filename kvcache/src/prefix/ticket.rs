@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sync::{Arc, Condvar, Mutex};
 
@@ -26,14 +26,17 @@ struct Shared<T> {
 
 struct State<T> {
     result: Option<T>,
-    over: bool,
+    began: Instant,
+    /// How long it took, once it is over.
+    took: Option<Duration>,
     cancelled: bool,
     waker: Option<Waker>,
 }
 
 /// A ticket and its worker's end.
 pub(super) fn ticket<T>() -> (Ticket<T>, Promise<T>) {
-    let state = State { result: None, over: false, cancelled: false, waker: None };
+    let state =
+        State { result: None, began: Instant::now(), took: None, cancelled: false, waker: None };
     let shared = Arc::new(Shared { state: Mutex::new(state), done: Condvar::new() });
     (Ticket { shared: shared.clone() }, Promise { shared })
 }
@@ -42,15 +45,21 @@ impl<T> Ticket<T> {
     /// Whether the result is there, or never will be.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.shared.state.lock().over
+        self.took().is_some()
+    }
+
+    /// How long the work took, waiting for its turn included; `None` before it is over.
+    #[must_use]
+    pub fn took(&self) -> Option<Duration> {
+        self.shared.state.lock().took
     }
 
     /// The result if it comes in time; `None` if not, or if the work was given up.
     #[must_use]
     pub fn wait(self, patience: Duration) -> Option<T> {
         let mut state = self.shared.state.lock();
-        if !state.over {
-            self.shared.done.wait_while_for(&mut state, |s| !s.over, patience);
+        if state.took.is_none() {
+            self.shared.done.wait_while_for(&mut state, |s| s.took.is_none(), patience);
         }
         state.result.take()
     }
@@ -62,8 +71,8 @@ impl<T> Ticket<T> {
         T: Clone,
     {
         let mut state = self.shared.state.lock();
-        if !state.over {
-            self.shared.done.wait_while_for(&mut state, |s| !s.over, patience);
+        if state.took.is_none() {
+            self.shared.done.wait_while_for(&mut state, |s| s.took.is_none(), patience);
         }
         state.result.clone()
     }
@@ -73,10 +82,10 @@ impl<T> Ticket<T> {
     #[must_use]
     pub fn when_done(&self, waker: Waker) -> bool {
         let mut state = self.shared.state.lock();
-        if !state.over {
+        if state.took.is_none() {
             state.waker = Some(waker);
         }
-        !state.over
+        state.took.is_none()
     }
 
     /// Asks the worker to stop where it can.
@@ -91,7 +100,7 @@ impl<T> Future for Ticket<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.shared.state.lock();
-        if state.over {
+        if state.took.is_some() {
             return Poll::Ready(state.result.take());
         }
         state.waker = Some(context.waker().clone());
@@ -127,7 +136,7 @@ impl<T> Drop for Promise<T> {
     /// Also where the worker panicked: nobody waits for ever.
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
-        state.over = true;
+        state.took = Some(state.began.elapsed());
         let waker = state.waker.take();
         drop(state);
         self.shared.done.notify_all();
@@ -144,7 +153,7 @@ mod tests {
     #[test]
     fn a_ticket_is_waited_for_awaited_and_given_up() {
         let (a, promise) = ticket();
-        assert!(!a.is_done());
+        assert!(!a.is_done() && a.took().is_none());
         std::thread::spawn(move || promise.keep(7));
         assert_eq!(a.wait(Duration::from_secs(60)), Some(7));
         let (mut b, promise) = ticket::<u32>();
@@ -156,7 +165,7 @@ mod tests {
         assert_eq!(d.wait_for(Duration::ZERO), None);
         assert!(d.when_done(Waker::noop().clone()) && !promise.is_cancelled());
         promise.keep(8);
-        assert!(!d.when_done(Waker::noop().clone()));
+        assert!(!d.when_done(Waker::noop().clone()) && d.took().is_some());
         assert_eq!((d.wait_for(Duration::ZERO), d.wait_for(Duration::ZERO)), (Some(8), Some(8)));
         let (c, promise) = ticket::<u32>();
         assert!(!promise.is_cancelled());

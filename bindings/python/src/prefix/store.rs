@@ -29,11 +29,13 @@ impl PyPrefixStore {
         signature = (host=None, disk=None, *, replace="adaptive", watermarks=None, multi_tenant=false,
                      verify_tokens=true, verify_host=false, backpressure=0.0, key_secret=None,
                      seal=None, segment=None, deadline=10.0, required=true,
-                     admit=Whole::from(1), admit_rate=None),
+                     admit=Whole::from(1), admit_rate=None,
+                     prefault=false),
         text_signature = "(host='1GiB', disk=None, *, replace='adaptive', watermarks=None, \
                           multi_tenant=False, verify_tokens=True, verify_host=False, \
                           backpressure=0.0, key_secret=None, seal=None, segment=None, \
-                          deadline=10.0, required=True, admit=1, admit_rate=None)"
+                          deadline=10.0, required=True, admit=1, admit_rate=None, \
+                          prefault=False)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
@@ -53,12 +55,14 @@ impl PyPrefixStore {
         required: bool,
         admit: Whole,
         admit_rate: Option<&Bound<PyAny>>,
+        prefault: bool,
     ) -> PyResult<PyPrefixStore> {
         let mut builder = kvist::PrefixStore::builder()
             .replace(Replace::parse(replace).map_err(|e| from_store(e.into()))?)
             .multi_tenant(multi_tenant)
             .verify_tokens(verify_tokens)
             .verify_host(verify_host)
+            .prefault(prefault)
             .backpressure(patience(Some(backpressure), "backpressure")?);
         if let Some(host) = host {
             builder = builder.host_bytes(parse_bytes(host)?);

@@ -71,6 +71,17 @@ impl PyTicket {
         })
     }
 
+    /// Seconds that the work took, waiting for its turn included; `None` before it is over.
+    #[getter]
+    fn seconds(&self) -> PyResult<Option<f64>> {
+        let took = match self.inner.get()? {
+            Work::Prefetch(ticket) => ticket.took(),
+            Work::Get(ticket) => ticket.took(),
+            Work::Put(ticket) => ticket.took(),
+        };
+        Ok(took.map(|took| took.as_secs_f64()))
+    }
+
     /// The result once it is known: of `prefetch`, how many leading blocks are in memory; of
     /// `get_behind`, a `Restored`; of `put_behind`, a `Stored`. `None` if it is not known in time, or the work was given up.
     #[pyo3(signature = (timeout=None))]

@@ -15,6 +15,7 @@ TESTED = ((0, 32), (0, 33))
 
 SIGNATURES = {
     "__init__": ("self", "vllm_config", "role", "kv_cache_config"),
+    "bind_connector_metadata": ("self", "connector_metadata"),
     "bind_kv_cache_manager": ("self", "kv_cache_manager"),
     "build_connector_meta": ("self", "scheduler_output"),
     "build_connector_worker_meta": ("self",),

@@ -119,9 +119,15 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
     def get_handshake_metadata(self) -> Any:
         return self._worker.hello if self._worker is not None else None
 
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        if self._worker is not None:
+            self._worker.begin()
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         meta = self._connector_metadata
-        if isinstance(meta, StepMeta) and meta.loads and self._worker is not None:
+        work = isinstance(meta, StepMeta) and (meta.loads or meta.trials)
+        if work and self._worker is not None:
             self._worker.load(meta)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -152,9 +158,9 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded(lambda: None)
     def get_kv_connector_stats(self) -> Any:
-        if self._worker is None or not self._worker.counts or not self._reports:
-            return None
-        return KvistStats(data=self._worker.take_counts())
+        half = self._worker or self._scheduler
+        counts = half.take_counts() if half is not None and self._reports else None
+        return KvistStats(data=counts) if counts else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:

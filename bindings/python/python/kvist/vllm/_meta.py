@@ -9,6 +9,13 @@ Change = tuple[bytes, str, bool]
 """A block's key, its tier ("host" or "disk"), and whether it came or left."""
 
 
+Loaded = tuple[int, int, float, float]
+"""Blocks that came from memory and from disk, seconds until they were there, and seconds more until that was
+noticed. No blocks: a load that the disk gave nothing for."""
+Tried = tuple[bool, int, float]
+"""Whether a trial read from disk, blocks, and seconds; with none it says nothing."""
+
+
 @dataclass
 class Blocks:
     """Blocks of one request to load or to store."""
@@ -27,11 +34,15 @@ class StepMeta:
     loads: list[Blocks] = field(default_factory=list)
     saves: list[Blocks] = field(default_factory=list)
     evict: list[bytes] = field(default_factory=list)
+    trials: list[Blocks] = field(default_factory=list)
+    """To be read for their time, into no block of the engine."""
+    computed: int = 0
+    """Tokens of this step, if it is one that computes prompts."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.loads or self.saves or self.evict)
+        return not (self.loads or self.saves or self.evict or self.trials)
 
 
 @dataclass
@@ -50,6 +61,8 @@ class Hello:
     """Every block that it has."""
     off: str | None = None
     """Why nothing is stored or loaded, if that is so."""
+    tried: list[Tried] = field(default_factory=list)
+    """What it read for trial before it said this."""
 
 
 @dataclass
@@ -65,6 +78,12 @@ class Part:
     failed: dict[str, int] = field(default_factory=dict)
     """Requests whose load failed, and how many of its leading blocks came."""
     off: str | None = None
+    computed: tuple[int, float] | None = None
+    """Tokens of a step that computed prompts, and its seconds."""
+    loaded: list[Loaded] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    waiting: float | None = None
+    """For how many seconds its oldest load has been under way, if that is to be said."""
 
 
 @dataclass

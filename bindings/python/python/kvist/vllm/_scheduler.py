@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._choices import Choices
 from ._config import Config
 from ._events import Events
 from ._index import Index
@@ -25,6 +26,8 @@ log = logging.getLogger("vllm.kvist")
 
 ASKS_MAX = 20
 """How often a request is told to ask again, at most."""
+PREFILL_MIN = 64
+"""Tokens of prompts that make a step one that computes prompts."""
 
 
 @dataclass
@@ -42,6 +45,8 @@ class State:
     """Tokens that the engine had itself when it asked last."""
     sources: dict[str, int] = field(default_factory=dict)
     """Tokens of the load by tier."""
+    chosen: bool = False
+    """Whether it was decided what to load for it."""
     asks: int = 0
     asked_at: float = 0.0
 
@@ -56,11 +61,13 @@ class Scheduler:
         self._events = events
         self._hellos: dict[int, Hello] = {}
         self._keys: Keys | None = None
+        self._choices: Choices | None = None
         self.off: str | None = None
         """Why nothing is stored or loaded, if that is so."""
         self._requests: dict[str, State] = {}
         self._loads: list[Blocks] = []
         self._evict: list[bytes] = []
+        self._trials: list[Blocks] = []
 
     # --- What the workers say ---------------------------------------------------------------
 
@@ -76,6 +83,10 @@ class Scheduler:
             self.switch_off("the workers found different models or layouts")
         elif len(self._hellos) == self._world:
             self._keys = Keys(self._hellos[0], self._config.multi_tenant)
+            margin, size = self._config.load_margin_ms / 1e3, self._hellos[0].block_bytes
+            self._choices = Choices(margin, self._block, size)
+            for other in self._hellos.values():
+                self._choices.tried(other.tried)
 
     def switch_off(self, why: str) -> None:
         """From now on every request is computed."""
@@ -92,6 +103,8 @@ class Scheduler:
                 self.switch_off(part.off)
             self.index.apply(part.rank, part.reset, part.changes)
             self.index.believe(part.present)
+            if self._choices is not None:
+                self._choices.learn(part)
             for name, blocks in part.failed.items():
                 self._lost(name, blocks)
         for name in received:
@@ -125,8 +138,20 @@ class Scheduler:
         keys = self._keys_of(state)
         size = self._block
         first, stop = computed // size, min((request.num_tokens - 1) // size, len(keys))
-        found = self.index.leading(keys, first, stop) * size
+        found = self._worth(state, keys, first, stop) * size
         return found if found and found >= self._config.admit_min_tokens else 0
+
+    def _worth(self, state: State, keys: list[bytes], first: int, stop: int) -> int:
+        """How many of the request's blocks are there and worth loading."""
+        found = self.index.leading(keys, first, stop)
+        if found.blocks == 0 or self._choices is None:
+            return 0
+        blocks = self._choices.choose(found, state.chosen)
+        state.chosen = True
+        if blocks < found.blocks and (part := self._choices.trial(found)) is not None:
+            tried = keys[first + part.start : first + part.stop]
+            self._trials.append(Blocks("", self._salt(state.request), tried, []))
+        return blocks
 
     def _ask_again(self, state: State) -> int | None:
         now = time.monotonic()
@@ -160,11 +185,14 @@ class Scheduler:
 
     def step(self, output: Any) -> StepMeta:
         """What the workers are to do with this step. Forgets what it says."""
-        meta = StepMeta(self._loads, [], self._evict)
-        self._loads, self._evict = [], []
+        meta = StepMeta(self._loads, [], self._evict, self._trials)
+        self._loads, self._evict, self._trials = [], [], []
         if self._keys is None or self.off is not None:
             return meta
         try:
+            scheduled = output.num_scheduled_tokens
+            total = sum(scheduled.values())
+            meta.computed = total if total - len(scheduled) >= PREFILL_MIN else 0
             for request in output.scheduled_new_reqs:
                 self._save(meta, request.req_id, request.num_computed_tokens, output)
             cached = output.scheduled_cached_reqs
@@ -198,6 +226,10 @@ class Scheduler:
         if new:
             chosen = [keys[i] for i in new], [ids[i] for i in new]
             meta.saves.append(Blocks(name, self._salt(request), *chosen))
+
+    def take_counts(self) -> dict[str, float]:
+        """What was decided since the last call."""
+        return self._choices.take_counts() if self._choices is not None else {}
 
     def finished(self, request: Any) -> None:
         """The request is over, however it ended."""

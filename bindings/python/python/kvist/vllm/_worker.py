@@ -14,11 +14,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .._errors import KvistError
 from .._kvist import Prefix, PrefixStore, Space, Ticket
 from .._prefix import Restored
 from ._config import Config
-from ._meta import Blocks, Hello, Part, StepMeta, WorkerMeta
+from ._meta import Blocks, Hello, Loaded, Part, StepMeta, Tried, WorkerMeta
 
 log = logging.getLogger("vllm.kvist")
 
@@ -27,6 +29,11 @@ DAMAGE = (
     "model_mismatch", "torn", "version",
 )  # fmt: skip
 """Why a block that is there cannot be read, now or later."""
+STUCK = ("busy", "degraded", "timeout")
+"""Why a block does not come in time."""
+PROBE_SECONDS = 0.2
+"""What the probe at the start may take."""
+PROBE_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,12 @@ class Worker:
         self._said_hello = False
         self._failed: dict[str, int] = {}
         self._present: list[bytes] = []
+        self._began = 0.0
+        self._computed: tuple[int, float] | None = None
+        self._loaded: list[Loaded] = []
+        self._trials: list[Ticket[Restored]] = []
+        self._tried: list[Tried] = []
+        self._said_waiting = False
         self._off: str | None = None
         self._said_off = False
         # For what is no tenant's: a store of several tenants wants a salt for every space.
@@ -94,6 +107,7 @@ class Worker:
             key_secret=c.key_secret_file,
             deadline=c.disk_deadline,
             required=c.disk_required,
+            prefault=c.prefault,
         )
 
     def register(self, engine: Engine) -> None:
@@ -102,6 +116,7 @@ class Worker:
         self._engine = engine
         self._own_bytes = self._space(self._no_tenant).block_bytes
         self._hello = self._greeting(engine.space, engine.block_bytes, engine.layout)
+        self._hello.tried = self._probe(self._hello)
 
     def refuse(self, why: str) -> None:
         """Nothing will be stored or loaded: said before the first step."""
@@ -127,6 +142,23 @@ class Worker:
         """What the scheduler has to know; none before the engine's tensors are there."""
         return self._hello
 
+    def _probe(self, hello: Hello) -> list[Tried]:
+        """Reads some blocks from disk, if there are any: what the disk takes, before a request asks. Memory
+        is known from the first load, and not slow."""
+        space = self._space(self._no_tenant)
+        keys = [key for key, tier, _ in hello.changes if tier == "disk"][:PROBE_BLOCKS]
+        until, blocks, seconds = time.monotonic() + PROBE_SECONDS, 0, 0.0
+        for key in keys:
+            room = [np.empty(space.block_bytes, np.uint8)]
+            ticket = space.get_behind(space.prefix_of_keys([key]), 0, room)
+            restored = ticket.wait(max(0.0, until - time.monotonic()))
+            if restored is None:
+                break
+            # Blocks of other models or tenants are none.
+            blocks += restored.from_disk
+            seconds += (ticket.seconds or 0.0) * restored.from_disk
+        return [(True, blocks, seconds)] if blocks else []
+
     def close(self) -> None:
         """Writes what waits to be written, and closes the store."""
         self._loading.clear()
@@ -135,8 +167,14 @@ class Worker:
 
     # --- A step ------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """A step begins."""
+        self._began = time.monotonic()
+
     def load(self, meta: StepMeta) -> None:
-        """Starts the step's loads."""
+        """Starts the step's loads and trials."""
+        for blocks in meta.trials:
+            self._try(blocks)
         for blocks in meta.loads:
             started = time.monotonic()
             self._loading[blocks.request] = self._start(blocks), blocks, started
@@ -145,15 +183,28 @@ class Worker:
         try:
             if self._off is not None or self._engine is None or 0 in blocks.ids:
                 return None
-            space, prefix = self._prefix(blocks)
-            tensors = self._engine.tensors
-            return space.get_behind(prefix, 0, block_ids=blocks.ids, **tensors)
+            return self._get(blocks, block_ids=blocks.ids, **self._engine.tensors)
         except Exception as e:
             self._trouble("load", e)
             return None
 
+    def _get(self, wanted: Blocks, **to: Any) -> Ticket[Restored]:
+        space, prefix = self._prefix(wanted)
+        return space.get_behind(prefix, 0, **to)
+
+    def _try(self, blocks: Blocks) -> None:
+        """Reads blocks for the time it takes; the scheduler is told even if it cannot."""
+        try:
+            room = [np.empty(self._own_bytes, np.uint8) for _ in blocks.keys]
+            self._trials.append(self._get(blocks, blocks=room))
+        except Exception as e:
+            self._trouble("try", e)
+            self._tried.append((True, 0, 0.0))
+
     def save(self, meta: StepMeta) -> None:
         """Stores what the step filled, and forgets what is to be forgotten."""
+        if meta.computed:
+            self._computed = meta.computed, time.monotonic() - self._began
         for blocks in meta.saves:
             self._put(blocks)
         if meta.evict and self._off is None:
@@ -193,13 +244,28 @@ class Worker:
             received.add(name)
             restored = ticket.wait(0) if ticket is not None else None
             blocks = restored.blocks if restored is not None else 0
-            self.counts["load_time"] += time.monotonic() - started
+            took = time.monotonic() - started
+            self.counts["load_time"] += took
+            self._measure(restored, ticket, took)
             self._count(restored, len(wanted.keys))
             if blocks < len(wanted.keys):
                 failed.add(name)
                 self._failed[name] = blocks
                 self._doubt(restored, wanted)
         return received, failed
+
+    def _measure(
+        self, restored: Restored | None, ticket: Ticket[Restored] | None, took: float
+    ) -> None:
+        """Notes what a load says of the tiers' speed."""
+        if restored is None or ticket is None or (seconds := ticket.seconds) is None:
+            return
+        far, near = restored.from_disk, restored.blocks - restored.from_disk
+        if restored.miss is not None and restored.miss.reason in STUCK:
+            near = 0  # The time was the disk's.
+        elif restored.blocks == 0:
+            return
+        self._loaded.append((near, far, seconds, max(0.0, took - seconds)))
 
     def _doubt(self, restored: Restored | None, wanted: Blocks) -> None:
         """A damaged block is seldom alone: those behind it leave too. The engine is about to compute
@@ -235,13 +301,40 @@ class Worker:
                 part.reset, part.changes = self._store.changes()
             except KvistError as e:
                 self._trouble("list", e)
+        self._report_times(part)
         part.failed, self._failed = self._failed, {}
         part.present, self._present = self._present, []
         said = part.hello or part.off or part.reset or part.changes or part.present or part.failed
-        return WorkerMeta([part]) if said else None
+        timed = part.computed or part.loaded or part.tried or part.waiting is not None
+        return WorkerMeta([part]) if said or timed else None
+
+    def _report_times(self, part: Part) -> None:
+        part.computed, self._computed = self._computed, None
+        part.loaded, self._loaded = self._loaded, []
+        if self._trials:
+            self._end_trials()
+        part.tried, self._tried = self._tried, []
+        if self._loading or self._said_waiting:
+            now = time.monotonic()
+            part.waiting = max((now - at for _, _, at in self._loading.values()), default=0.0)
+            self._said_waiting = bool(self._loading)
+
+    def _end_trials(self) -> None:
+        for ticket in [ticket for ticket in self._trials if ticket.done]:
+            self._trials.remove(ticket)
+            restored, seconds = ticket.wait(0), ticket.seconds or 0.0
+            far = restored.from_disk if restored is not None else 0
+            blocks = restored.blocks if restored is not None else 0
+            miss = restored.miss if restored is not None else None
+            stuck = miss is not None and miss.reason in STUCK
+            self._tried.append(
+                (stuck or far > 0, far or blocks, seconds if blocks or stuck else 0.0)
+            )
 
     def take_counts(self) -> dict[str, float]:
         """What was done since the last call."""
+        if not self.counts:
+            return {}
         counts, self.counts = dict(self.counts), defaultdict(float)
         return counts
 
