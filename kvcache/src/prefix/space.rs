@@ -168,6 +168,19 @@ impl Space {
         Prefix::new(self.inner.id, None, (keys, Vec::new()), block_tokens)
     }
 
+    /// [`Space::prefix_of_keys`] of blocks that follow others of their chain: the one before them, and the
+    /// chain's second one, by which an order of replacement that learns tells chains apart. Those before leave memory
+    /// after them.
+    #[must_use]
+    pub fn prefix_of_keys_after(
+        &self,
+        parent: &BlockKey,
+        second: &BlockKey,
+        keys: Vec<BlockKey>,
+    ) -> Prefix {
+        Prefix { before: Some(*parent), chain: *second, ..self.prefix_of_keys(keys) }
+    }
+
     /// Blocks of which only hashes are known that another system computed, such as an engine's chained
     /// block hashes: in full, and of a function without collisions. They are never found by tokens.
     #[must_use]

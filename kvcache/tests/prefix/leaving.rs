@@ -61,6 +61,20 @@ fn the_end_of_a_chain_leaves_before_its_start() {
 }
 
 #[test]
+fn a_chain_may_be_put_in_pieces() {
+    let store = small(Replace::Lru, 8);
+    let space = space(&store, 0);
+    let long = chain(&space, 1000, 8);
+    let (first, rest) = long.keys().split_at(4);
+    put_chain(&space, &space.prefix_of_keys(first.to_vec()));
+    put_chain(&space, &space.prefix_of_keys_after(&first[3], &first[1], rest.to_vec()));
+    for n in 0..4 {
+        put(&space, 0, n).unwrap();
+        assert_eq!(space.contains(&long), 7 - n as usize);
+    }
+}
+
+#[test]
 fn what_is_used_again_outlives_a_scan() {
     let survivors = |replace| {
         let store = small(replace, 20);

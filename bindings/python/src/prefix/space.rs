@@ -179,11 +179,26 @@ impl PySpace {
     }
 
     /// Blocks by keys that a space of the same kind computed elsewhere. Their tokens are not compared.
-    fn prefix_of_keys(&self, keys: Vec<Bound<PyBytes>>) -> PyResult<PyPrefix> {
+    /// `after`, where they follow others of their chain: the keys of the one before them and of the
+    /// chain's second one.
+    #[pyo3(signature = (keys, *, after=None))]
+    fn prefix_of_keys(
+        &self,
+        keys: Vec<Bound<PyBytes>>,
+        after: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> PyResult<PyPrefix> {
         let space = self.usable()?;
         let key = |key: &Bound<PyBytes>| bytes32(key.as_bytes(), "keys").map(BlockKey);
         let keys = keys.iter().map(key).collect::<PyResult<Vec<_>>>()?;
-        Ok(PyPrefix { prefix: space.prefix_of_keys(keys) })
+        let prefix = match after {
+            None => space.prefix_of_keys(keys),
+            Some((parent, second)) => {
+                let [parent, second] =
+                    [bytes32(&parent, "after")?, bytes32(&second, "after")?].map(BlockKey);
+                space.prefix_of_keys_after(&parent, &second, keys)
+            }
+        };
+        Ok(PyPrefix { prefix })
     }
 
     /// Blocks by hashes that another system computed over their tokens and all that came before, in full.
