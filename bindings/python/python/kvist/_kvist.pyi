@@ -15,6 +15,7 @@ __all__ = [
     "Buffer",
     "Cache",
     "Lease",
+    "Loading",
     "Pinned",
     "Prefill",
     "Prefix",

@@ -36,6 +36,8 @@ class Config:
     disk_deadline: float = 10.0
     codec_disk: str = "lossless"
     canonical: bool = True
+    policy_evict: str = "adaptive"
+    admit_sightings: int = 1
     admit_min_tokens: int = 256
     admit_decode_tokens: bool = False
     load_max_wait_ms: int = 50
@@ -219,6 +221,8 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "disk_deadline": _seconds,
     "codec_disk": _text,
     "canonical": _flag,
+    "policy_evict": _text,
+    "admit_sightings": _count,
     "admit_min_tokens": _count,
     "admit_decode_tokens": _flag,
     "load_max_wait_ms": _count,
@@ -231,7 +235,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
 }
 _PARSED = (_flag, _count, _seconds, _milliseconds)
 """Those that take no text."""
-_DOTTED = ("admit", "codec", "load", "namespace")
+_DOTTED = ("admit", "codec", "load", "namespace", "policy")
 _KEYS = {
     name.replace("_", ".", 1) if name.split("_")[0] in _DOTTED else name: name for name in _READ
 }

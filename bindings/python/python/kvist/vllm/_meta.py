@@ -25,6 +25,8 @@ class Blocks:
     keys: list[bytes]
     ids: list[int]
     """The engine's block of each key."""
+    after: tuple[bytes, bytes] | None = None
+    """Keys of the block before them and of the prompt's second one, unless they are the first."""
 
 
 @dataclass

@@ -167,10 +167,9 @@ class Scheduler:
         if tokens == 0 or self._keys is None:
             return
         first, count = state.matched // self._block, tokens // self._block
-        keys = self._keys_of(state)[first : first + count]
-        load = Blocks(
-            request.request_id, self._salt(request), keys, list(ids[first : first + count])
-        )
+        every = self._keys_of(state)
+        keys, own = every[first : first + count], list(ids[first : first + count])
+        load = Blocks(request.request_id, self._salt(request), keys, own, _after(every, first))
         if self._events is not None:
             self._events.name(request, keys, first)
         near = sum(map(self.index.in_memory, keys)) * self._block
@@ -225,7 +224,7 @@ class Scheduler:
         state.phase, state.stored = "storing", full
         if new:
             chosen = [keys[i] for i in new], [ids[i] for i in new]
-            meta.saves.append(Blocks(name, self._salt(request), *chosen))
+            meta.saves.append(Blocks(name, self._salt(request), *chosen, _after(keys, new[0])))
 
     def take_counts(self) -> dict[str, float]:
         """What was decided since the last call."""
@@ -282,3 +281,8 @@ class Scheduler:
         state.shared = keys is not None
         state.keys = keys or []
         return state.keys
+
+
+def _after(keys: list[bytes], first: int) -> tuple[bytes, bytes] | None:
+    """What the store is told of where blocks `first..` of a prompt stand."""
+    return (keys[first - 1], keys[1]) if first > 0 else None

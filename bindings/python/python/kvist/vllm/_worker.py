@@ -108,6 +108,8 @@ class Worker:
             deadline=c.disk_deadline,
             required=c.disk_required,
             prefault=c.prefault,
+            replace=c.policy_evict,
+            admit=c.admit_sightings if disk else 1,
         )
 
     def register(self, engine: Engine) -> None:
@@ -351,7 +353,7 @@ class Worker:
 
     def _prefix(self, blocks: Blocks) -> tuple[Space, Prefix]:
         space = self._space(blocks.salt)
-        return space, space.prefix_of_keys(blocks.keys)
+        return space, space.prefix_of_keys(blocks.keys, after=blocks.after)
 
     def _trouble(self, what: str, e: Exception) -> None:
         """Something failed that is not expected to: the engine goes on without it. What makes it

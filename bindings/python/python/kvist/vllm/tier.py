@@ -101,6 +101,8 @@ class KvistTier(SecondaryTierManager):
             deadline=config.disk_deadline,
             required=config.disk_required,
             prefault=config.prefault,
+            replace=config.policy_evict,
+            admit=config.admit_sightings if disk else 1,
         )
         self._multi_tenant = config.multi_tenant
         self._options = self._describe(config, offloading_spec)
