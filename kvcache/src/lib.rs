@@ -55,7 +55,7 @@ mod layer;
 mod lend;
 mod live;
 mod memory;
-
+pub mod migrate;
 mod miss;
 mod pages;
 pub mod prefill;
@@ -93,3 +93,8 @@ pub use sequence::Sequence;
 pub use session::{Saved, SessionInfo};
 pub use stats::{SequenceStats, Stats};
 pub use view::{HeadView, View};
+
+/// The code in the guide for serving engines compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/serving.md")]
+mod serving {}

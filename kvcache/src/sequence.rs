@@ -229,8 +229,19 @@ impl Sequence {
             let (what, found) = ("truncate", len);
             return Err(Error::Length { what, layer, len: state.len, found });
         }
+        self.cut(0..self.layers.len(), len)?;
+        self.memories.cut(len);
+        Ok(())
+    }
+
+    /// [`Sequence::truncate`] of one layer, of a sequence that nobody has attended to.
+    pub(crate) fn truncate_layer(&mut self, layer: usize, len: usize) -> Result<(), Error> {
+        self.cut(layer..layer + 1, len)
+    }
+
+    fn cut(&mut self, layers: Range<usize>, len: usize) -> Result<(), Error> {
         let (shared, selector) = (&self.cache.shared, &self.selector);
-        let layers = &mut self.layers;
+        let layers = &mut self.layers[layers];
         // What the cuts need is taken first, so that nothing changes if it does not fit.
         let plan = |layer: &mut Arc<Layer>| match layer.len > len {
             true => Layer::plan_cut(layer, shared, selector, len).map(Some),
@@ -238,12 +249,11 @@ impl Sequence {
         };
         let cuts: Vec<Option<Cut>> =
             self.cache.with_room(|| layers.iter_mut().map(plan).collect::<Result<_, _>>())?;
-        for (layer, cut) in self.layers.iter_mut().zip(cuts) {
+        for (layer, cut) in layers.iter_mut().zip(cuts) {
             if let Some(cut) = cut {
                 Layer::apply(layer, shared, selector, len, cut);
             }
         }
-        self.memories.cut(len);
         Ok(())
     }
 
