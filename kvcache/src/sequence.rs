@@ -15,6 +15,7 @@ use crate::memory::Memories;
 use crate::pages::New;
 use crate::selector::Selector;
 use crate::stats::SequenceStats;
+use crate::ticket::{Ticket, ticket};
 use crate::{Cache, Error, Pin};
 
 /// One token stream. Layers are appended to one by one, each in order of position.
@@ -310,7 +311,9 @@ impl Sequence {
 
     /// Moves all finished pages to the tier below, as far as they are not in use or pinned; summaries
     /// stay. Returns how many pages left host memory, those of clusters not counted: none without a lower
-    /// tier. Pages shared with forks leave for them too. They come back when they are read.
+    /// tier. Pages shared with forks leave for them too. They come back when they are read, and what
+    /// is stored stays so: the next time only what was finished since is written (after FastSwitch, arXiv
+    /// 2411.18424, §4.3). What is written lies in large runs: [`DiskUse::large_run_bytes`](crate::DiskUse).
     ///
     /// # Errors
     /// [`Error::Demote`] if some could not be stored; those stay.
@@ -340,14 +343,24 @@ impl Sequence {
         tier.restore(&self.newest_first())
     }
 
-    /// [`Sequence::restore`] behind the scenes, into memory that is free: no page leaves for them, and
-    /// whoever needs a page meanwhile waits for a few MiB at most. Ends when all are back, memory is
-    /// full, or the sequence and its forks are gone. Returns how many pages may come. Without
-    /// [`Builder::write_ahead`](crate::Builder::write_ahead) there is no thread for it, and a part is
-    /// sent for with each call that attends to selected pages.
-    pub fn restore_behind(&self) -> usize {
-        let Some(tier) = &self.cache.shared.tier else { return 0 };
-        tier.restore_behind(&self.newest_first())
+    /// [`Sequence::restore`] behind the scenes, into memory that is free: no page leaves for them, other
+    /// sequences go on, and whoever needs a page meanwhile waits for a few MiB at most. Returns how many
+    /// pages may come, and a ticket whose result is how many came: when all are back, memory is full, or
+    /// the sequence and its forks are gone. Attending before that is as right as at any other time: what
+    /// is not there yet is read. Dropping the ticket leaves below what has not been sent for, unless it
+    /// was [detached](Ticket::detach).
+    ///
+    /// The newest pages come if not all fit; those that come do so in the order in which they lie below,
+    /// in large reads. Without [`Builder::write_ahead`](crate::Builder::write_ahead) there is no thread for
+    /// it, and a part is sent for with each call that attends to selected pages.
+    #[must_use = "dropping the ticket ends it"]
+    pub fn restore_behind(&self) -> (usize, Ticket<usize>) {
+        let (ticket, promise) = ticket();
+        let Some(tier) = &self.cache.shared.tier else {
+            promise.keep(0);
+            return (0, ticket);
+        };
+        (tier.restore_behind(&self.newest_first(), promise), ticket)
     }
 
     /// All finished pages, the newest first.

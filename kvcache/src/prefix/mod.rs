@@ -47,7 +47,6 @@ mod rows;
 mod space;
 mod start;
 mod strides;
-mod ticket;
 mod tiles;
 mod tiling;
 
@@ -67,7 +66,6 @@ pub use rows::{BlockRows, BlockRowsMut};
 pub use space::{Lease, Restored, Space};
 pub use start::Started;
 pub use strides::Strides;
-pub use ticket::Ticket;
 pub use tiling::{Axis, Tiling};
 
 use crate::Error;

@@ -15,7 +15,7 @@ pub struct Ticket<T> {
 }
 
 /// The worker's end of a ticket.
-pub(super) struct Promise<T> {
+pub(crate) struct Promise<T> {
     shared: Arc<Shared<T>>,
 }
 
@@ -28,12 +28,13 @@ struct State<T> {
     result: Option<T>,
     over: bool,
     cancelled: bool,
+    detached: bool,
     waker: Option<Waker>,
 }
 
 /// A ticket and its worker's end.
-pub(super) fn ticket<T>() -> (Ticket<T>, Promise<T>) {
-    let state = State { result: None, over: false, cancelled: false, waker: None };
+pub(crate) fn ticket<T>() -> (Ticket<T>, Promise<T>) {
+    let state = State { result: None, over: false, cancelled: false, detached: false, waker: None };
     let shared = Arc::new(Shared { state: Mutex::new(state), done: Condvar::new() });
     (Ticket { shared: shared.clone() }, Promise { shared })
 }
@@ -79,6 +80,11 @@ impl<T> Ticket<T> {
         !state.over
     }
 
+    /// Lets the work go on without a ticket.
+    pub fn detach(self) {
+        self.shared.state.lock().detached = true;
+    }
+
     /// Asks the worker to stop where it can.
     pub fn cancel(&self) {
         self.shared.state.lock().cancelled = true;
@@ -101,7 +107,8 @@ impl<T> Future for Ticket<T> {
 
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
-        self.cancel();
+        let mut state = self.shared.state.lock();
+        state.cancelled |= !state.detached;
     }
 }
 
@@ -113,12 +120,12 @@ impl<T> fmt::Debug for Ticket<T> {
 
 impl<T> Promise<T> {
     /// Whether nobody waits for the result any more.
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.shared.state.lock().cancelled
     }
 
     /// Ends the work.
-    pub(super) fn keep(self, result: T) {
+    pub(crate) fn keep(self, result: T) {
         self.shared.state.lock().result = Some(result);
     }
 }
@@ -158,6 +165,9 @@ mod tests {
         promise.keep(8);
         assert!(!d.when_done(Waker::noop().clone()));
         assert_eq!((d.wait_for(Duration::ZERO), d.wait_for(Duration::ZERO)), (Some(8), Some(8)));
+        let (e, promise) = ticket::<u32>();
+        e.detach();
+        assert!(!promise.is_cancelled());
         let (c, promise) = ticket::<u32>();
         assert!(!promise.is_cancelled());
         assert_eq!(c.wait(Duration::ZERO), None);
