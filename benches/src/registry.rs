@@ -63,6 +63,16 @@ pub fn all() -> &'static [Bench] {
             about: "sequences larger than host memory, sessions opened again",
             run: live::run,
         },
+        Bench {
+            name: "preempt",
+            about: "sequences that give way to others and come back",
+            run: live::preempt::run,
+        },
+        Bench {
+            name: "migrate",
+            about: "sequences that move while they go on decoding",
+            run: live::migrate::run,
+        },
     ]
 }
 

@@ -77,6 +77,14 @@ impl Charge {
         Ok(())
     }
 
+    /// Gives back as much as there is more than `bytes`.
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.budget.tables.fetch_sub(less, Ordering::Relaxed);
+        self.budget.release(less);
+        self.bytes -= less;
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -84,8 +92,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.budget.tables.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.budget.release(self.bytes);
+        self.shrink_to(0);
     }
 }
 
@@ -103,6 +110,10 @@ mod tests {
         assert_eq!((budget.used(), budget.tables(), charge.bytes()), (60, 60, 60));
         budget.charge(40).unwrap();
         assert!(budget.charge(u64::MAX).is_err());
+        charge.shrink_to(70);
+        assert_eq!((budget.used(), budget.tables(), charge.bytes()), (100, 60, 60));
+        charge.shrink_to(10);
+        assert_eq!((budget.used(), budget.tables(), charge.bytes()), (50, 10, 10));
         drop(charge);
         assert_eq!((budget.used(), budget.tables()), (40, 0));
     }

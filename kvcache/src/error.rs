@@ -220,6 +220,9 @@ pub enum Error {
     /// The handle was made before the process was forked.
     #[error("this store belongs to the parent process; open another one after forking")]
     Forked,
+    /// A migration ended without the sequence having moved.
+    #[error("the migration ended: {0}")]
+    Migrate(#[from] crate::migrate::Ended),
     /// A tenant could not be erased for good.
     #[error("the tenant could not be erased on disk: {refused:?}")]
     Erase {

@@ -252,6 +252,19 @@ impl Layer {
         }
     }
 
+    /// Whether a full page is the other layer's too, and so are all before it.
+    pub(crate) fn same_page(&self, other: &Layer, page: usize) -> bool {
+        match (self.sealed.get(page), other.sealed.get(page)) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => {
+                let mut heads = self.heads.iter().zip(&other.heads);
+                heads.all(|(a, b)| Arc::ptr_eq(&a.cell(page), &b.cell(page)))
+            }
+            // Sealed meanwhile.
+            _ => false,
+        }
+    }
+
     /// Lets go of what lies behind the first `pages` pages, as far as that takes no memory; not if
     /// somebody else holds this layer.
     pub(crate) fn shrink(

@@ -55,7 +55,7 @@ mod layer;
 mod lend;
 mod live;
 mod memory;
-
+pub mod migrate;
 mod miss;
 mod pages;
 pub mod prefill;
@@ -68,6 +68,7 @@ mod stats;
 mod summaries;
 mod sync;
 mod table;
+mod ticket;
 pub mod vfs;
 mod view;
 
@@ -87,10 +88,15 @@ pub use live::Pin;
 pub use miss::MissReason;
 pub use prefix::{
     Axis, BlockRows, BlockRowsMut, Destination, Lease, Origin, Pinned, Prefix, PrefixBuilder,
-    PrefixStats, PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Ticket,
-    Tiling,
+    PrefixStats, PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Tiling,
 };
 pub use sequence::Sequence;
 pub use session::{Saved, SessionInfo};
 pub use stats::{SequenceStats, Stats};
+pub use ticket::Ticket;
 pub use view::{HeadView, View};
+
+/// The code in the guide for serving engines compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/serving.md")]
+mod serving {}

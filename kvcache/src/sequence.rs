@@ -15,6 +15,7 @@ use crate::memory::Memories;
 use crate::pages::New;
 use crate::selector::Selector;
 use crate::stats::SequenceStats;
+use crate::ticket::{Ticket, ticket};
 use crate::{Cache, Error, Pin};
 
 /// One token stream. Layers are appended to one by one, each in order of position.
@@ -229,8 +230,19 @@ impl Sequence {
             let (what, found) = ("truncate", len);
             return Err(Error::Length { what, layer, len: state.len, found });
         }
+        self.cut(0..self.layers.len(), len)?;
+        self.memories.cut(len);
+        Ok(())
+    }
+
+    /// [`Sequence::truncate`] of one layer, of a sequence that nobody has attended to.
+    pub(crate) fn truncate_layer(&mut self, layer: usize, len: usize) -> Result<(), Error> {
+        self.cut(layer..layer + 1, len)
+    }
+
+    fn cut(&mut self, layers: Range<usize>, len: usize) -> Result<(), Error> {
         let (shared, selector) = (&self.cache.shared, &self.selector);
-        let layers = &mut self.layers;
+        let layers = &mut self.layers[layers];
         // What the cuts need is taken first, so that nothing changes if it does not fit.
         let plan = |layer: &mut Arc<Layer>| match layer.len > len {
             true => Layer::plan_cut(layer, shared, selector, len).map(Some),
@@ -238,12 +250,11 @@ impl Sequence {
         };
         let cuts: Vec<Option<Cut>> =
             self.cache.with_room(|| layers.iter_mut().map(plan).collect::<Result<_, _>>())?;
-        for (layer, cut) in self.layers.iter_mut().zip(cuts) {
+        for (layer, cut) in layers.iter_mut().zip(cuts) {
             if let Some(cut) = cut {
                 Layer::apply(layer, shared, selector, len, cut);
             }
         }
-        self.memories.cut(len);
         Ok(())
     }
 
@@ -300,7 +311,9 @@ impl Sequence {
 
     /// Moves all finished pages to the tier below, as far as they are not in use or pinned; summaries
     /// stay. Returns how many pages left host memory, those of clusters not counted: none without a lower
-    /// tier. Pages shared with forks leave for them too. They come back when they are read.
+    /// tier. Pages shared with forks leave for them too. They come back when they are read, and what
+    /// is stored stays so: the next time only what was finished since is written (after FastSwitch, arXiv
+    /// 2411.18424, §4.3). What is written lies in large runs: [`DiskUse::large_run_bytes`](crate::DiskUse).
     ///
     /// # Errors
     /// [`Error::Demote`] if some could not be stored; those stay.
@@ -330,14 +343,24 @@ impl Sequence {
         tier.restore(&self.newest_first())
     }
 
-    /// [`Sequence::restore`] behind the scenes, into memory that is free: no page leaves for them, and
-    /// whoever needs a page meanwhile waits for a few MiB at most. Ends when all are back, memory is
-    /// full, or the sequence and its forks are gone. Returns how many pages may come. Without
-    /// [`Builder::write_ahead`](crate::Builder::write_ahead) there is no thread for it, and a part is
-    /// sent for with each call that attends to selected pages.
-    pub fn restore_behind(&self) -> usize {
-        let Some(tier) = &self.cache.shared.tier else { return 0 };
-        tier.restore_behind(&self.newest_first())
+    /// [`Sequence::restore`] behind the scenes, into memory that is free: no page leaves for them, other
+    /// sequences go on, and whoever needs a page meanwhile waits for a few MiB at most. Returns how many
+    /// pages may come, and a ticket whose result is how many came: when all are back, memory is full, or
+    /// the sequence and its forks are gone. Attending before that is as right as at any other time: what
+    /// is not there yet is read. Dropping the ticket leaves below what has not been sent for, unless it
+    /// was [detached](Ticket::detach).
+    ///
+    /// The newest pages come if not all fit; those that come do so in the order in which they lie below,
+    /// in large reads. Without [`Builder::write_ahead`](crate::Builder::write_ahead) there is no thread for
+    /// it, and a part is sent for with each call that attends to selected pages.
+    #[must_use = "dropping the ticket ends it"]
+    pub fn restore_behind(&self) -> (usize, Ticket<usize>) {
+        let (ticket, promise) = ticket();
+        let Some(tier) = &self.cache.shared.tier else {
+            promise.keep(0);
+            return (0, ticket);
+        };
+        (tier.restore_behind(&self.newest_first(), promise), ticket)
     }
 
     /// All finished pages, the newest first.

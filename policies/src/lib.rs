@@ -8,7 +8,8 @@
 //! before they are asked for ([`prefetch`]), which blocks of keys the queries of a prompt read
 //! ([`prefill`]), which heads read what others selected ([`share`]), how a tree of chunks is searched
 //! ([`tree`]), what chunks are sent with ([`compress`]), whether a stored prefix is worth loading
-//! ([`gain`], [`loading`]), and which blocks leave a full tier and are let in ([`replace`]).
+//! ([`gain`], [`loading`]), which blocks leave a full tier and are let in ([`replace`]), and which sequences have
+//! memory ([`schedule`]).
 #![forbid(unsafe_code)]
 
 pub mod compress;
@@ -22,6 +23,7 @@ pub mod prefetch;
 pub mod prefill;
 mod profile;
 pub mod replace;
+pub mod schedule;
 mod select;
 mod settings;
 pub mod share;

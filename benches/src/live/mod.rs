@@ -1,8 +1,11 @@
 //! Live sequences that are larger than host memory, and saved ones that are opened again: what a
-//! token costs beside the same in memory, and beside what the disk can give.
+//! token costs beside the same in memory, and beside what the disk can give. Those that give way to
+//! others, and those that move.
 
 mod clusters;
 mod decode;
+pub(crate) mod migrate;
+pub(crate) mod preempt;
 mod scene;
 mod session;
 

@@ -378,7 +378,12 @@ impl PySequence {
     /// `wait=False` behind the scenes, into memory that is free; how many may come.
     #[pyo3(signature = (*, wait=true), text_signature = "($self, *, wait=True)")]
     fn restore(&self, py: Python, wait: bool) -> PyResult<usize> {
-        self.look(py, |s| if wait { Ok(s.restore()?) } else { Ok(s.restore_behind()) })
+        let behind = |s: &kvist::Sequence| {
+            let (pages, ticket) = s.restore_behind();
+            ticket.detach();
+            pages
+        };
+        self.look(py, |s| if wait { Ok(s.restore()?) } else { Ok(behind(s)) })
     }
 
     /// Tokens of one layer.

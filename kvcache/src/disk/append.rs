@@ -173,7 +173,7 @@ impl<'a> Append<'a> {
         let len = op.len() as u64;
         self.flight.push(op);
         self.open.at = offset + len;
-        self.disk.state.lock().counts.written_bytes += len;
+        self.disk.state.lock().wrote(self.open.segment.id, offset, len);
         // Hands it to the kernel now, not when somebody waits.
         let soon = self.flight.next(Some(Duration::ZERO));
         self.ended(soon);

@@ -102,6 +102,8 @@ pub(crate) struct State {
     /// Files that could not be read, and are left alone: they take room all the same.
     pub(crate) unread: Vec<DiskCharge>,
     pub(crate) counts: DiskUse,
+    /// The run of bytes that was written last.
+    run: Run,
     /// Told what becomes readable, and what no longer is.
     pub(crate) journal: Arc<Journal>,
     /// Cleared by `fork` checks and by closing.
@@ -128,6 +130,10 @@ pub struct DiskUse {
     pub parked_bytes: u64,
     /// Bytes written and read since the start.
     pub written_bytes: u64,
+    /// Runs of consecutive bytes of a file that they were written in, by however many calls.
+    pub write_runs: u64,
+    /// Bytes written in runs of at least 1 MiB.
+    pub large_run_bytes: u64,
     /// Bytes read since the start, rounding and directories included.
     pub read_bytes: u64,
     /// Records evicted to make room.
@@ -150,7 +156,31 @@ pub struct DiskUse {
     pub degraded_seconds: f64,
 }
 
+/// Runs of this many bytes are large: transfers of less do not reach a disk's speed.
+const LARGE_RUN: u64 = 1 << 20;
+
+/// Consecutive bytes of a segment.
+#[derive(Debug, Default)]
+struct Run {
+    segment: u32,
+    end: u64,
+    len: u64,
+}
+
 impl State {
+    /// Counts bytes that are written to a segment.
+    pub(crate) fn wrote(&mut self, segment: u32, offset: u64, len: u64) {
+        let goes_on = self.run.len > 0 && (self.run.segment, self.run.end) == (segment, offset);
+        let before = if goes_on { self.run.len } else { 0 };
+        self.run = Run { segment, end: offset + len, len: before + len };
+        self.counts.written_bytes += len;
+        self.counts.write_runs += u64::from(!goes_on);
+        if before + len >= LARGE_RUN {
+            let counted = if before >= LARGE_RUN { before } else { 0 };
+            self.counts.large_run_bytes += before + len - counted;
+        }
+    }
+
     /// Number of a tenant, new if it was not known.
     pub(crate) fn tenant(&mut self, tag: [u8; 16]) -> u32 {
         *self.tenant_numbers.entry(tag).or_insert_with(|| {

@@ -24,5 +24,6 @@ pub(crate) use segment::{
 };
 pub(crate) use session::{
     MODEL_MAX, SESSION_HEAD, SessionAbout, SessionFront, SessionParts, decode_front,
-    encode_session, is_session_name, parse_session_file, session_body, session_file, take,
+    encode_session, is_session_name, parse_session_file, put_geometry, session_body, session_file,
+    take, take_geometry,
 };

@@ -76,11 +76,7 @@ pub(crate) fn encode_session(
     for number in [len as u64, about.stored_bytes, about.written, about.tokens] {
         out.extend(number.to_le_bytes());
     }
-    let g = &about.geometry;
-    for count in [g.layers, g.q_heads, g.kv_heads, g.dim_k, g.dim_v, g.page_tokens] {
-        out.extend((count as u32).to_le_bytes());
-    }
-    out.extend([BlockDType::from(g.dtype).code(), 0, 0, 0, 0, 0, 0, 0]);
+    put_geometry(&about.geometry, &mut out);
     out.extend((keys.len() as u64).to_le_bytes());
     out.extend((body.len() as u64).to_le_bytes());
     out.resize(SESSION_HEAD, 0);
@@ -176,7 +172,7 @@ pub(crate) fn decode_front(
         return Err(Bad::Field);
     }
     let [_, stored_bytes, written, tokens] = [long(head)?, long(head)?, long(head)?, long(head)?];
-    let geometry = geometry(head)?;
+    let geometry = take_geometry(head)?;
     take::<16>(head)?;
     if model.is_empty() || head.iter().any(|&b| b != 0) {
         return Err(Bad::Field);
@@ -192,7 +188,19 @@ pub(crate) fn decode_front(
     }
 }
 
-fn geometry(head: &mut &[u8]) -> Result<Geometry, Bad> {
+/// Adds a geometry's bytes.
+pub(crate) fn put_geometry(g: &Geometry, out: &mut Vec<u8>) {
+    for count in [g.layers, g.q_heads, g.kv_heads, g.dim_k, g.dim_v, g.page_tokens] {
+        out.extend((count as u32).to_le_bytes());
+    }
+    out.extend([BlockDType::from(g.dtype).code(), 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// Takes a geometry off the front.
+///
+/// # Errors
+/// [`Bad`] if it is not one.
+pub(crate) fn take_geometry(head: &mut &[u8]) -> Result<Geometry, Bad> {
     let [layers, q_heads, kv_heads, dim_k, dim_v, page_tokens] =
         [number(head)?, number(head)?, number(head)?, number(head)?, number(head)?, number(head)?];
     let [code, zeros @ ..] = take::<8>(head)?;

@@ -20,6 +20,12 @@ pub(crate) trait Below: Debug + Send + Sync {
     /// Starts reading pages into frames. Neighbours are joined below.
     fn read(&self, wants: Vec<PageIn>) -> Box<dyn PageReads>;
 
+    /// Where a stripe lies: neighbours in this order are read together. Of no account where it is not
+    /// known.
+    fn position(&self, _stripe: &dyn Stored) -> u64 {
+        0
+    }
+
     /// Monotonic time since some fixed moment: the clock of deadlines.
     fn now(&self) -> Duration;
 }

@@ -41,9 +41,12 @@ pub(super) fn spawn(inner: Arc<Inner>) -> Result<JoinHandle<()>, Error> {
         reason: e.to_string(),
     };
     let run = move || {
+        // What is on its way while the part before it lands.
+        let mut ahead = None;
         loop {
             let mut table = inner.lock();
-            while !table.stopped && !inner.lags(&table) && table.behind.is_empty() {
+            let busy = |t: &Table| inner.lags(t) || !t.behind.is_empty() || ahead.is_some();
+            while !table.stopped && !busy(&table) {
                 inner.work.wait(&mut table);
             }
             if table.stopped {
@@ -52,8 +55,9 @@ pub(super) fn spawn(inner: Arc<Inner>) -> Result<JoinHandle<()>, Error> {
             let lags = inner.lags(&table);
             drop(table);
             if !lags {
-                if let Some(flight) = inner.start_behind() {
-                    inner.land(flight);
+                let next = inner.start_behind();
+                if let Some(part) = std::mem::replace(&mut ahead, next) {
+                    inner.land(part);
                 }
                 continue;
             }

@@ -282,6 +282,11 @@ impl Below for Shelf {
         Box::new(reads)
     }
 
+    fn position(&self, stripe: &dyn Stored) -> u64 {
+        let place = OnShelf::of(stripe).and_then(|on_shelf| self.disk.find(&on_shelf.key()));
+        place.map_or(0, |p| u64::from(p.entry.segment) << 32 | u64::from(p.entry.position))
+    }
+
     fn now(&self) -> Duration {
         self.disk.now()
     }

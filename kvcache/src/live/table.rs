@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvist_policies::place::Clock;
 
+use super::behind::Behind;
 use super::below::{PageReads, Stored};
 use crate::MissReason;
 use crate::arena::Cell;
@@ -126,9 +127,7 @@ pub(super) struct Table {
     pub(super) flights: Vec<Flight>,
     pub(super) flights_made: u64,
     /// Stripes to be brought back behind the scenes, in that order.
-    pub(super) behind: VecDeque<StripeId>,
-    /// The part of them that is on its way, where no thread waits for it.
-    pub(super) behind_flight: Option<u64>,
+    pub(super) behind: Behind,
     /// The cache is gone; the demoting thread ends.
     pub(super) stopped: bool,
     pub(super) counts: Counts,
@@ -157,8 +156,7 @@ impl Table {
             unstored: VecDeque::new(),
             flights: Vec::new(),
             flights_made: 0,
-            behind: VecDeque::new(),
-            behind_flight: None,
+            behind: Behind::default(),
             stopped: false,
             counts: Counts::default(),
         }

@@ -214,7 +214,12 @@ impl Tier {
 
 impl Drop for Tier {
     fn drop(&mut self) {
-        self.inner.lock().stopped = true;
+        let mut table = self.inner.lock();
+        table.stopped = true;
+        let behind = std::mem::take(&mut table.behind);
+        drop(table);
+        // Wakes those who wait.
+        drop(behind);
         self.inner.work.notify_all();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -26,13 +26,19 @@ impl Head {
     /// Adds the rows of open pages up to token `len`, page by page, keys before values.
     pub(crate) fn open_rows(&self, len: usize, g: &Geometry, out: &mut Vec<u8>) {
         let open = len - self.sealed * g.page_tokens;
-        for (i, page) in self.pages.iter().enumerate() {
+        for i in 0..self.pages.len() {
             let tokens = (open - i * g.page_tokens).min(g.page_tokens);
-            let (k, v) = page.bytes().split_at(row_bytes(g.page_tokens, g)[0]);
-            let [k_bytes, v_bytes] = row_bytes(tokens, g);
-            out.extend_from_slice(&k[..k_bytes]);
-            out.extend_from_slice(&v[..v_bytes]);
+            self.page_rows(self.sealed + i, tokens, g, out);
         }
+    }
+
+    /// Adds the first rows of an open page, keys before values.
+    pub(crate) fn page_rows(&self, page: usize, tokens: usize, g: &Geometry, out: &mut Vec<u8>) {
+        let page = &self.pages[page - self.sealed];
+        let (k, v) = page.bytes().split_at(row_bytes(g.page_tokens, g)[0]);
+        let [k_bytes, v_bytes] = row_bytes(tokens, g);
+        out.extend_from_slice(&k[..k_bytes]);
+        out.extend_from_slice(&v[..v_bytes]);
     }
 
     /// Takes fresh pages and summary cells behind `sealed` pages, to be filled.

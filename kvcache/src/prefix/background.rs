@@ -6,9 +6,9 @@ use super::keys::Prefix;
 use super::load::Wave;
 use super::rows::{BlockRows, BlockRowsMut};
 use super::space::{Restored, Space};
-use super::ticket::{Ticket, ticket};
 use crate::Error;
 use crate::disk::Refused;
+use crate::ticket::{Ticket, ticket};
 
 /// Prefetches that may wait; later ones are given up.
 pub(super) const PREFETCHES_MAX: usize = 64;

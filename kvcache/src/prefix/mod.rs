@@ -48,7 +48,6 @@ mod rows;
 mod space;
 mod start;
 mod strides;
-mod ticket;
 mod tiles;
 mod tiling;
 mod used;
@@ -70,7 +69,6 @@ pub use rows::{BlockRows, BlockRowsMut};
 pub use space::{Lease, Restored, Space};
 pub use start::Started;
 pub use strides::Strides;
-pub use ticket::Ticket;
 pub use tiling::{Axis, Tiling};
 
 use kvist_policies::replace::{Admission, Watermarks};

@@ -14,6 +14,7 @@ mod tests;
 use std::sync::Arc;
 
 use self::body::Body;
+pub(crate) use self::open::shape;
 use crate::cache::Shared;
 use crate::disk::{ListedSession, NotSaved};
 use crate::format::is_session_name;

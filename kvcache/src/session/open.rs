@@ -64,7 +64,8 @@ fn shown(model: &[u8]) -> String {
     }
 }
 
-fn shape(g: &Geometry) -> String {
+/// A geometry in words.
+pub(crate) fn shape(g: &Geometry) -> String {
     format!(
         "{} layers, {} query and {} KV heads of {} and {} {}, pages of {}",
         g.layers, g.q_heads, g.kv_heads, g.dim_k, g.dim_v, g.dtype, g.page_tokens

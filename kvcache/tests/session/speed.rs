@@ -55,7 +55,8 @@ fn what_is_restored_behind_the_scenes_is_all_there_in_the_end() {
     let cache = builder(&scratch.0, 64 << 20, 256 << 20).build().unwrap();
     let s = cache.open_session("long").unwrap();
     let pages = s.stats().demoted_bytes / cache.geometry().page_bytes() as u64;
-    assert_eq!(s.restore_behind() as u64, pages);
+    let (may, _ticket) = s.restore_behind();
+    assert_eq!(may as u64, pages);
     token(&s);
     let deadline = Instant::now() + Duration::from_secs(30);
     while s.stats().demoted_bytes > 0 {
@@ -65,11 +66,11 @@ fn what_is_restored_behind_the_scenes_is_all_there_in_the_end() {
         std::thread::sleep(Duration::from_millis(1));
     }
     check(&s, 1);
-    assert_eq!(s.restore_behind(), 0);
+    assert_eq!(s.restore_behind().0, 0);
     // A sequence that goes while pages come stops it, and leaves nothing.
     let other = cache.open_session("long").unwrap();
     drop(s);
-    other.restore_behind();
+    let _behind = other.restore_behind();
     drop(other);
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(cache.stats().used_bytes, 0);

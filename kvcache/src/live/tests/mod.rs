@@ -10,6 +10,7 @@ mod hints;
 mod memory;
 mod model;
 mod moves;
+mod preempt;
 mod profile;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What opening and the first tokens read, in bytes.
 
+use std::time::Duration;
+
 use super::*;
 
 /// Bytes that the disk was asked for by this.
@@ -48,12 +50,14 @@ fn restoring_behind_the_scenes_takes_free_memory_only() {
     let cache = setup.open(&sim);
     let mine = filled(&cache, 2, 600);
     let s = cache.open_session("a").unwrap();
-    assert!(s.restore_behind() > 0);
+    let (pages, ticket) = s.restore_behind();
+    assert!(pages > 0);
     // Without a thread each token sends for a part.
     (0..50).for_each(|q| drop(attend(&s, 0, q).unwrap()));
     let stats = s.stats();
     assert!(stats.page_bytes > 200 << 10 && stats.demoted_bytes > 0, "{stats:?}");
     assert_eq!(mine.stats().demoted_bytes, 0, "pages left for those that nobody asked for");
+    assert!(!ticket.is_done() || ticket.wait_for(Duration::ZERO).is_some_and(|came| came < pages));
     let newest = s.layers[1].sealed.last().unwrap().place();
     assert_eq!(newest, (HEADS, true));
 }

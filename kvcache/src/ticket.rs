@@ -15,7 +15,7 @@ pub struct Ticket<T> {
 }
 
 /// The worker's end of a ticket.
-pub(super) struct Promise<T> {
+pub(crate) struct Promise<T> {
     shared: Arc<Shared<T>>,
 }
 
@@ -30,13 +30,20 @@ struct State<T> {
     /// How long it took, once it is over.
     took: Option<Duration>,
     cancelled: bool,
+    detached: bool,
     waker: Option<Waker>,
 }
 
 /// A ticket and its worker's end.
-pub(super) fn ticket<T>() -> (Ticket<T>, Promise<T>) {
-    let state =
-        State { result: None, began: Instant::now(), took: None, cancelled: false, waker: None };
+pub(crate) fn ticket<T>() -> (Ticket<T>, Promise<T>) {
+    let state = State {
+        result: None,
+        began: Instant::now(),
+        took: None,
+        cancelled: false,
+        detached: false,
+        waker: None,
+    };
     let shared = Arc::new(Shared { state: Mutex::new(state), done: Condvar::new() });
     (Ticket { shared: shared.clone() }, Promise { shared })
 }
@@ -88,6 +95,11 @@ impl<T> Ticket<T> {
         state.took.is_none()
     }
 
+    /// Lets the work go on without a ticket.
+    pub fn detach(self) {
+        self.shared.state.lock().detached = true;
+    }
+
     /// Asks the worker to stop where it can.
     pub fn cancel(&self) {
         self.shared.state.lock().cancelled = true;
@@ -110,7 +122,8 @@ impl<T> Future for Ticket<T> {
 
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
-        self.cancel();
+        let mut state = self.shared.state.lock();
+        state.cancelled |= !state.detached;
     }
 }
 
@@ -122,12 +135,12 @@ impl<T> fmt::Debug for Ticket<T> {
 
 impl<T> Promise<T> {
     /// Whether nobody waits for the result any more.
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.shared.state.lock().cancelled
     }
 
     /// Ends the work.
-    pub(super) fn keep(self, result: T) {
+    pub(crate) fn keep(self, result: T) {
         self.shared.state.lock().result = Some(result);
     }
 }
@@ -167,6 +180,9 @@ mod tests {
         promise.keep(8);
         assert!(!d.when_done(Waker::noop().clone()) && d.took().is_some());
         assert_eq!((d.wait_for(Duration::ZERO), d.wait_for(Duration::ZERO)), (Some(8), Some(8)));
+        let (e, promise) = ticket::<u32>();
+        e.detach();
+        assert!(!promise.is_cancelled());
         let (c, promise) = ticket::<u32>();
         assert!(!promise.is_cancelled());
         assert_eq!(c.wait(Duration::ZERO), None);
