@@ -7,13 +7,14 @@
 //! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which come back
 //! before they are asked for ([`prefetch`]), which blocks of keys the queries of a prompt read
 //! ([`prefill`]), which heads read what others selected ([`share`]), how a tree of chunks is searched
-//! ([`tree`]), what chunks are sent with
-//! ([`compress`]), and which blocks leave a full tier and are let in ([`replace`]).
+//! ([`tree`]), what chunks are sent with ([`compress`]), whether a stored prefix is worth loading
+//! ([`gain`]), and which blocks leave a full tier and are let in ([`replace`]).
 #![forbid(unsafe_code)]
 
 pub mod compress;
 pub mod cover;
 mod error;
+pub mod gain;
 mod keep;
 pub mod place;
 pub mod prefetch;
