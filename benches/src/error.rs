@@ -52,6 +52,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A model's shape cannot be read.
+    #[error("model {path}: {problem}")]
+    Model {
+        /// The file or directory.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A Python helper did not do its part.
     #[error("python helper: {0}")]
     Python(String),

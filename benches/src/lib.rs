@@ -15,6 +15,7 @@ pub mod calibrate;
 mod cluster;
 mod codec;
 mod data;
+pub mod doctor;
 mod error;
 pub mod floor;
 mod hf;
@@ -34,6 +35,7 @@ mod score;
 mod select;
 mod sparse;
 pub mod store;
+pub mod text;
 mod timing;
 
 pub use arena::Arena;

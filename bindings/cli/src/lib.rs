@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod doctor;
 mod inspect;
 mod presets;
 mod replay;
@@ -26,6 +27,7 @@ struct Cli {
 enum Command {
     Bench(Box<bench::Args>),
     Calibrate(calibrate::Args),
+    Doctor(Box<doctor::Args>),
     Inspect(inspect::Args),
     Presets(presets::Args),
     Replay(Box<replay::Args>),
@@ -64,6 +66,7 @@ where
     let done: Done = match cli.command {
         Command::Bench(args) => bench::run(*args).map(|()| 0).map_err(failed),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Doctor(args) => doctor::run(*args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Presets(args) => presets::run(&args).map(|()| 0).map_err(failed),
         Command::Replay(args) => replay::run(*args).map(|()| 0).map_err(failed),

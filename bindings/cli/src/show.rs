@@ -2,22 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::{Failure, UNUSABLE};
+pub(crate) use kvist_bench::text::bytes;
 
-/// Bytes with a unit.
-pub(crate) fn bytes(n: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if n < 1024 {
-        return format!("{n} B");
-    }
-    let mut x = n as f64 / 1024.0;
-    let mut unit = 0;
-    while x >= 1000.0 && unit + 1 < units.len() {
-        x /= 1024.0;
-        unit += 1;
-    }
-    format!("{x:.1} {}", units[unit])
-}
+use crate::{Failure, UNUSABLE};
 
 /// Time since a moment in seconds since 1970.
 pub(crate) fn age(written: u32) -> String {
@@ -51,18 +38,4 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| (UNUSABLE, e.into()))?;
     println!("{text}");
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_keep_three_digits() {
-        let shown = [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 30, "1.0 GiB")];
-        for (n, text) in shown {
-            assert_eq!(bytes(n), text);
-        }
-        assert_eq!(bytes(1023 << 20), "1.0 GiB");
-    }
 }

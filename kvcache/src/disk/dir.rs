@@ -15,7 +15,7 @@ pub(crate) const LOCK: &str = "LOCK";
 pub(crate) const TEMPORARY: &str = ".tmp";
 
 /// Whether a directory with this entry may be one whose making was cut short.
-pub(super) fn may_be_new(entry: &Entry) -> bool {
+fn may_be_new(entry: &Entry) -> bool {
     let ours = [LOCK, SecretFile::NAME].contains(&entry.name.as_str());
     let temporary = entry.name.strip_suffix(TEMPORARY);
     let temporary = temporary.is_some_and(|n| [Meta::NAME, SecretFile::NAME].contains(&n));
@@ -28,6 +28,24 @@ pub(crate) fn is_known(entry: &Entry) -> bool {
     let below = entry.kind == Kind::Dir && [ASIDE, SESSIONS].contains(&entry.name.as_str());
     let meta = entry.kind == Kind::File && entry.name == Meta::NAME;
     segment || below || meta || may_be_new(entry)
+}
+
+/// All that a store asks of a directory before it writes there. The description of the store that is
+/// there already; `None` if one can be made.
+pub(crate) fn check(dir: &dyn Dir, path: &Path, allow_shared: bool) -> Result<Option<Meta>, Error> {
+    if !allow_shared {
+        check_owner(dir, path)?;
+    }
+    let entries = dir.list().map_err(|e| error_at(path, e))?;
+    if entries.iter().any(|e| e.name == Meta::NAME) {
+        return read_meta(dir, path).map(Some);
+    }
+    match entries.iter().find(|e| !may_be_new(e)) {
+        None => Ok(None),
+        Some(foreign) => {
+            Err(Error::NotAStore { path: path.to_owned(), found: foreign.name.clone() })
+        }
+    }
 }
 
 /// Refuses a directory that others own or may write to.

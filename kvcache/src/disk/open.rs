@@ -3,9 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::dir::{
-    LOCK, TEMPORARY, check_owner, error_at, holder, may_be_new, read_meta, read_secret,
-};
+use super::dir::{LOCK, TEMPORARY, check, error_at, holder, read_meta, read_secret};
 use super::health::Health;
 use super::sessions::Sessions;
 use super::turn::Turn;
@@ -60,24 +58,13 @@ fn open_directory(vfs: &Arc<dyn Vfs>, options: &DiskOptions) -> Result<Opened, E
     let path = &options.path;
     let fail = |e: io::Error| error_at(path, e);
     let dir = vfs.open_dir(path, true).map_err(fail)?;
-    if !options.allow_shared_dir {
-        check_owner(&*dir, path)?;
-    }
-    let entries = dir.list().map_err(fail)?;
-    let known = entries.iter().any(|e| e.name == Meta::NAME);
-    if !known && let Some(foreign) = entries.iter().find(|e| !may_be_new(e)) {
-        let (path, found) = (path.clone(), foreign.name.clone());
-        return Err(Error::NotAStore { path, found });
-    }
-    if known {
-        match read_meta(&*dir, path) {
-            Err(Error::Version { .. }) if options.on_version == OnVersion::Reset => {
-                let beside = dir.subdir(BESIDE, true).map_err(fail)?;
-                dir.sync().map_err(fail)?;
-                return lock_and_read(beside, options);
-            }
-            meta => meta.map(drop)?,
+    match check(&*dir, path, options.allow_shared_dir) {
+        Err(Error::Version { .. }) if options.on_version == OnVersion::Reset => {
+            let beside = dir.subdir(BESIDE, true).map_err(fail)?;
+            dir.sync().map_err(fail)?;
+            return lock_and_read(beside, options);
         }
+        checked => checked.map(drop)?,
     }
     lock_and_read(dir, options)
 }

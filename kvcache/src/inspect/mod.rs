@@ -1,5 +1,6 @@
 //! Looking at a store's directory without opening it: is everything right ([`StoreView::verify`]),
-//! what is stored ([`StoreView::inventory`]), and why a block would miss ([`StoreView::why`]).
+//! what is stored ([`StoreView::inventory`]), and why a block would miss ([`StoreView::why`]). [`Place`]
+//! says what a store would find in a directory that may hold none yet.
 //!
 //! Nothing is written and no lock is taken, so a directory in use can be looked at too. What its owner
 //! is writing at that moment looks like what a crash leaves: the torn end of an unfinished segment. It
@@ -9,6 +10,7 @@
 
 mod inventory;
 mod json;
+mod place;
 mod report;
 mod segment;
 mod sessions;
@@ -22,6 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub use inventory::{Group, Inventory, SegmentUse};
+pub use place::Place;
 pub use report::{Damage, Note, Report, What};
 pub use sessions::SessionUse;
 pub use verify::VerifyOptions;

@@ -5,6 +5,7 @@
 mod common;
 mod damage;
 mod golden;
+mod place;
 mod sessions;
 mod used;
 mod why;

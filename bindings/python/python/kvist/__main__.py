@@ -11,6 +11,7 @@ commands:
   eval      how well a real model answers when it reads only what a selector picks
   bench     measure kvist beside the machine's limit and its peers (`bench --list`)
   presets   the selectors that `select=` takes
+  doctor    would a store work here, and what would it gain (`--host vllm`: with an engine's configuration)
   inspect   what a prefix store's directory holds
   verify    whether it is undamaged
   why       why a block of it would miss
@@ -18,7 +19,7 @@ commands:
   dump      a model's real queries, keys and values in one file, for the benchmarks
 """
 
-RUST = ("bench", "presets", "inspect", "verify", "why")
+RUST = ("bench", "doctor", "presets", "inspect", "verify", "why")
 """Commands of the Rust command line."""
 
 
@@ -45,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         from ._calibrate_command import main as calibrate
 
         return calibrate(args[1:])
+    if command == "doctor" and any(a.split("=")[0] == "--host" for a in args):
+        from ._doctor_command import main as doctor
+
+        return doctor(args[1:])
     if command in (*RUST, "calibrate"):
         from ._kvist import run_cli
 

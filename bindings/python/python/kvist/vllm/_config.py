@@ -120,6 +120,11 @@ def _parsed(text: str) -> Any:
         return text
 
 
+def worker_folder(engine: int, rank: int, world: int) -> str:
+    """The directory of one of several workers, below `disk_dir`."""
+    return f"engine{engine}-worker{rank}of{world}"
+
+
 def _flat(extra: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in extra.items():
         if isinstance(value, Mapping):

@@ -8,7 +8,7 @@ import torch
 
 from . import _identity as identity
 from . import _layout
-from ._config import Config
+from ._config import Config, worker_folder
 from ._events import Event, Events
 from ._worker import Engine, Place
 
@@ -22,7 +22,7 @@ def place(vllm_config: Any) -> Place:
     parallel = vllm_config.parallel_config
     rank, world, engines = parallel.rank, parallel.world_size, parallel.data_parallel_size
     alone = world == 1 and engines == 1
-    folder = "" if alone else f"engine{parallel.data_parallel_rank}-worker{rank}of{world}"
+    folder = "" if alone else worker_folder(parallel.data_parallel_rank, rank, world)
     return Place(rank, world, folder)
 
 
