@@ -177,7 +177,11 @@ fn directory(of: &Directory) {
     let owner = of.owner.map_or(String::new(), |uid| {
         format!(", owner {uid}, mode {}", of.mode.as_deref().unwrap_or("unknown"))
     });
-    let state = if of.exists { "there" } else { "not there yet" };
+    let state = match (of.exists, of.path.exists()) {
+        (true, _) => "there",
+        (false, true) => "there, but not to be used",
+        (false, false) => "not there yet",
+    };
     let mut rows = vec![("path", format!("{}, {state}{owner}", of.path.display()))];
     if let Some(v) = &of.volume {
         let files = v.free_files.map_or(String::new(), |n| format!(", {n} files"));
