@@ -126,14 +126,14 @@ def measure(rounds, prefix, folder, server):
             engines.append((name, engine, before))
             engine.play("generate", [tokens(0, 256)], 1)
             engine.play("generate", [ask[0]], 1)
-            # Whoever stores behind the engine's back has stored now.
-            engine.play("settle")
         seconds, cached = ({name: [] for name, _, _ in engines} for _ in range(2))
         for prompt in ask[1:]:
             for name, engine, before in engines:
                 for step in before:
                     engine.play(*step)
-                engine.play("reset")
+                # Whoever stores behind the engine's back has stored then.
+                engine.play("settle")
+                assert engine.play("reset"), f"{name}: blocks are still in use"
                 out = engine.play("generate", [prompt], 1)
                 seconds[name].append(round(out["seconds"], 4))
                 cached[name].append(out["cached"][0])
