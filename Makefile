@@ -75,6 +75,14 @@ bench: tools setup ## measure kernels and selectors against peers (ARGS="--help"
 bench-peers: tools setup ## make what `bench store` and `cluster` compare with: LMCache, foyer, faiss
 	@scripts/bench-peers.sh
 
+.PHONY: bench-vllm
+bench-vllm: wheel models ## the first token in vLLM by who keeps the prefix: kvist, vLLM's own tier, LMCache
+	@scripts/setup-vllm.sh
+	$(VLLM_PY) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+	    dist/kvist-*.whl
+	@scripts/bench-peers-vllm.sh
+	.venv-vllm-peers/bin/python bindings/python/tests_engines/peers.py $(ARGS)
+
 .PHONY: wheel
 wheel: tools setup ## build the wheel into dist/
 	VIRTUAL_ENV=$(VENV) $(PY) -m maturin build --release --manifest-path bindings/python/Cargo.toml --out dist
@@ -158,4 +166,4 @@ clean: ## remove what was built (keeps .venv and the models)
 
 .PHONY: distclean
 distclean: clean ## remove .venv and the models too
-	rm -rf $(VENV) .venv-peers $(KVIST_VLLM_VENV) .cache
+	rm -rf $(VENV) .venv-peers $(KVIST_VLLM_VENV) .venv-vllm-peers .cache

@@ -1,13 +1,15 @@
-"""One engine in a process of its own: `run(...)` starts it, plays a script, and returns what came out.
+"""One engine in a process of its own: `run(...)` starts it, plays a script, and returns what came out; an
+`Engine` is played step by step.
 
-vLLM keeps state for the life of a process, so every engine gets one. A script is a list of steps; the
-process prints one JSON object at the end.
+vLLM keeps state for the life of a process, so every engine gets one. Its process reads what it is, then
+steps, a line of JSON each, and prints a line for each step.
 """
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +24,8 @@ TRANSFER = {
     "kv_role": "kv_both",
     "kv_load_failure_policy": "recompute",
 }
+LMCACHE = "LMCacheMPConnector"
+COMMAND = [sys.executable, str(HERE / "engine.py")]
 
 
 def transfer(**extra):
@@ -50,10 +54,10 @@ def run(*steps, config=None, separate=False, survives=True, ends="shutdown", **o
 
     Returns what each step gave, and the engine's output under "log".
     """
-    task = {"config": config, "options": options, "steps": steps, "ends": ends}
+    task = {"config": config, "options": options, "ends": ends}
     done = subprocess.run(
-        [sys.executable, str(HERE / "engine.py")],
-        input=json.dumps(task),
+        COMMAND,
+        input="\n".join(json.dumps(line) for line in [task, *steps]),
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -64,7 +68,39 @@ def run(*steps, config=None, separate=False, survives=True, ends="shutdown", **o
     if not survives:
         return {"log": log, "code": done.returncode}
     assert done.returncode == (-9 if ends == "kill" else 0) and lines, log[-6000:]
-    return {"steps": json.loads(lines[-1][len(RESULT) :]), "log": log}
+    return {"steps": [json.loads(line[len(RESULT) :]) for line in lines], "log": log}
+
+
+class Engine:
+    """An engine that is played step by step."""
+
+    def __init__(self, config=None, **options):
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`)
+        self.process = subprocess.Popen(
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            text=True, env=environment(),
+        )  # fmt: skip
+        self._send({"config": config, "options": options, "ends": "shutdown"})
+
+    def _send(self, line):
+        self.process.stdin.write(json.dumps(line) + "\n")
+        self.process.stdin.flush()
+
+    def play(self, *step):
+        """What a step gave."""
+        self._send(step)
+        for line in self.process.stdout:
+            if line.startswith(RESULT):
+                return json.loads(line[len(RESULT) :])
+        self.log.seek(0)
+        raise AssertionError(self.log.read()[-6000:])
+
+    def close(self):
+        """Shuts it down."""
+        self.process.stdin.close()
+        self.process.stdout.read()
+        self.process.wait(60)
+        self.log.close()
 
 
 # --- In the engine's process ---------------------------------------------------------------------
@@ -78,6 +114,10 @@ class Play:
         from vllm import LLM
 
         faults.install()
+        if config and config["kv_connector"] == LMCACHE:
+            import peers
+
+            peers.mend_llvmlite()
         self.llm = LLM(
             str(MODEL),
             **{
@@ -169,6 +209,12 @@ class Play:
                 said.append([event["type"], event.get("medium"), hashes, parent])
         return said
 
+    def spent(self):
+        """See `timing.spent`."""
+        import timing
+
+        return timing.spent()
+
     def calls(self):
         import faults
 
@@ -183,10 +229,11 @@ def worker():
 
 
 def main():
-    task = json.load(sys.stdin)
+    task = json.loads(sys.stdin.readline())
     play = Play(task["config"], task["options"])
-    results = [getattr(play, name)(*args) for name, *args in task["steps"]]
-    print(RESULT + json.dumps(results), flush=True)
+    for line in sys.stdin:
+        name, *args = json.loads(line)
+        print(RESULT + json.dumps(getattr(play, name)(*args)), flush=True)
     if task["ends"] == "kill":
         play.damage("kill")
     play.llm.llm_engine.engine_core.shutdown()

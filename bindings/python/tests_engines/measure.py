@@ -1,18 +1,19 @@
 """Time to the first token with and without a stored prefix, and what the connector costs when nothing hits.
 
-    .venv-vllm/bin/python bindings/python/tests_engines/measure.py
+    .venv-vllm/bin/python bindings/python/tests_engines/measure.py [first_token] [no_hits]
 
-Not a test: figures of a machine that does nothing else. Prints one JSON object; seconds.
+Who else keeps prefixes is measured by `peers.py`. Not a test: figures of a machine that does nothing else. Prints one JSON object; seconds.
 """
 
 import json
 import random
 import statistics
+import sys
 import tempfile
 
-from engine import run, transfer
+from engine import Engine, run, transfer
 
-PREFIX, TAIL, ROUNDS = 3584, 64, 5
+PREFIX, TAIL, ROUNDS, PAIRS = 3584, 64, 5, 24
 BUDGET = {"max_model_len": 4096, "max_num_batched_tokens": 4096}
 
 
@@ -54,27 +55,38 @@ def first_token():
 
 
 def no_hits():
-    """Prompts of 1,024 tokens that nobody has asked, 16 new tokens each, one after the other."""
-
-    def steps(first):
-        return [["generate", [tokens(first + i, 1024)], 16] for i in range(8)]
-
-    def one(first, config):
-        out = run(["generate", [tokens(0, 256)], 1], *steps(first), config=config, **BUDGET)
-        return sum(seconds(out["steps"][1:]))
-
-    pairs = []
-    for pair in range(3):
-        store = transfer(host_bytes="1GiB")
-        pairs.append((one(1000 * pair + 500, None), one(1000 * pair + 500, store)))
+    """Prompts of 1,024 tokens that nobody has asked, 16 new tokens each, to an engine without the connector and
+    to one with it, in turns: each pair's ratio, and how much of the engine's CPU time is the connector's."""
+    store = transfer(host_bytes="1GiB")
+    store["kv_connector"], store["kv_connector_module_path"] = "TimingConnector", "timing"
+    engines = [Engine(**BUDGET), Engine(config=store, **BUDGET)]
+    took = [[], []]
+    for engine in engines:
+        engine.play("generate", [tokens(0, 1024)], 16)
+    before = engines[1].play("spent")
+    for i in range(PAIRS):
+        # The first of a pair changes, so that what follows on what favours none.
+        for which in (i % 2, 1 - i % 2):
+            out = engines[which].play("generate", [tokens(500 + i, 1024)], 16)
+            assert out["cached"] == [0]
+            took[which].append(round(out["seconds"], 4))
+    after = engines[1].play("spent")
+    for engine in engines:
+        engine.close()
+    ratios = sorted(b / a for a, b in zip(*took, strict=True))
+    whole = after["process"] - before["process"]
+    hooks = sum(after["hooks"].values()) - sum(before["hooks"].values())
     return {
-        "without": [round(a, 3) for a, _ in pairs],
-        "with": [round(b, 3) for _, b in pairs],
-        "ratio_of_medians": round(
-            statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs), 4
-        ),
+        "without": took[0],
+        "with": took[1],
+        "median_ratio": round(statistics.median(ratios), 4),
+        "middle_half": [round(ratios[PAIRS // 4], 4), round(ratios[-PAIRS // 4], 4)],
+        "cpu_share_of_hooks": round(hooks / whole, 4),
+        "cpu_share_of_threads": round((after["threads"] - before["threads"]) / whole, 4),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps({"first_token": first_token(), "no_hits": no_hits()}, indent=1))
+    parts = {"first_token": first_token, "no_hits": no_hits}
+    wanted = sys.argv[1:] or list(parts)
+    print(json.dumps({name: parts[name]() for name in wanted}, indent=1))

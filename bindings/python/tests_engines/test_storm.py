@@ -8,7 +8,7 @@ from engine import MODEL, run, transfer
 from transformers import AutoTokenizer
 
 BLOCK = 32
-REQUESTS, ENGINES = 300, 4
+REQUESTS, ENGINES = 300, 3
 SMALL = {
     "block_size": BLOCK, "max_model_len": 512, "max_num_batched_tokens": 256,
     # Room for four requests of seven blocks, and little to keep for later ones: hits are kvist's.
@@ -73,8 +73,9 @@ def test_300_requests_whatever_happens(asked, computed, tmp_path):
                 answers += 1
                 assert tokens == computed[which], (engine, which)
         before, after = last["before"], last["after"]
-        for what in ("free", "files", "threads"):
-            assert after[what] == before[what], what
+        kept = ("free", "files", "threads")
+        assert {what: after[what] for what in kept} == {what: before[what] for what in kept}
+        assert after["threads"] and after["store_files"] <= before["store_files"] + 2
         assert [after[k] for k in ("tickets", "requests", "queued", "over", "off")] == [
             0,
             0,
@@ -87,7 +88,7 @@ def test_300_requests_whatever_happens(asked, computed, tmp_path):
         misses |= set(last["did"]["misses"])
     assert answers + aborted == REQUESTS and 0 < aborted < REQUESTS / 4
     # It was not because nothing was loaded, or nothing failed.
-    assert hits > REQUESTS and misses & {"io", "checksum", "torn", "gone", "degraded"}, misses
+    assert hits > REQUESTS / 10 and misses & {"io", "checksum", "torn", "gone", "degraded"}, misses
 
 
 def test_other_bytes_would_have_shown(asked, computed, tmp_path):
