@@ -31,7 +31,7 @@ mod host;
 mod journal;
 #[path = "../../../kvcache/src/table.rs"]
 mod table;
-#[path = "../../../kvcache/src/prefix/ticket.rs"]
+#[path = "../../../kvcache/src/ticket.rs"]
 mod ticket;
 #[path = "../../../kvcache/src/disk/turn.rs"]
 mod turn;
