@@ -85,8 +85,9 @@ def left(play):
 
 
 def files(folder, segments):
-    """Open files: the store's beyond one for each segment, and what all others are."""
-    found, own = [], 0
+    """Open files: the store's beyond one for each segment, rings of io_uring and the like, and what all
+    others are."""
+    found, own, rings = [], 0, 0
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
@@ -94,10 +95,12 @@ def files(folder, segments):
             continue  # The one that listed them.
         if target.startswith(folder):
             own += 1
+        elif target.startswith("anon_inode"):
+            rings += 1
         else:
             # Of sockets and pipes, without their numbers.
             found.append(target.partition(":[")[0])
-    return {"files": sorted(found), "store_files": own - segments}
+    return {"files": sorted(found), "rings": rings, "store_files": own - segments}
 
 
 def threads():
