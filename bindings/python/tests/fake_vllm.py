@@ -19,7 +19,7 @@ def config(**extra):
     return Config.of({"host_bytes": "8MiB", "admit.min_tokens": 0, **always, **extra})
 
 
-def request(name, tokens, prompt=None, salt=None, lora=None, features=None):
+def request(name, tokens, prompt=None, salt=None, lora=None, features=None, said=None):
     """What the connector reads of a request."""
     return SimpleNamespace(
         request_id=name,
@@ -30,6 +30,7 @@ def request(name, tokens, prompt=None, salt=None, lora=None, features=None):
         lora_request=lora,
         mm_features=features,
         prompt_embeds=None,
+        kv_transfer_params=said,
         block_hashes=[
             hashed(tokens[: i + BLOCK]) for i in range(0, len(tokens) - BLOCK + 1, BLOCK)
         ],

@@ -210,6 +210,41 @@ def test_evicted_blocks_leave_the_index(fake):
     fake.worker.close()
 
 
+def test_what_a_server_says_of_a_session_reaches_the_store(caplog):
+    fake = Fake(settings=config(host_bytes="150KiB", **{"policy.evict": "lru"}))
+    fake.greet()
+
+    def session(name, first, **said):
+        r = request(name, [first + t for t in range(2 * BLOCK + 1)], said=said or None)
+        fake.compute(r, [1, 2, 3])
+        fake.scheduler.finished(r)
+        return r
+
+    def there(r):
+        look = request("look", r.all_token_ids)
+        found = fake.scheduler.matched(look, 0) > 0
+        fake.scheduler.finished(look)
+        return found
+
+    old = session("old", 1000, kvist_next_use=60)
+    closed = session("closed", 2000, kvist_session_closed=True)
+    # What was said goes with the next step.
+    (hint,) = fake.play()[0].hints
+    assert (len(hint.keys), hint.until) == (2, None)
+    others = [session(str(i), 3000 + 100 * i) for i in range(3)]
+    while there(closed):
+        others.append(session(str(len(others)), 3000 + 100 * len(others)))
+    assert there(old) and there(others[0])
+    assert not fake.worker.take_counts().get("errors_hint")
+    wrong = {"kvist_session_closed": 1}, {"kvist_next_use": -1}, {"kvist_next_use": "soon"}
+    for i, said in enumerate(wrong):
+        session("wrong", 9000 + 100 * i, **said)
+        assert "expected kvist_session_closed: true or kvist_next_use" in caplog.text
+        caplog.clear()
+    assert not fake.play()[0].hints
+    fake.worker.close()
+
+
 def test_resetting_forgets_every_block(fake):
     a = request("a", TOKENS)
     fake.compute(a, [1, 2, 3, 4, 5, 6])

@@ -30,6 +30,16 @@ class Blocks:
 
 
 @dataclass
+class Hint:
+    """What a server said of a request's session when the request ended."""
+
+    salt: bytes
+    keys: list[bytes]
+    until: float | None
+    """When it goes on, in `time.monotonic()`; `None` if it does not."""
+
+
+@dataclass
 class StepMeta:
     """Scheduler to worker, every step."""
 
@@ -40,11 +50,12 @@ class StepMeta:
     """To be read for their time, into no block of the engine."""
     computed: int = 0
     """Tokens of this step, if it is one that computes prompts."""
+    hints: list[Hint] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.loads or self.saves or self.evict or self.trials)
+        return not (self.loads or self.saves or self.evict or self.trials or self.hints)
 
 
 @dataclass

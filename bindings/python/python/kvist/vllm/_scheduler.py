@@ -20,10 +20,12 @@ from ._config import Config
 from ._events import Events
 from ._index import Index
 from ._keys import Keys
-from ._meta import Blocks, Hello, StepMeta, WorkerMeta
+from ._meta import Blocks, Hello, Hint, StepMeta, WorkerMeta
 
 log = logging.getLogger("vllm.kvist")
 
+CLOSED, NEXT_USE = "kvist_session_closed", "kvist_next_use"
+"""What a server may set in a request's `kv_transfer_params`."""
 ASKS_MAX = 20
 """How often a request is told to ask again, at most."""
 PREFILL_MIN = 64
@@ -68,6 +70,7 @@ class Scheduler:
         self._loads: list[Blocks] = []
         self._evict: list[bytes] = []
         self._trials: list[Blocks] = []
+        self._hints: list[Hint] = []
 
     # --- What the workers say ---------------------------------------------------------------
 
@@ -184,8 +187,8 @@ class Scheduler:
 
     def step(self, output: Any) -> StepMeta:
         """What the workers are to do with this step. Forgets what it says."""
-        meta = StepMeta(self._loads, [], self._evict, self._trials)
-        self._loads, self._evict, self._trials = [], [], []
+        meta = StepMeta(self._loads, [], self._evict, self._trials, hints=self._hints)
+        self._loads, self._evict, self._trials, self._hints = [], [], [], []
         if self._keys is None or self.off is not None:
             return meta
         try:
@@ -232,7 +235,23 @@ class Scheduler:
 
     def finished(self, request: Any) -> None:
         """The request is over, however it ended."""
-        self._requests.pop(request.request_id, None)
+        state = self._requests.pop(request.request_id, None)
+        if state is not None and state.keys:
+            self._hear(request, state.keys)
+
+    def _hear(self, request: Any, keys: list[bytes]) -> None:
+        """What the server says of the request's session."""
+        said = getattr(request, "kv_transfer_params", None) or {}
+        closed, after = said.get(CLOSED, False), said.get(NEXT_USE)
+        number = isinstance(after, (int, float)) and not isinstance(after, bool) and after >= 0
+        if not isinstance(closed, bool) or not (after is None or number) or (closed and number):
+            log.warning(
+                "kvist: expected %s: true or %s: seconds in kv_transfer_params, found %r and %r",
+                CLOSED, NEXT_USE, closed, after,
+            )  # fmt: skip
+        elif closed or number:
+            until = None if after is None else time.monotonic() + after
+            self._hints.append(Hint(self._salt(request), keys, until))
 
     def reset(self) -> bool:
         """Has the workers forget every block; whether there are workers."""

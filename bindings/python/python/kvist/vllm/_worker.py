@@ -20,7 +20,7 @@ from .._errors import KvistError
 from .._kvist import Prefix, PrefixStore, Space, Ticket
 from .._prefix import Restored
 from ._config import Config
-from ._meta import Blocks, Hello, Loaded, Part, StepMeta, Tried, WorkerMeta
+from ._meta import Blocks, Hello, Hint, Loaded, Part, StepMeta, Tried, WorkerMeta
 
 log = logging.getLogger("vllm.kvist")
 
@@ -209,11 +209,24 @@ class Worker:
             self._computed = meta.computed, time.monotonic() - self._began
         for blocks in meta.saves:
             self._put(blocks)
+        for hint in meta.hints if self._off is None else ():
+            self._tell(hint)
         if meta.evict and self._off is None:
             try:
                 self._space(self._no_tenant).evict(meta.evict)
             except Exception as e:
                 self._trouble("evict", e)
+
+    def _tell(self, hint: Hint) -> None:
+        try:
+            space = self._space(hint.salt)
+            prefix = space.prefix_of_keys(hint.keys)
+            if hint.until is None:
+                space.session_closed(prefix)
+            else:
+                space.next_use(prefix, max(0.0, hint.until - time.monotonic()))
+        except Exception as e:
+            self._trouble("hint", e)
 
     def _put(self, blocks: Blocks) -> None:
         if self._off is not None or self._engine is None or 0 in blocks.ids:
