@@ -228,8 +228,8 @@ impl Space {
         let results: Vec<Result<(), Refused>> = rows.iter().enumerate().map(one).collect();
         // Those before were there, and were used when they were read.
         let new = results.iter().take_while(|r| **r == Err(Refused::AlreadyPresent)).count();
-        let there = results.iter().take_while(|r| **r != Err(Refused::Throttled)).count();
-        self.note(prefix, first + new..first + there, false);
+        let stored = results[new..].iter().take_while(|r| r.is_ok()).count();
+        self.note(prefix, first + new..first + new + stored, false);
         self.make_room();
         Ok(results)
     }
