@@ -110,7 +110,8 @@ def test_events_name_blocks_as_the_engine_does(tmp_path):
     engine = hashes("BlockStored", "GPU")
     assert len(engine) >= 5
     assert hashes("BlockStored", "CPU") == hashes("BlockStored", "STORAGE") == engine
-    assert hashes("BlockRemoved", "CPU") == engine and not hashes("BlockRemoved", "STORAGE")
+    # The end of a prompt leaves before its start.
+    assert hashes("BlockRemoved", "CPU") == engine[::-1] and not hashes("BlockRemoved", "STORAGE")
     parents = [
         parent for kind, medium, _, parent in events if (kind, medium) == ("BlockStored", "CPU")
     ]
