@@ -19,20 +19,7 @@ fail() { printf 'bench-peers: error: %s\n' "$*" >&2; exit 1; }
 
 [[ -x $base/bin/python ]] || fail "no $base (make setup)"
 
-# LMCache names CUDA packages as requirements that a machine without GPU does not need. Its own
-# packages and those that it imports are installed, without what they name; torch is seen in the
-# other environment, which stays as it is.
-site() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-hash=$({ "$base/bin/python" --version; printf '%s\n' "$base"; cat "$requirements"; } | cksum)
-if [[ ! -f $venv/.peers || $(<"$venv/.peers") != "$hash" ]]; then
-    say "installing the Python peers into $venv ($requirements)"
-    rm -rf "$venv"
-    "$base/bin/python" -m venv "$venv" || fail "'python -m venv' failed"
-    printf '%s\n' "$(site "$base")" >"$(site "$venv")/base.pth"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-        --requirement "$requirements" || fail "pip could not install $requirements"
-    printf '%s\n' "$hash" >"$venv/.peers"
-fi
+scripts/peers-venv.sh "$base" "$venv" "$requirements"
 
 say "building the foyer peer"
 cargo build --release --quiet --manifest-path benches/peers/Cargo.toml --target-dir "$target/peers"

@@ -35,6 +35,20 @@ def transfer(**extra):
     return {**TRANSFER, "kv_connector_extra_config": {**defaults, **extra}}
 
 
+def offloading(bytes_, *below):
+    """vLLM's own CPU tier with a test copy engine, and the tiers below it."""
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "spec_name": "CpuTieringSpec",
+            "spec_module_path": "kvist.vllm.testing",
+            "cpu_bytes_to_use": bytes_,
+            **({"secondary_tiers": list(below)} if below else {}),
+        },
+    }
+
+
 def environment(separate=False):
     return {
         **os.environ,

@@ -19,25 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine import LMCACHE, Engine, transfer
+from engine import LMCACHE, Engine, offloading, transfer
 from measure import BUDGET, PREFIX, TAIL, tokens
 
 BLOCK = 128
 KEEP = 1 << 30
 """Bytes that each of them may keep in memory."""
-
-
-def native():
-    """vLLM's own CPU tier."""
-    return {
-        "kv_connector": "OffloadingConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {
-            "spec_name": "CpuTieringSpec",
-            "spec_module_path": "kvist.vllm.testing",
-            "cpu_bytes_to_use": KEEP,
-        },
-    }
 
 
 def lmcache(port):
@@ -110,7 +97,7 @@ def systems(folder, server):
         ("computed", None, ()),
         ("kvist, memory", transfer(host_bytes=KEEP), ()),
         ("kvist, disk", transfer(**disk), (["damage", "forget_memory"],)),
-        ("native tier, test copy engine", native(), ()),
+        ("native tier, test copy engine", offloading(KEEP), ()),
     ]
     if server is not None:
         listed.append(("LMCache, server's memory", lmcache(server.port), ()))

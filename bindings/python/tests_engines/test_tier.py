@@ -7,7 +7,7 @@ import kvist
 import numpy as np
 import pytest
 from conftest import LONG
-from engine import run
+from engine import offloading, run
 from kvist.vllm.tier import KvistTier
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, make_offload_key
 from vllm.v1.kv_offload.tiering.base import SecondaryTierManager, TransferJob
@@ -203,19 +203,6 @@ def test_a_wrong_key_is_named():
         Primary(disk_dirs="/x")
 
 
-def tiers(*below):
-    return {
-        "kv_connector": "OffloadingConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {
-            "spec_name": "CpuTieringSpec",
-            "spec_module_path": "kvist.vllm.testing",
-            "cpu_bytes_to_use": 128 << 20,
-            "secondary_tiers": list(below),
-        },
-    }
-
-
 def test_the_engine_finds_its_blocks_as_with_the_native_tier(plain, tmp_path):
     """I2: from the CPU tier after a reset, and from disk in a new process; vLLM's `fs` tier beside it."""
     kvist_tier = {
@@ -226,9 +213,13 @@ def test_the_engine_finds_its_blocks_as_with_the_native_tier(plain, tmp_path):
     cached = {}
     for name, below in (("kvist", kvist_tier), ("native", native)):
         cold, _, warm, _ = run(
-            ["generate", [LONG]], ["reset"], ["generate", [LONG]], ["settle"], config=tiers(below)
+            ["generate", [LONG]],
+            ["reset"],
+            ["generate", [LONG]],
+            ["settle"],
+            config=offloading(128 << 20, below),
         )["steps"]
-        (again,) = run(["generate", [LONG]], config=tiers(below))["steps"]
+        (again,) = run(["generate", [LONG]], config=offloading(128 << 20, below))["steps"]
         for step in (cold, warm, again):
             assert step["tokens"] == [plain[LONG]], name
         cached[name] = warm["cached"], again["cached"]

@@ -315,28 +315,19 @@ impl Shared {
         }
     }
 
-    /// Hands a block to the writer. It stays in memory whatever comes of that.
+    /// Hands a block to the writer, if it is let in to the disk; `wanted` says that it is known to be used again. It
+    /// stays in memory whatever comes of that.
     pub(super) fn behind(
         &self,
         space: &Arc<Inner>,
         key: BlockKey,
         tokens: Option<&[u32]>,
         (body, tiles): (Body, Option<Box<[u64]>>),
+        wanted: bool,
     ) -> Result<(), Refused> {
-        if self.disk.is_none() || !self.admits(&key, space.plan.layout().bytes(), false) {
+        if self.disk.is_none() || !self.admits(&key, space.plan.layout().bytes(), wanted) {
             return Ok(());
         }
-        self.write_behind(space, key, tokens, (body, tiles))
-    }
-
-    /// [`Shared::behind`] of a block that is let in to the disk.
-    pub(super) fn write_behind(
-        &self,
-        space: &Arc<Inner>,
-        key: BlockKey,
-        tokens: Option<&[u32]>,
-        (body, tiles): (Body, Option<Box<[u64]>>),
-    ) -> Result<(), Refused> {
         // What is sealed says nothing in the clear.
         let tokens = tokens.filter(|_| space.seal.is_none()).map(Box::from);
         let result = self.queue.push(Write { space: space.clone(), key, tokens, body, tiles });

@@ -161,10 +161,8 @@ impl Space {
             let key = prefix.keys[block];
             let held = self.held(&key).ok().filter(|_| !pending.contains(&key));
             let Some(Held { body, .. }) = held else { continue };
-            if shared.admits(&key, self.layout().bytes(), wanted) {
-                // It stays in memory whatever comes of it.
-                let _ = shared.write_behind(inner, key, prefix.tokens(block), (body, None));
-            }
+            // It stays in memory whatever comes of it.
+            let _ = shared.behind(inner, key, prefix.tokens(block), (body, None), wanted);
         }
     }
 }

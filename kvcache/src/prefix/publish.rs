@@ -170,7 +170,7 @@ impl Space {
         let room = shared.host.room_for(lent).ok_or(Refused::Throttled)?;
         let behind = |body| match below {
             true => Ok(()),
-            false => shared.behind(inner, *key, prefix.tokens(block), (body, None)),
+            false => shared.behind(inner, *key, prefix.tokens(block), (body, None), false),
         };
         shared.host.publish(&self.entry(prefix, block), room, since, behind)?;
         Ok(!below)

@@ -244,7 +244,8 @@ impl Space {
         room.set_checksum(tiles::block_hash(&tiles));
         shared.wait_for_writer(inner.plan.layout().bytes());
         // In sight and on its way to disk in one step: evicting finds both or neither.
-        let behind = |body| shared.behind(inner, *key, prefix.tokens(block), (body, Some(tiles)));
+        let tokens = prefix.tokens(block);
+        let behind = |body| shared.behind(inner, *key, tokens, (body, Some(tiles)), false);
         shared.host.publish(&self.entry(prefix, block), room, None, behind)?;
         shared.counters.put(inner.plan.layout().bytes());
         Ok(())

@@ -11,6 +11,8 @@ mod ghosts;
 mod lru;
 mod nodes;
 mod order;
+#[cfg(test)]
+mod plain;
 mod policy;
 mod queue;
 mod s3;

@@ -1,7 +1,7 @@
 //! `kvist.Space` and `kvist.Prefix`.
 
 use kvist::format::{AttentionKind, BlockKey, BlockLayout};
-use kvist::{Codec, SpaceOptions};
+use kvist::{Codec, Prefix, SpaceOptions};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -157,6 +157,19 @@ impl PySpace {
         let space = self.usable()?;
         space.owns(&prefix.prefix).map_err(from_store)?;
         Ok(space)
+    }
+
+    /// Tells the store what is known of a prefix.
+    fn hint(
+        &self,
+        py: Python,
+        prefix: &Bound<PyPrefix>,
+        source: Whole,
+        tell: impl FnOnce(&kvist::Space, &Prefix, u8) -> Result<(), kvist::Error> + Send,
+    ) -> PyResult<()> {
+        let (space, prefix) = (self.of(prefix.get())?, &prefix.get().prefix);
+        let source = source_of(source)?;
+        py.detach(|| tell(space, prefix, source)).map_err(from_store)
     }
 }
 
@@ -388,8 +401,7 @@ impl PySpace {
     /// `source` is a number, 0 to 7, for who says so; sources count as long as they are right.
     #[pyo3(signature = (prefix, source=Whole::from(0)), text_signature = "($self, prefix, source=0)")]
     fn session_closed(&self, py: Python, prefix: &Bound<PyPrefix>, source: Whole) -> PyResult<()> {
-        let (space, prefix, source) = (self.of(prefix.get())?, prefix.get(), source_of(source)?);
-        py.detach(|| space.session_closed(&prefix.prefix, source)).map_err(from_store)
+        self.hint(py, prefix, source, |space, prefix, source| space.session_closed(prefix, source))
     }
 
     /// Says that blocks will be used again within so many seconds.
@@ -402,9 +414,8 @@ impl PySpace {
         within: f64,
         source: Whole,
     ) -> PyResult<()> {
-        let (space, prefix, source) = (self.of(prefix.get())?, prefix.get(), source_of(source)?);
         let within = patience(Some(within), "within")?;
-        py.detach(|| space.wanted(&prefix.prefix, within, source)).map_err(from_store)
+        self.hint(py, prefix, source, |space, prefix, source| space.wanted(prefix, within, source))
     }
 
     /// Says that blocks will be used after so many seconds; those on disk are brought into memory
@@ -418,9 +429,8 @@ impl PySpace {
         after: f64,
         source: Whole,
     ) -> PyResult<()> {
-        let (space, prefix, source) = (self.of(prefix.get())?, prefix.get(), source_of(source)?);
         let after = patience(Some(after), "after")?;
-        py.detach(|| space.next_use(&prefix.prefix, after, source)).map_err(from_store)
+        self.hint(py, prefix, source, |space, prefix, source| space.next_use(prefix, after, source))
     }
 
     /// Keeps the leading blocks that are in memory there until the result is closed.
