@@ -166,3 +166,35 @@ def test_pieces_that_do_not_make_the_block_are_refused(store):
     space.put(prefix, 0, k=[k] * LAYERS, v=[k] * LAYERS, layout="hnd")
     with pytest.raises(kvist.ShapeError, match="overlap"):
         space.get(prefix, 0, k=[tangled] * LAYERS, v=[k] * LAYERS, layout="hnd")
+
+
+def between(dims):
+    """Tensors of two blocks whose rows lie in the gaps of the other's: `[layers]` of K and of V, in memory
+    in the order of the named dimensions."""
+    shape = {"layer": LAYERS, "side": 2, "block": 2, "token": TOKENS, "head": HEADS}
+    whole = torch.zeros(*(shape[dim] for dim in dims), DIM, dtype=torch.bfloat16)
+    whole = whole.permute(*(dims.index(dim) for dim in shape), len(dims))
+    return [list(side) for side in whole.unbind(1)]
+
+
+@pytest.mark.parametrize("dims", [
+    ["layer", "block", "head", "token", "side"],
+    ["token", "block", "side", "layer", "head"],
+    ["block", "token", "layer", "side", "head"],
+    ["side", "head", "token", "block", "layer"],
+])  # fmt: skip
+def test_rows_may_lie_between_those_of_other_blocks(store, dims):
+    space = space_of(store)
+    prefix = space.prefix(range(2 * TOKENS))
+    shape = (2, TOKENS, HEADS, DIM)
+    k, v = ([torch.randn(shape).to(torch.bfloat16) for _ in range(LAYERS)] for _ in range(2))
+    space.put(prefix, 0, k=k, v=v, layout="nhd")
+    out_k, out_v = between(dims)
+    assert space.get(prefix, 0, k=out_k, v=out_v, layout="nhd")
+    for wanted, found in zip([*k, *v], [*out_k, *out_v], strict=True):
+        assert torch.equal(wanted, found)
+    # The same memory, once more: each block would be written twice.
+    with pytest.raises(kvist.ShapeError, match="overlap"):
+        space.get(prefix, 0, k=out_k, v=out_v, block_ids=[1, 1], layout="nhd")
+    with pytest.raises(kvist.ShapeError, match="overlap"):
+        space.get(prefix, 0, k=out_k, v=out_k, layout="nhd")

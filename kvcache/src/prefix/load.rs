@@ -46,9 +46,10 @@ impl Source {
             Bytes::Cell(cell) => out.write(layout, pages, cell.bytes()),
             Bytes::Heap(bytes) => out.write(layout, pages, bytes),
             Bytes::Pages(cells) => {
-                pages
-                    .zip(cells)
-                    .for_each(|(page, cell)| out.write_page(layout, page, cell.bytes()));
+                let mut scratch = Vec::new();
+                for (page, cell) in pages.zip(cells) {
+                    out.write_page(layout, page, cell.bytes(), &mut scratch);
+                }
             }
         }
     }

@@ -240,8 +240,9 @@ impl<'a> BlockRowsMut<'a> {
             unsafe { copy::streaming_raw(from.as_ptr(), to, from.len()) }
             return;
         }
+        let mut scratch = Vec::new();
         for i in pages {
-            self.write_page(layout, i, &block[i * page..(i + 1) * page]);
+            self.write_page(layout, i, &block[i * page..(i + 1) * page], &mut scratch);
         }
     }
 
@@ -261,19 +262,41 @@ impl<'a> BlockRowsMut<'a> {
         (k.wrapping_add(self.k.at(layer, head)), v.wrapping_add(self.v.at(layer, head)))
     }
 
-    /// Writes a page's tiles from canonical order.
-    pub(super) fn write_page(&mut self, layout: &BlockLayout, page: usize, data: &[u8]) {
+    /// Whether a page is one run of bytes where each token's row of V follows its row of K.
+    fn is_side_by_side(&self, k_row: usize, v_row: usize, k: *mut u8, v: *mut u8) -> bool {
+        let token = k_row + v_row;
+        let follows = v == k.wrapping_add(k_row) && self.k.token == token && self.v.token == token;
+        follows && self.tilings == (None, None)
+    }
+
+    /// Writes a page's tiles from canonical order. `scratch` is room that the next page may use, too.
+    pub(super) fn write_page(
+        &mut self,
+        layout: &BlockLayout,
+        page: usize,
+        data: &[u8],
+        scratch: &mut Vec<u8>,
+    ) {
         assert_eq!(data.len(), layout.page_bytes(), "bytes of a page");
         let (k_row, v_row) = row_bytes(layout);
         let (k, v) = data.split_at(layout.k_bytes());
         let (to_k, to_v) = self.starts(layout, page);
+        if k_row > 0 && v_row > 0 && self.is_side_by_side(k_row, v_row, to_k, to_v) {
+            scratch.clear();
+            for (k, v) in k.chunks_exact(k_row).zip(v.chunks_exact(v_row)) {
+                scratch.extend_from_slice(k);
+                scratch.extend_from_slice(v);
+            }
+            // SAFETY: all rows in their order are one run, in bounds and not shared by construction.
+            return unsafe { copy::streaming_raw(scratch.as_ptr(), to_k, scratch.len()) };
+        }
         let (size, tilings) = (layout.dtype.size(), self.tilings);
         let sides = [(to_k, self.k, tilings.0, k_row, k), (to_v, self.v, tilings.1, v_row, v)];
         for (to, strides, tiling, row, tile) in sides.into_iter().filter(|side| side.3 > 0) {
             // SAFETY: in bounds and not shared by construction; a tile is `block_tokens` rows long.
             unsafe {
                 match tiling {
-                    Some(tiling) => tiling.scatter(tile, size, row, to),
+                    Some(tiling) => tiling.write(tile, (size, row), to, scratch),
                     None => scatter(tile, row, to, strides.token),
                 }
             }
@@ -313,7 +336,7 @@ unsafe fn gather(from: *const u8, stride: usize, row: usize, tile: &mut [u8]) {
 unsafe fn scatter(tile: &[u8], row: usize, to: *mut u8, stride: usize) {
     if stride == row {
         // SAFETY: the rows are one run.
-        unsafe { std::ptr::copy_nonoverlapping(tile.as_ptr(), to, tile.len()) }
+        unsafe { copy::streaming_raw(tile.as_ptr(), to, tile.len()) }
         return;
     }
     for (token, data) in tile.chunks_exact(row).enumerate() {
@@ -350,11 +373,20 @@ mod tests {
     fn every_layout_comes_back_as_it_was() {
         let layout = layout();
         let block: Vec<u8> = (0..layout.bytes()).map(|i| i as u8).collect();
-        for strides in [Strides::canonical(&layout), Strides::nhd(&layout), Strides::hnd(&layout)] {
+        let (k_row, v_row) = row_bytes(&layout);
+        let paired = |offset| Strides {
+            offset,
+            layer: layout.num_heads() * layout.page_bytes(),
+            head: layout.page_bytes(),
+            token: k_row + v_row,
+        };
+        let paired = (paired(0), paired(k_row));
+        let orders = [Strides::canonical(&layout), Strides::nhd(&layout), Strides::hnd(&layout)];
+        for strides in orders.into_iter().chain([paired]) {
             let mut memory = vec![0; layout.bytes()];
             let mut rows = BlockRowsMut::new(&layout, &mut memory, strides).unwrap();
             for (page, data) in block.chunks_exact(layout.page_bytes()).enumerate() {
-                rows.write_page(&layout, page, data);
+                rows.write_page(&layout, page, data, &mut Vec::new());
             }
             let rows = BlockRows::new(&layout, &memory, strides).unwrap();
             assert_eq!(canonical(&rows, &layout), block);

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::element::Element;
-use super::runs::{Runs, disjoint};
+use super::runs::{Runs, Shape};
 use super::view::{View, row_major};
 use crate::error::{dtype_error, raise, shape_error};
 
@@ -120,6 +120,17 @@ impl Tiles {
 }
 
 impl Steps {
+    /// The rows of a block, of `row` bytes each where they are runs.
+    fn shape(&self, layout: &BlockLayout, row: usize) -> PyResult<Shape> {
+        let heads = (layout.num_heads(), self.head);
+        match self.tiling {
+            None => Shape::new(row, &[(layout.block_tokens as usize, self.token), heads]),
+            Some(Tiles { tokens: [to, ti], channels: [co, ci] }) => {
+                Shape::new(layout.dtype.size(), &[to, ti, co, ci, heads])
+            }
+        }
+    }
+
     fn tiling(&self) -> Option<Tiling> {
         self.tiling.as_ref().map(Tiles::tiling)
     }
@@ -225,27 +236,26 @@ impl Engine {
 
     /// Where the rows of some blocks are.
     fn runs(&self, layout: &BlockLayout, ids: &[usize]) -> PyResult<Runs> {
-        let (tokens, heads) = (layout.block_tokens as usize, layout.num_heads());
         let size = layout.dtype.size();
+        let (k_row, v_row) = (layout.dim_k as usize * size, layout.dim_v as usize * size);
+        let starts = |of: fn(&(*mut u8, *mut u8)) -> *mut u8, steps: Steps| {
+            let block = move |&id: &usize| (steps.block as usize).wrapping_mul(id);
+            let layer = |layer| ids.iter().map(move |id| of(layer).addr().wrapping_add(block(id)));
+            self.layers.iter().flat_map(layer).collect::<Vec<usize>>()
+        };
         let mut runs = Runs::default();
-        let sides = [(self.k, layout.dim_k), (self.v, layout.dim_v)];
-        for (n, (steps, dim)) in sides.into_iter().enumerate().filter(|(_, (_, dim))| *dim > 0) {
-            let shape = match steps.tiling {
-                None => {
-                    let dims = [(tokens, steps.token), (heads, steps.head)];
-                    runs.shape(dim as usize * size, &dims)?
-                }
-                Some(Tiles { tokens: [to, ti], channels: [co, ci] }) => {
-                    runs.shape(size, &[to, ti, co, ci, (heads, steps.head)])?
-                }
-            };
-            for layer in &self.layers {
-                let start = if n == 0 { layer.0 } else { layer.1 };
-                for &id in ids {
-                    let at = (steps.block as usize).wrapping_mul(id);
-                    runs.add(start.addr().wrapping_add(at), &shape)?;
-                }
-            }
+        let follows = |(k, v): &(*mut u8, *mut u8)| *v == k.wrapping_add(k_row);
+        if v_row > 0
+            && self.k == self.v
+            && self.k.tiling.is_none()
+            && self.layers.iter().all(follows)
+        {
+            runs.add(self.k.shape(layout, k_row + v_row)?, starts(|layer| layer.0, self.k));
+            return Ok(runs);
+        }
+        runs.add(self.k.shape(layout, k_row)?, starts(|layer| layer.0, self.k));
+        if v_row > 0 {
+            runs.add(self.v.shape(layout, v_row)?, starts(|layer| layer.1, self.v));
         }
         Ok(runs)
     }
@@ -403,8 +413,8 @@ impl Blocks {
         let (readonly, runs) = match self {
             Blocks::Canonical(views) => {
                 let mut runs = Runs::default();
-                let shape = runs.shape(layout.bytes(), &[])?;
-                views.iter().try_for_each(|view| runs.add(view.ptr.addr(), &shape))?;
+                let starts = views.iter().map(|view| view.ptr.addr()).collect();
+                runs.add(Shape::new(layout.bytes(), &[])?, starts);
                 (views.iter().any(|view| view.readonly), runs)
             }
             Blocks::Engine(engine, ids) => (engine.readonly, engine.runs(layout, ids)?),
@@ -413,7 +423,7 @@ impl Blocks {
             let text = "blocks: expected memory that can be written to, found read-only memory";
             return Err(PyBufferError::new_err(text));
         }
-        disjoint(runs)
+        runs.check_disjoint()
     }
 
     /// To write to, after [`Blocks::check_writable`].

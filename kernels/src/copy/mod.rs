@@ -2,7 +2,11 @@
 //! and the copy then pushes other data out of the caches; for blocks that nobody looks at soon,
 //! stores that bypass them move a third less and leave the caches alone.
 
+mod transpose;
+
 use crate::Isa;
+
+pub use transpose::transpose_raw;
 
 /// Copies `from` to `to` past the caches, at the machine's instruction-set level.
 ///
