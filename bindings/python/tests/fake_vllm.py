@@ -82,7 +82,7 @@ class Fake:
             ),
         )
         meta = self.scheduler.step(output)
-        self.worker.begin()
+        self.worker.begin(idle=meta.idle)
         self.worker._began -= seconds
         self.worker.load(meta)
         self.worker.save(meta)

@@ -6,6 +6,8 @@ import time
 
 import pytest
 from fake_vllm import BLOCK, Fake, config, image, request, same
+from kvist.vllm._meta import Blocks
+from kvist.vllm._worker import LINGER_SECONDS
 
 TOKENS = list(range(5 * BLOCK + 3))
 
@@ -403,6 +405,24 @@ def test_nobody_waits_behind_a_load_that_is_stuck():
     assert fake.scheduler.matched(request("d", TOKENS), 0) == 0
     assert fake.wait_for("c") is False
     fake.worker.close()
+
+
+def test_only_a_step_that_computes_nothing_waits_for_a_load_and_not_long(fake):
+    class Ticket:
+        done, waits = False, []
+
+        def wait(self, seconds):
+            self.waits.append(seconds)
+
+    for name in "ab":
+        fake.worker._loading[name] = Ticket(), Blocks(name, b"", [], []), time.monotonic()
+    a = request("a", TOKENS)
+    fake.compute(a, [1, 2, 3, 4, 5, 6])
+    assert Ticket.waits == []
+    assert fake.play()[0].idle
+    # One wait, however many loads there are.
+    assert Ticket.waits == [LINGER_SECONDS] and LINGER_SECONDS <= 0.002
+    fake.worker._loading.clear()
 
 
 def test_short_prompts_are_left_alone():

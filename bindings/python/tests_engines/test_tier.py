@@ -1,6 +1,7 @@
 """kvist below vLLM's own CPU tier: the calls of a secondary tier, then a real engine beside the native disk tier."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import kvist
@@ -15,6 +16,7 @@ from vllm.v1.kv_offload.tiering.base import SecondaryTierManager, TransferJob
 ROW = 256 << 10
 ROWS = 24
 CONTEXT = ReqContext("request")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def spec(name="nowhere", **parallel):
@@ -210,7 +212,7 @@ def test_the_engine_finds_its_blocks_as_with_the_native_tier(plain, tmp_path):
         "disk_dir": str(tmp_path / "kvist"), "disk_bytes": "512MiB",
     }  # fmt: skip
     native = {"type": "fs", "root_dir": str(tmp_path / "fs")}
-    cached = {}
+    cached, before = {}, set(SHARED_MEMORY.glob("vllm_offload_*"))
     for name, below in (("kvist", kvist_tier), ("native", native)):
         cold, _, warm, _ = run(
             ["generate", [LONG]],
@@ -223,5 +225,7 @@ def test_the_engine_finds_its_blocks_as_with_the_native_tier(plain, tmp_path):
         for step in (cold, warm, again):
             assert step["tokens"] == [plain[LONG]], name
         cached[name] = warm["cached"], again["cached"]
+    # The test copy engine gave its memory back.
+    assert set(SHARED_MEMORY.glob("vllm_offload_*")) <= before
     assert cached["kvist"] == cached["native"]
     assert min(cached["kvist"][0] + cached["kvist"][1]) > 0

@@ -122,7 +122,8 @@ class KvistConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
         super().bind_connector_metadata(connector_metadata)
         if self._worker is not None:
-            self._worker.begin()
+            meta = connector_metadata
+            self._worker.begin(idle=isinstance(meta, StepMeta) and meta.idle)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         meta = self._connector_metadata

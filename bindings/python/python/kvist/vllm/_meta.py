@@ -51,6 +51,8 @@ class StepMeta:
     computed: int = 0
     """Tokens of this step, if it is one that computes prompts."""
     hints: list[Hint] = field(default_factory=list)
+    idle: bool = False
+    """Whether the step computes nothing."""
 
     @property
     def is_empty(self) -> bool:

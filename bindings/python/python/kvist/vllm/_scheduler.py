@@ -194,6 +194,7 @@ class Scheduler:
         try:
             scheduled = output.num_scheduled_tokens
             total = sum(scheduled.values())
+            meta.idle = total == 0
             meta.computed = total if total - len(scheduled) >= PREFILL_MIN else 0
             for request in output.scheduled_new_reqs:
                 self._save(meta, request.req_id, request.num_computed_tokens, output)

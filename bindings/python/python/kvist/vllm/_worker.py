@@ -34,6 +34,8 @@ STUCK = ("busy", "degraded", "timeout")
 PROBE_SECONDS = 0.2
 """What the probe at the start may take."""
 PROBE_BLOCKS = 4
+LINGER_SECONDS = 0.002
+"""What a step that computes nothing may wait for a load: as long as a request that comes then may wait."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Worker:
         self._said_hello = False
         self._failed: dict[str, int] = {}
         self._present: list[bytes] = []
-        self._began = 0.0
+        self._began, self._idle = 0.0, False
         self._computed: tuple[int, float] | None = None
         self._loaded: list[Loaded] = []
         self._trials: list[Ticket[Restored]] = []
@@ -169,9 +171,9 @@ class Worker:
 
     # --- A step ------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._began = time.monotonic()
+    def begin(self, idle: bool = False) -> None:
+        """A step begins, perhaps one that computes nothing."""
+        self._began, self._idle = time.monotonic(), idle
 
     def load(self, meta: StepMeta) -> None:
         """Starts the step's loads and trials."""
@@ -252,6 +254,8 @@ class Worker:
         come: the engine computes these itself."""
         received: set[str] = set()
         failed: set[str] = set()
+        if self._idle:
+            self._linger()
         for name, (ticket, wanted, started) in list(self._loading.items()):
             if ticket is not None and not ticket.done:
                 continue
@@ -268,6 +272,12 @@ class Worker:
                 self._failed[name] = blocks
                 self._doubt(restored, wanted)
         return received, failed
+
+    def _linger(self) -> None:
+        """Waits for a load, a little. An engine that has nothing to compute asks without a pause, and keeps
+        the cores busy that would load."""
+        for ticket in [ticket for ticket, _, _ in self._loading.values() if ticket is not None][:1]:
+            ticket.wait(LINGER_SECONDS)
 
     def _measure(
         self, restored: Restored | None, ticket: Ticket[Restored] | None, took: float

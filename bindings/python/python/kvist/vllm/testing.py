@@ -72,3 +72,9 @@ class _CopyWorker(OffloadingWorker):
 
     def wait(self, job_ids: set[int]) -> None:
         return None
+
+    def shutdown(self) -> None:
+        # The region's file, all of it memory, is there until somebody removes it.
+        self._layers.clear()
+        self._rows = None
+        self._region.cleanup()
