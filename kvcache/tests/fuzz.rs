@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use kvist::fuzz::{TARGETS, Target};
+use kvist::fuzz::{TARGETS, Target, a_migration};
 
 /// Mutations of every seed.
 const MUTATIONS: u64 = 2000;
@@ -125,4 +125,6 @@ fn bless() {
         b"kvist: two tuples of fields, and a chain of blocks, from here on; and on",
     );
     write("keys", "zeros", &[], &[0; 64]);
+    write("migration", "whole", &[1], &a_migration());
+    write("migration", "unsigned", &[0], &a_migration());
 }

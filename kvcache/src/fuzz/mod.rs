@@ -6,12 +6,14 @@
 
 mod formats;
 mod keys;
+mod migration;
 mod payload;
 mod segment;
 mod sign;
 
 pub use formats::{footer, meta, record, trailer};
 pub use keys::keys;
+pub use migration::{a_migration, migration};
 pub use payload::{block, expw, payload};
 pub use segment::segment;
 use sign::sign;
@@ -20,7 +22,7 @@ use sign::sign;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets of this module.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("record", record),
     ("footer", footer),
     ("trailer", trailer),
@@ -30,6 +32,7 @@ pub const TARGETS: [Target; 9] = [
     ("block", block),
     ("expw", expw),
     ("keys", keys),
+    ("migration", migration),
 ];
 
 /// The directory that everything here is of.
