@@ -71,6 +71,8 @@ struct State {
     later: Vec<(Instant, Fetch)>,
     /// Callers that wait until everything is written.
     flushing: usize,
+    /// Puts that wait for room.
+    crowded: usize,
     closed: bool,
 }
 
@@ -78,7 +80,7 @@ impl State {
     /// Whether it is worth waiting for more to write.
     fn is_lonely(&self) -> bool {
         let alone = !self.writes.is_empty() && self.bytes + self.lent_bytes < COMPANY;
-        alone && self.flushing == 0 && !self.closed
+        alone && self.flushing == 0 && self.crowded == 0 && !self.closed
     }
 
     fn bytes_of(&mut self, write: &Write) -> &mut usize {
@@ -137,7 +139,11 @@ impl Queue {
         let full = |s: &mut State| !s.closed && s.bytes > 0 && s.bytes + bytes > self.bytes_max;
         let mut state = self.state.lock();
         if full(&mut state) && !self.patience.is_zero() {
+            // The writer waits for no more company then.
+            state.crowded += 1;
+            self.changed.notify_all();
             self.changed.wait_while_for(&mut state, full, self.patience);
+            state.crowded -= 1;
         }
     }
 
