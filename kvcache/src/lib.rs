@@ -58,6 +58,7 @@ mod memory;
 pub mod migrate;
 mod miss;
 mod pages;
+mod parallel;
 pub mod prefill;
 mod prefix;
 mod seal;
@@ -86,6 +87,7 @@ pub use kvist_policies as policies;
 pub use kvist_policies::{Boxed, Profile, Quest, Select, selection_presets};
 pub use live::Pin;
 pub use miss::MissReason;
+pub use parallel::ParallelSequence;
 pub use prefix::{
     Axis, BlockRows, BlockRowsMut, Destination, Lease, Origin, Pinned, Prefix, PrefixBuilder,
     PrefixStats, PrefixStore, Published, Restored, Space, SpaceOptions, Started, Strides, Tiling,

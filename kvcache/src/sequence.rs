@@ -240,7 +240,8 @@ impl Sequence {
         self.cut(layer..layer + 1, len)
     }
 
-    fn cut(&mut self, layers: Range<usize>, len: usize) -> Result<(), Error> {
+    /// Forgets the tokens from `len` on in some layers.
+    pub(crate) fn cut(&mut self, layers: Range<usize>, len: usize) -> Result<(), Error> {
         let (shared, selector) = (&self.cache.shared, &self.selector);
         let layers = &mut self.layers[layers];
         // What the cuts need is taken first, so that nothing changes if it does not fit.

@@ -279,9 +279,28 @@ impl Cache {
     }
 }
 
+impl Sequence {
+    /// [`Sequence::attend`] with queries that stand behind the sequence: each sees every token, densely.
+    pub(crate) fn attend_all(
+        &self,
+        layer: usize,
+        q: &Tensor3,
+        options: &AttendOptions,
+        out: &mut Tensor3Mut,
+    ) -> Result<AttendInfo, Error> {
+        let (sequences, queries) = ([self], [q.shape()[0]]);
+        let depths = vec![0; queries[0]];
+        let call = self.cache.check_call(layer, q, &sequences, &queries, options)?;
+        let call = Call { depths: Some(&depths), ..call };
+        let infos = call.attend(q, &sequences, &queries, out)?;
+        call.count(&sequences, &queries, &infos);
+        Ok(infos.into_iter().next().unwrap_or_default())
+    }
+}
+
 impl Cache {
     /// Checks that a tensor has so many rows of all query heads.
-    fn check_heads(
+    pub(crate) fn check_heads(
         &self,
         what: &'static str,
         found: [usize; 3],
