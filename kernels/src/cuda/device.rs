@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaModule};
 use cudarc::nvrtc::Ptx;
 use parking_lot::Mutex;
 
-use super::driver::{driver, told};
+use super::driver::{driver, runs, told};
 use super::{
     Arch, Compiler, Counts, DeviceInfo, Error, Function, Image, Key, Specialisation, Stream,
     Target, Version,
@@ -133,19 +134,15 @@ impl Device {
     }
 
     fn load(&self, key: Key, of: &Specialisation, image: &Image) -> Result<Arc<CudaModule>, Error> {
-        self.check(of, image)?;
+        runs(self.driver, image.compiler, image.ptx, &of.to_string())?;
         let module = self.context.load_module(Ptx::from_binary(image.code.clone()));
-        let module = module.map_err(told("loading a kernel"))?;
+        let module = module.map_err(|e| match e.0 {
+            // Another thread captures, in the mode that forbids it to all.
+            CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED => {
+                Error::NotWarm { kernel: of.to_string() }
+            }
+            _ => told("loading a kernel")(e),
+        })?;
         Ok(Arc::clone(self.modules.lock().entry(key).or_insert(module)))
-    }
-
-    /// Machine code runs on drivers of the same major version, assembly on those that are no older.
-    fn check(&self, of: &Specialisation, image: &Image) -> Result<(), Error> {
-        let Version { major, .. } = image.compiler;
-        let needed = if image.ptx { image.compiler } else { Version { major, minor: 0 } };
-        if self.driver >= needed {
-            return Ok(());
-        }
-        Err(Error::driver_too_old(self.driver, needed, of.to_string()))
     }
 }

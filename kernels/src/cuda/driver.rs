@@ -96,6 +96,16 @@ pub fn driver() -> Result<DriverInfo, Error> {
     Ok(DriverInfo { version, devices: devices.map_err(told("asking for a GPU's properties"))? })
 }
 
+/// Whether a driver runs what a compiler made: machine code of the same or an earlier major version,
+/// assembly of no later version.
+///
+/// # Errors
+/// [`Error::DriverTooOld`], with `what` in its message.
+pub fn runs(driver: Version, compiler: Version, ptx: bool, what: &str) -> Result<(), Error> {
+    let needed = if ptx { compiler } else { Version { minor: 0, ..compiler } };
+    if driver >= needed { Ok(()) } else { Err(Error::driver_too_old(driver, needed, what)) }
+}
+
 /// Whether every function that will be called is there; asked once.
 fn present() -> Result<(), Error> {
     static PRESENT: OnceLock<Result<(), Error>> = OnceLock::new();
@@ -170,7 +180,6 @@ pub(super) fn told(what: &'static str) -> impl Fn(DriverError) -> Error {
         | R::CUDA_ERROR_ASSERT
         | R::CUDA_ERROR_CONTEXT_IS_DESTROYED
         | R::CUDA_ERROR_DEINITIALIZED
-        | R::CUDA_ERROR_DEVICE_UNAVAILABLE
         | R::CUDA_ERROR_EXTERNAL_DEVICE
         | R::CUDA_ERROR_MPS_CLIENT_TERMINATED => Error::DeviceLost { what, cause: words(error) },
         _ => Error::Driver { what, cause: words(error) },

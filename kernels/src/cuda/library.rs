@@ -4,7 +4,7 @@
 use std::ffi::{CStr, OsStr, c_void};
 use std::path::{Path, PathBuf};
 
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use parking_lot::Mutex;
 
 use super::{Error, Nvrtc};
@@ -118,7 +118,8 @@ fn open(candidate: &Candidate) -> Result<Nvrtc, String> {
     if absolute {
         open_builtins(candidate.file.parent());
     }
-    let flags = RTLD_NOW | RTLD_GLOBAL;
+    // Not global: two versions in one process would call each other's functions.
+    let flags = RTLD_NOW | RTLD_LOCAL;
     let flags = if candidate.found == Found::Loaded { flags | libc::RTLD_NOLOAD } else { flags };
     // SAFETY: NVRTC's initialisers touch nothing of this process.
     let library = unsafe { Library::open(Some(&candidate.file), flags) };
@@ -144,7 +145,7 @@ fn open_builtins(folder: Option<&Path>) {
     let entries = folder.and_then(|f| f.read_dir().ok()).into_iter().flatten().flatten();
     for entry in entries.filter(|e| e.file_name().to_string_lossy().starts_with(BUILTINS)) {
         // SAFETY: a library of constants; its initialisers touch nothing of this process.
-        if let Ok(library) = unsafe { Library::open(Some(entry.path()), RTLD_NOW | RTLD_GLOBAL) } {
+        if let Ok(library) = unsafe { Library::open(Some(entry.path()), RTLD_NOW | RTLD_LOCAL) } {
             let _ = library.into_raw();
         }
     }

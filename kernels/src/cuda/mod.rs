@@ -32,7 +32,7 @@ pub use arch::{Arch, Target, Version};
 pub use cache::{CAP_BYTES, Cache};
 pub use compiler::{Compiler, Counts, PrebuildError};
 pub use device::{Device, Warmed};
-pub use driver::{DeviceInfo, DriverInfo, driver};
+pub use driver::{DeviceInfo, DriverInfo, driver, runs};
 pub use error::Error;
 pub use image::{Damage, Image};
 pub use kernel::{Header, Kernel, Key, Specialisation, Variant};

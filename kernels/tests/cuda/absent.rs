@@ -28,13 +28,19 @@ fn without_a_driver_everything_says_so() {
 
 #[test]
 fn without_a_compiler_it_says_what_was_tried() {
-    let (_keep, at) = shop(|_| ());
-    let missing = at.join("missing");
-    for value in [missing.to_str().unwrap(), at.to_str().unwrap(), ""] {
-        let variables = [("KVIST_NVRTC", value)];
-        child("absent::without_a_compiler_it_says_what_was_tried", &at, &variables, || {
+    let test = "absent::without_a_compiler_it_says_what_was_tried";
+    // Whatever the machine has, these are found first, and are no libraries.
+    let (_keep, at) = shop(|at| {
+        std::fs::create_dir(at.join("first")).unwrap();
+        for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"] {
+            std::fs::write(at.join("first").join(name), "no library").unwrap();
+        }
+    });
+    let (first, missing) = (at.join("first"), at.join("missing"));
+    for named in [missing.to_str().unwrap(), at.to_str().unwrap(), ""] {
+        let variables = [("KVIST_NVRTC", named), ("LD_LIBRARY_PATH", first.to_str().unwrap())];
+        child(test, &at, &variables, || {
             let e = Nvrtc::find().unwrap_err();
-            // A machine may have one that the loader knows.
             let Error::NoCompiler { tried } = &e else { panic!("{e:?}") };
             assert!(tried.contains("libnvrtc.so.12"), "{tried}");
             let named = std::env::var("KVIST_NVRTC").unwrap();

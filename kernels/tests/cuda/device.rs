@@ -172,6 +172,7 @@ fn errors_of_the_driver_become_what_they_mean() {
         ("cuDevicePrimaryCtxRetain=2", "out of GPU memory: making a context"),
         ("cuModuleLoadData=2", "out of GPU memory: loading a kernel"),
         ("cuModuleLoadData=200", "loading a kernel: the driver says CUDA_ERROR_FAKE (code 200)"),
+        ("cuModuleLoadData=900", "fake.cu is not loaded, and a graph is being captured"),
         ("cuModuleLoadData=714", "GPU lost: loading a kernel"),
         ("cuStreamIsCapturing=906", "not loaded, and a graph is being captured"),
         ("cuStreamIsCapturing=700", "GPU lost: asking for a stream's capture"),
@@ -180,7 +181,7 @@ fn errors_of_the_driver_become_what_they_mean() {
         ("cuStreamSynchronize=700", "GPU lost: waiting for a stream"),
         ("cuCtxGetCurrent=709", "GPU lost"),
         ("cuDeviceGetCount=999", "counting GPUs"),
-        ("cuDeviceTotalMem_v2=46", "GPU lost: asking for a GPU's properties"),
+        ("cuDeviceTotalMem_v2=214", "GPU lost: asking for a GPU's properties"),
     ] {
         played(test, &[("FAKE_FAIL", fail), ("EXPECTED", expected)], &[], || {
             let e = through().unwrap_err().to_string();

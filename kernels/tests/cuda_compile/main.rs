@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvist_kernels::cuda::{
     Arch, CAP_BYTES, Cache, Compiler, Counts, Error, Header, Kernel, Nvrtc, SHIPPED,
@@ -161,7 +162,7 @@ fn a_missing_macro_is_an_error() {
 }
 
 fn zero_bytes_are_an_error() {
-    assert!(failure(&MERGE, &[("KV_D", "6\04")], SM_80).contains("zero byte"));
+    assert!(failure(&MERGE, &[("KV_D", "6\x004")], SM_80).contains("zero byte"));
     assert!(failure(leak("a\0b"), &[], SM_80).contains("zero byte"));
 }
 
@@ -197,13 +198,16 @@ fn cold_and_warm() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("cubin");
     let compiler = || Compiler::new(Cache::new(Some(own.clone()), CAP_BYTES), Vec::new());
-    let cold = compiler();
+    let (cold, start) = (compiler(), Instant::now());
     let image = cold.image(&merge(64), 90).unwrap();
+    println!("compiled in {:?}: {} bytes", start.elapsed(), image.code.len());
     assert!(Arc::ptr_eq(&image, &cold.image(&merge(64), 90).unwrap()));
     assert_eq!(cold.counts(), Counts { compiled: 1, ..Counts::default() });
 
-    let warm = compiler();
-    assert_eq!(warm.image(&merge(64), 90).unwrap(), image);
+    let (warm, start) = (compiler(), Instant::now());
+    let read = warm.image(&merge(64), 90).unwrap();
+    println!("read in {:?}", start.elapsed());
+    assert_eq!(read, image);
     assert_eq!(warm.counts(), Counts { cached: 1, ..Counts::default() });
     // Another macro, another architecture: other files.
     warm.images(&[merge(128), merge(64)], 80).unwrap();
