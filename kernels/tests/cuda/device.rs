@@ -138,7 +138,10 @@ fn what_is_not_warm_is_refused_while_a_graph_is_captured() {
         assert_eq!(device.warm_up(&[of]).unwrap().loaded, 0);
         // One that there is no image of: said before the capture, where something can be done.
         let other = KERNEL.with([("N", 1)]);
-        assert!(matches!(device.warm_up(std::slice::from_ref(&other)), Err(Error::NoCompiler { .. })));
+        assert!(matches!(
+            device.warm_up(std::slice::from_ref(&other)),
+            Err(Error::NoCompiler { .. })
+        ));
         assert!(matches!(device.function(&other, "fake", &captured), Err(Error::NotWarm { .. })));
     });
 }
