@@ -5,6 +5,7 @@
 #
 #   ARGS="..."          goes to `kvist demo`, `kvist eval` or `kvist bench`, or to pytest in `make test-python`
 #   KVIST_VENV=DIR      the Python environment (default: .venv)
+#   KVIST_NVRTC=DIR     the compiler of GPU kernels that tests use (default: the one of .venv)
 #   KVIST_VLLM_VENV=DIR  the environment with vLLM (default: .venv-vllm)
 #   KVIST_MODELS_DIR=DIR  the converted models (default: .cache/models)
 #   KVIST_GEMMA=1       also fetch the Gemma 3 weights; you accept their terms with that
@@ -97,7 +98,8 @@ RUST_TESTED := --workspace --exclude kvist-python
 
 .PHONY: test-rust
 test-rust: tools setup ## Rust tests and doc tests
-	@if cargo nextest --version >/dev/null 2>&1; then \
+	@export KVIST_NVRTC=$${KVIST_NVRTC-$$(scripts/nvrtc.sh)}; \
+	if cargo nextest --version >/dev/null 2>&1; then \
 	    echo "cargo nextest run $(RUST_TESTED)"; \
 	    cargo nextest run $(RUST_TESTED); \
 	else \
@@ -145,6 +147,7 @@ test-engines: wheel models ## tests inside a real vLLM on the CPU (makes .venv-v
 lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package kvist-kernels -- -D warnings  # without the GPU's part
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 	$(RUFF) check $(RUFF_CONFIG) $(PY_SOURCES)
 	$(RUFF) format --check $(RUFF_CONFIG) $(PY_SOURCES)

@@ -4,13 +4,16 @@
 //!
 //! One idea carries the crate: *a tile is up to 64 row pointers*. Pages, slots, strided engine
 //! tensors and summaries all become lists of row pointers, so that one set of inner loops serves
-//! them all. Nothing here allocates tiers, does I/O or knows a policy.
+//! them all. Nothing here allocates tiers, does I/O (but for the cache of compiled GPU kernels) or
+//! knows a policy.
 
 mod arch;
 pub mod attend;
 pub mod cluster;
 pub mod convert;
 pub mod copy;
+#[cfg(all(feature = "cuda", unix))]
+pub mod cuda;
 mod dtype;
 pub mod entropy;
 mod error;

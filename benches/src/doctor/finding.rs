@@ -32,7 +32,7 @@ impl Level {
 pub struct Finding {
     /// How bad it is.
     pub level: Level,
-    /// What it is about: `machine`, `directory`, `links`, `model`, `gain`, or a part of the host.
+    /// What it is about: `machine`, `cuda`, `directory`, `links`, `model`, `gain`, or a part of the host.
     pub about: String,
     /// What was found.
     pub text: String,

@@ -1,6 +1,7 @@
 //! Before a store is switched on: is the machine fit for it, the directory, how fast are the links, and
 //! what would a model gain? Nothing is changed; what is measured on disk is a file without a name.
 
+mod cuda;
 mod directory;
 mod disk;
 mod finding;
@@ -20,6 +21,7 @@ use kvist_kernels::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use cuda::{Cuda, CudaCompiler, CudaDevice};
 pub use directory::{Contents, Directory};
 pub use finding::{Finding, Level};
 pub use gain::{Gain, SESSION_TOKENS, Way};
@@ -122,6 +124,8 @@ pub struct Report {
     pub host: Option<Host>,
     /// The machine.
     pub machine: Hardware,
+    /// What it has for kernels on GPUs.
+    pub cuda: Cuda,
     /// The directory, if one was named.
     pub directory: Option<Directory>,
     /// What was measured.
@@ -157,6 +161,8 @@ fn examine(
     }
     let machine = Hardware::detect(&**vfs);
     machine.judge(options.host_bytes, &mut out);
+    let cuda = Cuda::probe();
+    cuda.judge(machine.gpu.devices, &mut out);
     let mut directory = None;
     let mut ground = None;
     if let Some(dir) = &options.dir {
@@ -206,6 +212,7 @@ fn examine(
         warnings: count(Level::Warning),
         host: options.host.clone(),
         machine,
+        cuda,
         directory,
         links: links.0,
         model: options.model.clone(),

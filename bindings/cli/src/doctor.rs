@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use kvist_bench::doctor::{
-    Directory, Gain, Gpu, Hardware, Host, Level, Link, Model, Options, Report, SESSION_TOKENS,
-    doctor,
+    Cuda, Directory, Gain, Gpu, Hardware, Host, Level, Link, Model, Options, Report,
+    SESSION_TOKENS, doctor,
 };
 use kvist_bench::text::{bytes, count, rate, time};
 
@@ -111,6 +111,7 @@ fn print(report: &Report) {
         table(&host.facts.iter().map(row).collect::<Vec<_>>());
     }
     machine(&report.machine);
+    cuda(&report.cuda);
     if let Some(found) = &report.directory {
         directory(found);
     }
@@ -171,6 +172,31 @@ fn gpu(of: &Gpu) -> String {
         file(&of.libcuda),
         file(&of.libnvrtc)
     )
+}
+
+/// What each missing piece costs.
+fn cuda(of: &Cuda) {
+    let driver = of.driver.as_ref().map(|version| format!("CUDA {version}"));
+    let mut rows =
+        vec![("driver", driver.unwrap_or("none: everything runs on the CPU".to_owned()))];
+    rows.extend(of.devices.iter().map(|d| {
+        let what = format!(
+            "{}, compute capability {}, {} multiprocessors, {}",
+            d.name,
+            d.capability,
+            d.multiprocessors,
+            bytes(d.memory_bytes)
+        );
+        ("gpu", what)
+    }));
+    let compiler = of.compiler.as_ref();
+    let compiler =
+        compiler.map(|c| format!("NVRTC {}, {} ({})", c.version, c.file.display(), c.found));
+    rows.push(("compiler", compiler.unwrap_or("none: only prebuilt kernels run".to_owned())));
+    let cache = of.cache.as_ref().map(|folder| folder.display().to_string());
+    let none = "memory only: every process compiles its kernels anew";
+    rows.push(("cache", cache.unwrap_or(none.to_owned())));
+    section("cuda", &rows);
 }
 
 fn directory(of: &Directory) {

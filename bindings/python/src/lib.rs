@@ -2,6 +2,7 @@
 //! the library, results and errors out. The public package around it is `python/kvist`.
 
 mod cache;
+mod cuda;
 mod dlpack;
 mod drafts;
 mod error;
@@ -28,6 +29,8 @@ fn run_cli(py: Python, args: Vec<String>) -> u8 {
 mod _kvist {
     #[pymodule_export]
     use super::cache::PyCache;
+    #[pymodule_export]
+    use super::cuda::{cuda_folders, cuda_json};
     #[pymodule_export]
     use super::dlpack::Buffer;
     #[pymodule_export]

@@ -18,9 +18,10 @@
 
 Tensors are NumPy arrays (with `ml_dtypes.bfloat16`) or anything that speaks DLPack on the CPU, and
 are read in place. `kvist.hf` plugs into transformers, `kvist.kernels` is for people who keep their
-own cache.
+own cache, `kvist.cuda` says what the machine has for kernels on GPUs.
 """
 
+from . import cuda
 from ._errors import (
     BudgetError,
     ClosedError,
@@ -115,6 +116,7 @@ __all__ = [
     "VersionError",
     "View",
     "__version__",
+    "cuda",
     "inspect",
     "parse_bytes",
     "prefill_presets",

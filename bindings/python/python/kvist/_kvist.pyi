@@ -31,6 +31,8 @@ __all__ = [
     "_calibrate",
     "attend_pages",
     "attend_slots",
+    "cuda_folders",
+    "cuda_json",
     "inspect_json",
     "merge",
     "parse_bytes",
@@ -653,6 +655,10 @@ class Loading:
 def verify_json(
     path: str | os.PathLike[str], strict: bool, allow_shared_dir: bool, threads: int
 ) -> str: ...
+def cuda_json() -> str: ...
+def cuda_folders(
+    compilers: _Seq[str | os.PathLike[str]], prebuilt: _Seq[str | os.PathLike[str]]
+) -> None: ...
 def inspect_json(path: str | os.PathLike[str]) -> str: ...
 def why_json(path: str | os.PathLike[str], key: bytes) -> str: ...
 def selection(select: _Select = "full", budget: int | None = None) -> Select: ...

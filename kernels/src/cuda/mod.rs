@@ -1,0 +1,44 @@
+//! Kernels on NVIDIA GPUs: found, compiled, kept and launched at run time.
+//!
+//! Nothing of CUDA is needed to build or to start: driver (`libcuda`) and compiler (NVRTC) are shared
+//! libraries that are opened when they are first asked for, and a machine without them gets an
+//! [`Error`] that says what to install. From a source to a launch:
+//!
+//! 1. [`probe()`](probe()) says what there is.
+//! 2. [`Compiler`] turns a [`Kernel`] and its macros into an [`Image`]: from memory, from prebuilt files,
+//!    from the [`Cache`] on disk, or by compiling it.
+//! 3. [`Device`] loads images into the primary context, the one that PyTorch and the engines use.
+//! 4. [`Function`] launches an entry point on a caller's [`Stream`] with one struct of parameters.
+//!
+//! A stream that is being captured into a graph gets [`Error::NotWarm`] in place of a compilation:
+//! [`Device::warm_up`] belongs before the capture.
+
+mod arch;
+mod cache;
+mod compiler;
+mod device;
+mod driver;
+mod error;
+mod image;
+mod kernel;
+mod launch;
+mod library;
+mod nvrtc;
+mod probe;
+mod table;
+mod usage;
+
+pub use arch::{Arch, Target, Version};
+pub use cache::{CAP_BYTES, Cache};
+pub use compiler::{Compiler, Counts, PrebuildError};
+pub use device::{Device, Warmed};
+pub use driver::{DeviceInfo, DriverInfo, driver, runs};
+pub use error::Error;
+pub use image::{Damage, Image};
+pub use kernel::{Header, Kernel, Key, Specialisation, Variant};
+pub use launch::{Function, Grid, Stream};
+pub use library::{Found, prebuilt_in, search_in};
+pub use nvrtc::{Compiled, Nvrtc};
+pub use probe::{CompilerInfo, Probe, probe};
+pub use table::SHIPPED;
+pub use usage::Usage;
