@@ -11,6 +11,8 @@ pub mod attend;
 pub mod cluster;
 pub mod convert;
 pub mod copy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dtype;
 pub mod entropy;
 mod error;
