@@ -9,7 +9,7 @@
 //   KV_STAGES   3 up to 256 bytes a row, 2 above
 //
 //   entry             parameters      blocks                  threads   shared memory
-//   attend_pages      AttendParams    workers of the plan     128       attend_shared_bytes() in params.rs
+//   attend_pages      AttendParams    workers of the plan     128       AttendSpec::shared_bytes
 //
 // A block is a worker of the stream-K plan (LeanAttention, arXiv 2405.10480): a run of equal length of
 // 64-token tiles, across borders of units. Plan with at most (SMs x blocks an SM) workers, so that all run
@@ -89,7 +89,8 @@ KV_FN void walk(const AttendParams& p, const Unit& unit, const Segment& segment,
     }
     // While those are under way. The last stage is free until the first tile was waited for.
     Queries q;
-    load_queries(p, unit, first, Q_KEPT ? stage_at(warp, KV_STAGES - 1) : Q_AT + warp * Q_BYTES, q);
+    u32 q_at = Q_KEPT ? stage_at(warp, KV_STAGES - 1) : Q_AT + warp * Q_BYTES;
+    load_queries(p, unit, first, q_at, q, [](f32x4 x) { return x; });
 
     u32 stage = 0, ahead = next_item(segment.begin + KV_STAGES - 1);
     for (u32 tile = segment.begin; tile < segment.end; tile++) {

@@ -8,9 +8,9 @@
 //   shfl(x, from) shfl_xor(x, mask) any(x) ballot(x)      all 32 lanes take part
 //   cp16(to, from, real) cp_commit() cp_wait<N>()         16 bytes to shared memory, later; zeros if not real
 //   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..)   tensor-core fragments, sm_80
-//   lds<T>(at) sts(at, x)                       shared memory, `at` in bytes from its start
+//   lds<T>(at) sts(at, x) count(at)             shared memory, `at` in bytes from its start; count adds 1 at once
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
-//   exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//   popc exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //
 // Rules: no static shared memory, no collective under a condition that differs between lanes, one
 // parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
@@ -114,6 +114,9 @@ KV_FN void mma_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 template <class T> KV_FN T lds(u32 at) { return *reinterpret_cast<const T*>(kv_shared + at); }
 template <class T> KV_FN void sts(u32 at, T x) { *reinterpret_cast<T*>(kv_shared + at) = x; }
 
+/// One more, whoever else counts there meanwhile.
+KV_FN void count(u32 at) { atomicAdd(reinterpret_cast<u32*>(kv_shared + at), 1u); }
+
 template <class T> KV_FN T ldg(const T* p) { return *p; }
 template <class T> KV_FN void stg(T* p, T x) { *p = x; }
 KV_FN u32x4 ldg_once(const u32x4* p) {
@@ -124,6 +127,8 @@ KV_FN u32x4 ldg_once(const u32x4* p) {
                  : "memory");
     return r;
 }
+
+KV_FN u32 popc(u32 x) { return __popc(x); }
 
 /// Within 2 ulp; exp2(-inf) = 0. Results below the normal numbers are 0.
 KV_FN float exp2(float x) {

@@ -77,6 +77,9 @@ enum Kind { BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, LDM, LDM_T, MMA_BF16, MMA_F16
 enum { LANES = 32, WARPS_MAX = 32, WORDS_IN = 12, COPIES = 4096, CANARY = 64 };
 enum { STACK = KV_ASAN ? 256 << 10 : 64 << 10 };
 
+/// Writer of words that threads count in: with each other they may, with reads and writes they race.
+enum : u32 { COUNTERS = 0xffffffff };
+
 /// What happened last to a word of shared memory. A reader or writer is ordered before the present if a
 /// block barrier came since, or a barrier of the warp that both belong to.
 struct Word {
@@ -456,6 +459,22 @@ template <class T> KV_FN void sts(u32 at, T x) {
     memcpy(machine.shared + at, &x, sizeof x);
 }
 
+KV_FN void count(u32 at) {
+    check_shared(at, 4);
+    Word& x = machine.words[at / 4];
+    if (!x.writer) {
+        fault(UNWRITTEN, "counts at byte %u, which nobody wrote", at);
+    }
+    if (x.writer != COUNTERS || x.write_block != machine.block_epoch) {
+        note_write(at, 4, false, false);
+        x.writer = COUNTERS;
+    }
+    u32 n;
+    memcpy(&n, machine.shared + at, 4);
+    n++;
+    memcpy(machine.shared + at, &n, 4);
+}
+
 /// The number of the memory that has these bytes.
 static u64 find(const void* p, u64 bytes, u64 alignment, bool write) {
     u64 at = reinterpret_cast<u64>(p);
@@ -528,6 +547,7 @@ template <int N> KV_FN void cp_wait() {
 
 // --- Arithmetic -----------------------------------------------------------------------------------
 
+KV_FN u32 popc(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
 KV_FN float exp2(float x) { return ::exp2f(x); }
 KV_FN float log2(float x) { return ::log2f(x); }
 KV_FN float max(float a, float b) { return ::fmaxf(a, b); }
@@ -555,7 +575,7 @@ KV_FN u16 to_f16(float x) {
     // One unit of the last place at this size; rint rounds to nearest even.
     int exponent;
     frexpf(m, &exponent);
-    exponent = exponent < -13 ? -13 : exponent;
+    exponent = exponent < -13 || m == 0.0f ? -13 : exponent;
     u32 units = static_cast<u32>(rintf(ldexpf(m, 11 - exponent)));
     return static_cast<u16>(sign | ((exponent + 13) * 1024 + units));
 }

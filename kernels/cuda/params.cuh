@@ -95,3 +95,65 @@ struct MergePartsParams {
 };
 KV_AT(MergePartsParams, parts_n, 40);
 KV_SIZE(MergePartsParams, 64);
+
+/// How the scores of a KV head's query heads become one.
+#define KV_FOLD_NONE 0
+#define KV_FOLD_MAX 1
+#define KV_FOLD_SUM 2
+#define KV_FOLD_MEAN 3
+
+/// K7. Box rows lie in pages like keys: `page_tokens` units a page.
+struct ScoreParams {
+    u64 q, k, v, out;      // k: rows of maxima; v: rows of minima; out: f32
+    u64 units, segments, workers;
+    u64 indptr, items, lens; // page lists; lens: units of each
+    i64 q_row, q_head;
+    i64 k_frame, k_head, k_token, v_frame, v_head, v_token;
+    i64 out_row;           // between rows of out: [q rows][q heads] without a fold, else [q rows][KV heads]
+    u32 page_tokens, group, kv_heads, fold;
+    u32 types, zero;       // types: of q
+};
+KV_AT(ScoreParams, q_row, 80);
+KV_AT(ScoreParams, page_tokens, 152);
+KV_SIZE(ScoreParams, 176);
+
+/// K10.
+struct TopKParams {
+    u64 scores, counts;       // f32 [rows][scores_row]; u32 per row: how many
+    u64 forced_ptr, forced;   // u32 [rows + 1] into ranges (u32 begin, end), ascending, disjoint; or 0
+    u64 out, out_n;           // u32 [rows][out_row] ids; u32 per row: how many
+    u64 indptr, frames, lens; // page lists of the rows whose pages the ids are; or 0
+    u64 out_frames, out_lens; // u32 [rows][out_row], u32 per row: the chosen pages as lists
+    i64 scores_row, out_row;
+    u32 k, page_tokens;
+};
+KV_AT(TopKParams, scores_row, 88);
+KV_SIZE(TopKParams, 112);
+
+/// K12. Strides of sources, pools and boxes in elements; rows start at 16 bytes.
+struct AppendParams {
+    u64 k, v, slots;           // sources; u32 per token: frame * page_tokens + offset, or KV_SKIP
+    u64 k_pool, v_pool, boxes; // boxes: rows [max | min] of units, or 0
+    i64 k_row, k_head, v_row, v_head;
+    i64 k_frame, k_pool_head, k_token, v_frame, v_pool_head, v_token;
+    i64 box_frame, box_head, box_unit;
+    u32 tokens, heads, dim_k, dim_v;
+    u32 page_tokens, unit_tokens, type, zero;
+};
+KV_AT(AppendParams, k_row, 48);
+KV_AT(AppendParams, box_frame, 128);
+KV_AT(AppendParams, tokens, 152);
+KV_SIZE(AppendParams, 184);
+
+/// K13. Strides in bytes, multiples of 16, as are the bases.
+struct CopyParams {
+    u64 from, to;
+    u64 from_items, to_items; // u32 per item, KV_SKIP: leave out; 0: item i is the i-th
+    i64 from_item, from_piece, to_item, to_piece;
+    u32 items, pieces, piece_bytes, zero;
+};
+KV_AT(CopyParams, from_item, 32);
+KV_SIZE(CopyParams, 80);
+
+/// An index that names nothing.
+#define KV_SKIP 0xffffffffu

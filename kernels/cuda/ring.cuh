@@ -95,7 +95,8 @@ KV_FN u32 item(const AttendParams& p, const List& list, const Range& wanted, u32
 
 /// Starts the copies of tokens token..token + 16 into a stage; those not wanted become zeros, and their
 /// memory is not read (it may hold anything).
-KV_FN void fetch(const AttendParams& p, const List& list, const Range& wanted, u32 token, u32 item, u32 stage) {
+template <class P>
+KV_FN void fetch(const P& p, const List& list, const Range& wanted, u32 token, u32 item, u32 stage) {
     const u8* k = reinterpret_cast<const u8*>(p.k + list.head * p.k_head * ELEMENT);
     const u8* v = reinterpret_cast<const u8*>(p.v + list.head * p.v_head * ELEMENT);
 #if !KV_SLOTS

@@ -49,25 +49,27 @@ KV_FN void clear(State& x) {
 }
 
 /// Eight (16 bits) or four (f32) query elements as a chunk of the type of K; zeros for rows there are not.
-KV_FN u32x4 query_chunk(const AttendParams& p, i64 at, bool real) {
+template <class P, class Part> KV_FN u32x4 query_chunk(const P& p, i64 at, bool real, Part part) {
     if (!real) {
         return u32x4{0, 0, 0, 0};
     }
-    f32x4 a = load4(p.q, at, p.types & 255);
+    f32x4 a = part(load4(p.q, at, p.types & 255));
     if (KV_TY == KV_F32) {
         return u32x4{kv::bits(a.x), kv::bits(a.y), kv::bits(a.z), kv::bits(a.w)};
     }
-    f32x4 b = load4(p.q, at + 4, p.types & 255);
+    f32x4 b = part(load4(p.q, at + 4, p.types & 255));
     return u32x4{pack(KV_TY, a.x, a.y), pack(KV_TY, a.z, a.w), pack(KV_TY, b.x, b.y), pack(KV_TY, b.z, b.w)};
 }
 
-/// Brings the warp's 16 query rows, first..first + 16 of the unit, through shared memory at `at`.
-KV_FN void load_queries(const AttendParams& p, const Unit& unit, u32 first, u32 at, Queries& q) {
+/// Brings the warp's 16 query rows, first..first + 16 of the unit, through shared memory at `at`; `part` is
+/// what of them is wanted.
+template <class P, class Part>
+KV_FN void load_queries(const P& p, const Unit& unit, u32 first, u32 at, Queries& q, Part part) {
     for (u32 i = kv::lane(); i < GROUP * CHUNKS; i += 32) {
         u32 row = i / CHUNKS, chunk = i % CHUNKS, packed = unit.packed + first + row;
         u32 token = unit.first_row + packed / p.group, head = unit.head * p.group + packed % p.group;
         i64 from = token * p.q_row + head * p.q_head + chunk * (16 / ELEMENT);
-        kv::sts(at + chunk_at(row, chunk), query_chunk(p, from, first + row < unit.rows));
+        kv::sts(at + chunk_at(row, chunk), query_chunk(p, from, first + row < unit.rows, part));
     }
     KV_GUARD(1, kv::syncwarp());
     q.at = at;

@@ -204,6 +204,205 @@ pub struct MergePartsParams {
     pub o_type: u32,
 }
 
+/// How the scores of a KV head's query heads become one.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fold {
+    /// They stay apart.
+    None = 0,
+    /// Their maximum.
+    Max = 1,
+    /// Their sum.
+    Sum = 2,
+    /// Their mean.
+    Mean = 3,
+}
+
+/// Scores of box rows (`score.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct ScoreParams {
+    /// Queries `[rows][q_heads][dim]`.
+    pub q: u64,
+    /// Rows of maxima.
+    pub k: u64,
+    /// Rows of minima.
+    pub v: u64,
+    /// Scores, f32.
+    pub out: u64,
+    /// [`Unit`]s of whole groups.
+    pub units: u64,
+    /// [`Segment`]s.
+    pub segments: u64,
+    /// u32: segments of each worker.
+    pub workers: u64,
+    /// u32: offsets of the lists.
+    pub indptr: u64,
+    /// u32: frames of summaries.
+    pub items: u64,
+    /// u32: units of each list.
+    pub lens: u64,
+    /// Stride of query rows.
+    pub q_row: i64,
+    /// Stride of query heads.
+    pub q_head: i64,
+    /// Stride of frames of maxima.
+    pub k_frame: i64,
+    /// Stride of heads of maxima.
+    pub k_head: i64,
+    /// Stride of units of maxima.
+    pub k_token: i64,
+    /// Stride of frames of minima.
+    pub v_frame: i64,
+    /// Stride of heads of minima.
+    pub v_head: i64,
+    /// Stride of units of minima.
+    pub v_token: i64,
+    /// Between rows of the output: `[q rows][q heads]` without a fold, else `[q rows][KV heads]`.
+    pub out_row: i64,
+    /// Units of a frame.
+    pub page_tokens: u32,
+    /// Query heads of a KV head, 16 at most.
+    pub group: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// [`Fold`].
+    pub fold: u32,
+    /// [`type_code`] of the queries.
+    pub types: u32,
+    /// 0.
+    pub zero: u32,
+}
+
+/// The largest scores (`top_k` of `select.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TopKParams {
+    /// f32 `[rows][scores_row]`.
+    pub scores: u64,
+    /// u32: scores of each row.
+    pub counts: u64,
+    /// u32: forced ranges of each row, `rows + 1` offsets, or 0.
+    pub forced_ptr: u64,
+    /// Ranges `[begin, end)` of two u32, ascending and disjoint in a row.
+    pub forced: u64,
+    /// u32 `[rows][out_row]`: ids, ascending.
+    pub out: u64,
+    /// u32: ids of each row.
+    pub out_n: u64,
+    /// u32: offsets of the page lists whose pages the ids are, or 0.
+    pub indptr: u64,
+    /// u32: their frames.
+    pub frames: u64,
+    /// u32: their tokens.
+    pub lens: u64,
+    /// u32 `[rows][out_row]`: frames of the chosen pages, or 0.
+    pub out_frames: u64,
+    /// u32: tokens of the chosen pages of each row, or 0.
+    pub out_lens: u64,
+    /// Between rows of scores.
+    pub scores_row: i64,
+    /// Between rows of ids.
+    pub out_row: i64,
+    /// How many, forced ones included.
+    pub k: u32,
+    /// Tokens of a page.
+    pub page_tokens: u32,
+}
+
+/// A slot or item that names nothing.
+pub const SKIP: u32 = u32::MAX;
+
+/// New rows into pages, and into the boxes of their units (`append` of `write.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct AppendParams {
+    /// New keys `[tokens][heads][dim_k]`.
+    pub k: u64,
+    /// New values `[tokens][heads][dim_v]`.
+    pub v: u64,
+    /// u32: slot of each token, or [`SKIP`].
+    pub slots: u64,
+    /// Pages of keys.
+    pub k_pool: u64,
+    /// Pages of values.
+    pub v_pool: u64,
+    /// Box rows `[max | min]` of units, or 0.
+    pub boxes: u64,
+    /// Stride of new keys' rows.
+    pub k_row: i64,
+    /// Stride of new keys' heads.
+    pub k_head: i64,
+    /// Stride of new values' rows.
+    pub v_row: i64,
+    /// Stride of new values' heads.
+    pub v_head: i64,
+    /// Stride of frames in K.
+    pub k_frame: i64,
+    /// Stride of heads in K.
+    pub k_pool_head: i64,
+    /// Stride of tokens in K.
+    pub k_token: i64,
+    /// Stride of frames in V.
+    pub v_frame: i64,
+    /// Stride of heads in V.
+    pub v_pool_head: i64,
+    /// Stride of tokens in V.
+    pub v_token: i64,
+    /// Stride of frames' boxes.
+    pub box_frame: i64,
+    /// Stride of heads' boxes.
+    pub box_head: i64,
+    /// Stride of units' boxes.
+    pub box_unit: i64,
+    /// New tokens.
+    pub tokens: u32,
+    /// KV heads.
+    pub heads: u32,
+    /// Elements of a key.
+    pub dim_k: u32,
+    /// Elements of a value.
+    pub dim_v: u32,
+    /// Tokens of a frame, whole units.
+    pub page_tokens: u32,
+    /// Tokens of a unit.
+    pub unit_tokens: u32,
+    /// [`type_code`] of all of them.
+    pub dtype: u32,
+    /// 0.
+    pub zero: u32,
+}
+
+/// Pieces of memory from listed places to listed places (`copy_items` of `transfer.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CopyParams {
+    /// First byte of the sources.
+    pub from: u64,
+    /// First byte of the targets.
+    pub to: u64,
+    /// u32: number of each source, or [`SKIP`]; 0 for 0, 1, 2, ...
+    pub from_items: u64,
+    /// u32: number of each target, or [`SKIP`]; 0 for 0, 1, 2, ...
+    pub to_items: u64,
+    /// Bytes from one source to the next.
+    pub from_item: i64,
+    /// Bytes from one piece of a source to the next.
+    pub from_piece: i64,
+    /// Bytes from one target to the next.
+    pub to_item: i64,
+    /// Bytes from one piece of a target to the next.
+    pub to_piece: i64,
+    /// Items.
+    pub items: u32,
+    /// Pieces of an item.
+    pub pieces: u32,
+    /// Bytes of a piece, a multiple of 16.
+    pub piece_bytes: u32,
+    /// 0.
+    pub zero: u32,
+}
+
 /// The numbers of `cuda/params.cuh`: sizes, and offsets where kinds of fields meet.
 const _: () = {
     use std::mem::{offset_of, size_of};
@@ -218,5 +417,11 @@ const _: () = {
     assert!(offset_of!(MergeUnitsParams, o_row) == 48);
     assert!(offset_of!(MergeUnitsParams, o_type) == 84 && size_of::<MergeUnitsParams>() == 88);
     assert!(size_of::<Part>() == 32);
+    assert!(offset_of!(ScoreParams, q_row) == 80 && offset_of!(ScoreParams, page_tokens) == 152);
+    assert!(size_of::<ScoreParams>() == 176);
+    assert!(offset_of!(TopKParams, scores_row) == 88 && size_of::<TopKParams>() == 112);
+    assert!(offset_of!(AppendParams, k_row) == 48 && offset_of!(AppendParams, box_frame) == 128);
+    assert!(offset_of!(AppendParams, tokens) == 152 && size_of::<AppendParams>() == 184);
+    assert!(offset_of!(CopyParams, from_item) == 32 && size_of::<CopyParams>() == 80);
     assert!(offset_of!(MergePartsParams, parts_n) == 40 && size_of::<MergePartsParams>() == 64);
 };

@@ -15,6 +15,12 @@ const TILES_MIN: u64 = 2;
 /// Warps of a block.
 const WARPS: usize = 4;
 
+/// Bytes of 16 rows in a ring: a chunk of padding keeps rows out of each other's banks.
+const fn side_bytes(row_bytes: usize) -> usize {
+    let chunks = row_bytes / 16;
+    16 * 16 * if chunks.is_multiple_of(8) { chunks } else { chunks + 1 }
+}
+
 /// A specialisation of `attend_pages.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttendSpec {
@@ -74,10 +80,47 @@ impl AttendSpec {
     /// Dynamic shared memory of a block, in bytes: the rings, and queries that registers have no room for.
     #[must_use]
     pub const fn shared_bytes(&self) -> usize {
-        let chunks = self.row_bytes() / 16;
-        let side = 16 * 16 * if chunks.is_multiple_of(8) { chunks } else { chunks + 1 };
+        let side = side_bytes(self.row_bytes());
         let queries = if matches!(self.dtype, DType::F32) || self.dim > 128 { side } else { 0 };
         WARPS * (self.stages() * 2 * side + queries)
+    }
+}
+
+/// A specialisation of `score.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ScoreSpec {
+    /// Dimensions of K, up to 128.
+    pub dim: usize,
+    /// Element type of the boxes, 16 bits.
+    pub dtype: DType,
+}
+
+impl ScoreSpec {
+    const STAGES: usize = 2;
+
+    /// Rows of a unit at most: whole groups.
+    #[must_use]
+    pub const fn rows(group: usize) -> usize {
+        16 / group * group
+    }
+
+    /// Macros to compile `score.cu` with.
+    #[must_use]
+    pub fn macros(&self) -> Vec<String> {
+        let (dim, dtype, stages) = (self.dim, type_code(self.dtype), Self::STAGES);
+        vec![
+            format!("KV_D={dim}"),
+            format!("KV_TY={dtype}"),
+            "KV_SLOTS=1".into(),
+            "KV_WIDE=0".into(),
+            format!("KV_STAGES={stages}"),
+        ]
+    }
+
+    /// Dynamic shared memory of a block, in bytes: the rings, and scores on their way to the fold.
+    #[must_use]
+    pub const fn shared_bytes(&self) -> usize {
+        WARPS * (Self::STAGES * 2 * side_bytes(self.dim * self.dtype.size()) + 16 * 16 * 4)
     }
 }
 
@@ -117,7 +160,7 @@ impl Work {
     /// Cuts a call for `workers` blocks that run at once, in units of `rows` rows.
     ///
     /// # Errors
-    /// [`Error`] if queries and lists do not fit, or pages are no multiple of 16 tokens.
+    /// [`Error`] if queries and lists do not fit.
     pub fn new(
         queries: &Queries,
         listed: &Listed,
@@ -126,11 +169,7 @@ impl Work {
         workers: usize,
     ) -> Result<Work, Error> {
         let kv_heads = listed.check(queries, params)?;
-        let (pool, source) = listed.source();
-        let page = pool.layout().page_tokens;
-        if !page.is_multiple_of(16) {
-            return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
-        }
+        let (_, source) = listed.source();
         let group = queries.q.shape()[1] / kv_heads;
         let (mut units, mut firsts, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (sequence, q) in queries.indptr.windows(2).enumerate() {
@@ -175,8 +214,8 @@ impl Work {
 /// results are left at 0, for the caller to fill in.
 ///
 /// # Errors
-/// [`Error`] if shapes do not fit, there is no kernel for the dimensions, or a row does not start at 16
-/// bytes.
+/// [`Error`] if shapes do not fit, there is no kernel for the dimensions, pages are no multiple of 16 tokens,
+/// or a row does not start at 16 bytes.
 pub fn describe(
     queries: &Queries,
     listed: &Listed,
@@ -188,6 +227,10 @@ pub fn describe(
     let layout = pool.layout();
     if layout.dim_v != layout.dim_k {
         return Err(Error::shape("dim_v on the device", layout.dim_k, layout.dim_v));
+    }
+    let page = layout.page_tokens;
+    if !page.is_multiple_of(16) {
+        return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
     }
     let group = queries.q.shape()[1] / kv_heads;
     let most = queries.indptr.windows(2).map(|w| (w[1] - w[0]) as usize * group).max();

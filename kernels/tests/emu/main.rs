@@ -10,8 +10,12 @@ mod attend;
 mod common;
 mod machine;
 mod merge;
+mod score;
+mod select;
 mod selftest;
 mod toolchain;
+mod transfer;
+mod write;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -44,6 +48,15 @@ fn sanitized() {
     assert!(!passed && text.contains("heap-buffer-overflow"), "{text}");
 }
 
+/// Every kernel once.
+fn small() {
+    attend::small();
+    score::grid();
+    select::pages();
+    write::append();
+    transfer::items();
+}
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // The emulator is one machine per compiled source, and processes share the CPU as it is.
@@ -59,7 +72,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 11] = [
+    let plain: [(&str, fn()); 18] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -69,7 +82,14 @@ fn main() {
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
         ("merge: parts", merge::parts),
-        (SANITIZED, attend::small),
+        ("score: grid", score::grid),
+        ("score: barriers left out", score::planted),
+        ("select: grid", select::grid),
+        ("select: pages", select::pages),
+        ("select: barriers left out", select::planted),
+        ("write: append", write::append),
+        ("transfer: items", transfer::items),
+        (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];
     let mut trials: Vec<Trial> =

@@ -30,6 +30,8 @@ enum Mode {
     HALF_AT_BARRIER,
     LEFT_EARLY,
     APART,
+    COUNTED,       // all count in one word, and read it behind a barrier: right
+    COUNTED_EARLY, // the same without the barrier
     SLIP // reads behind a buffer without ldg; for the sanitizers
 };
 
@@ -146,6 +148,15 @@ KV_KERNEL(break_rule, SelfParams, 64, 1) {
         } else {
             seen = kv::shfl_xor(t, 0);
         }
+        break;
+    case COUNTED:
+    case COUNTED_EARLY:
+        kv::sync();
+        kv::count(0);
+        if (p.mode == COUNTED) {
+            kv::sync();
+        }
+        seen = kv::lds<u32>(0) == 64 ? t : 0;
         break;
     case SLIP:
         seen = in[256];

@@ -40,7 +40,7 @@ fn run<T: Pod>(
 }
 
 /// In the order of `selftest.cu`.
-const MODES: [(&str, Option<Fault>); 23] = [
+const MODES: [(&str, Option<Fault>); 25] = [
     ("clean", None),
     ("neighbour", Some(Fault::ReadAfterWrite)),
     ("neighbour behind a warp barrier", None),
@@ -64,6 +64,8 @@ const MODES: [(&str, Option<Fault>); 23] = [
     ("half of a block at a barrier", Some(Fault::Deadlock)),
     ("a thread left before a barrier", Some(Fault::Deadlock)),
     ("lanes in different collectives", Some(Fault::Diverged)),
+    ("all count", None),
+    ("reads what others count", Some(Fault::ReadAfterWrite)),
 ];
 
 pub(crate) fn rules() {
@@ -186,11 +188,18 @@ pub(crate) fn conversions() {
         assert!(same(f, f16::from_bits(x).to_f32()), "f16 {x:#x}: {f}");
     }
     let mut random = Random(9);
+    let edges =
+        [0u32, 1, 0x7f80_0000, 0x7fc0_0000, 0x477f_e000, 0x477f_f000, 0x3300_0000, 0x3300_0001];
     for i in 0..200_000 {
-        let bits = random.next() as u32;
+        let bits = match edges.get(i / 2) {
+            Some(edge) => edge | ((i as u32 % 2) << 31),
+            None => random.next() as u32,
+        };
         // Half of them in the range of f16, where its rounding matters.
-        let bits = if i % 2 == 0 { bits } else { bits & 0x81ff_ffff | (100 + bits % 45) << 23 };
-        let x = f32::from_bits(if i % 3 == 0 { bits & !0xfff } else { bits });
+        let near = bits & 0x807f_ffff | (100 + bits % 45) << 23;
+        let bits = if i % 2 == 0 || i < 2 * edges.len() { bits } else { near };
+        let x =
+            f32::from_bits(if i % 3 == 0 && i >= 2 * edges.len() { bits & !0xfff } else { bits });
         // SAFETY: as above.
         let (b, f) = unsafe { (pack_bf16(1.0, x), pack_f16(x, 1.0)) };
         let (b, f) = (bf16::from_bits((b >> 16) as u16), f16::from_bits(f as u16));
