@@ -51,7 +51,7 @@ fn sanitized() {
 /// Every kernel once.
 fn small() {
     attend::small();
-    score::grid();
+    score::small();
     select::pages();
     write::append();
     transfer::items();

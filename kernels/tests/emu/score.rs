@@ -231,6 +231,13 @@ pub(crate) fn grid() {
     check::<f16>(&kernels80, &shape(80, 4, 2, 3), Fold::None);
 }
 
+/// A small case for the sanitizers.
+pub(crate) fn small() {
+    let lens = &[(0, 1), (5, 2), (70, 1)];
+    let shape = Shape { dim: 80, units: 3, heads: 1, group: 7, lens };
+    check::<f16>(&kernels(80, DType::F16), &shape, Fold::Mean);
+}
+
 /// Each barrier and wait left out is reported, under every schedule.
 pub(crate) fn planted() {
     let kernels = kernels(64, DType::Bf16);

@@ -124,7 +124,7 @@ fn rows(kinds: Range<usize>, lens: &[usize], random: &mut Random) -> Rows {
             let n = n as u32;
             rows.forced.push(match n {
                 0..8 => vec![],
-                _ if kind == 2 => vec![0..n],
+                _ if kind == 2 => std::iter::once(0..n).collect(),
                 _ => vec![0..2, n / 2..n / 2 + 1, n - 3..n],
             });
         }
@@ -164,7 +164,7 @@ pub(crate) fn pages() {
     let counts = [40usize, 3, 0, 700];
     let scores: Vec<Vec<f32>> = counts.iter().map(|&n| scores(0, n, &mut random)).collect();
     // The last page is chosen in some rows only.
-    let forced = vec![vec![39..40], vec![], vec![], vec![]];
+    let forced = [Some(39..40), None, None, None].map(|r| r.into_iter().collect()).to_vec();
     let mut pages = Pages { indptr: vec![0], frames: vec![], lens: vec![], tokens: 64 };
     for n in counts {
         pages.frames.extend((0..n).map(|_| random.next() as u32));
