@@ -11,6 +11,8 @@
 //   entry             parameters      blocks                  threads   shared memory
 //   attend_pages      AttendParams    workers of the plan     128       AttendSpec::shared_bytes
 //
+// More than 48 KiB of shared memory has to be asked for before the launch.
+//
 // A block is a worker of the stream-K plan (LeanAttention, arXiv 2405.10480): a run of equal length of
 // 64-token tiles, across borders of units. Plan with at most (SMs x blocks an SM) workers, so that all run
 // at once. Pages hold a multiple of 16 tokens; rows of q, k, v, o start at 16 bytes.

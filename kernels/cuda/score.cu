@@ -12,6 +12,8 @@
 //   entry         parameters     blocks                  threads   shared memory
 //   score_boxes   ScoreParams    workers of the plan     128       ScoreSpec::shared_bytes
 //
+// More than 48 KiB of shared memory has to be asked for before the launch.
+//
 // The plan is that of attend_pages.cu, over units instead of tokens and without partial results; its units
 // hold whole groups, up to 16 rows. Queries are rounded to the type of the boxes; sums are f32.
 #include "state.cuh"

@@ -307,3 +307,50 @@ pub fn merge_of(spec: &AttendSpec, p: &AttendParams, work: &Work) -> MergeUnitsP
         o_type: p.types >> 8,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_specialisation_is_shipped() {
+        let shipped = include_str!("../../cuda/shipped.txt");
+        let has = |source: &str, macros: Vec<String>| {
+            let end = macros.join(" ");
+            let fits = |line: &&str| line.starts_with(source) && line.ends_with(&end);
+            assert_eq!(shipped.lines().filter(fits).count(), 1, "{source} {end}");
+        };
+        let mut specs = 0;
+        for dtype in DType::ALL {
+            for dim in AttendSpec::DIMS {
+                for (slots, wide) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let spec = AttendSpec { dim, dtype, slots, wide };
+                    if spec.check().is_ok() {
+                        has("attend_pages.cu", spec.macros());
+                        specs += 1;
+                    }
+                }
+                if dtype != DType::F32 && dim <= 128 {
+                    has("score.cu", ScoreSpec { dim, dtype }.macros());
+                    specs += 1;
+                }
+            }
+        }
+        let lines = shipped.lines().filter(|l| l.contains("KV_D="));
+        assert_eq!(lines.count(), specs, "lines that nothing asks for");
+    }
+
+    #[test]
+    fn a_block_leaves_room_for_the_next() {
+        // What a block can have on an H200, and on an A100; two of d = 128 share an SM of the former.
+        let spec = |dim, dtype| AttendSpec { dim, dtype, slots: false, wide: false };
+        assert_eq!(spec(128, DType::Bf16).shared_bytes(), 96 << 10);
+        assert!(2 * (spec(128, DType::Bf16).shared_bytes() + 1024) <= 228 << 10);
+        for dtype in DType::ALL {
+            for dim in AttendSpec::DIMS {
+                let spec = spec(dim, dtype);
+                assert!(spec.check().is_err() || spec.shared_bytes() <= 163 << 10, "{spec:?}");
+            }
+        }
+    }
+}
