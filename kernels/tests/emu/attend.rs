@@ -6,7 +6,7 @@ use kvist_kernels::attend::{Listed, Out, Queries};
 use kvist_kernels::cuda::params::AttendParams;
 use kvist_kernels::cuda::work::{self, AttendSpec, Work};
 use kvist_kernels::reference::Attended;
-use kvist_kernels::{DType, Element, Tensor3Mut};
+use kvist_kernels::{DType, Element, Tensor3, Tensor3Mut};
 
 use crate::common::{Built, Case, base, build, oracle, run_with};
 use crate::machine::{Fault, Grid, Kernels, Memory, Report, SCHEDULES, Schedule};
@@ -35,8 +35,8 @@ impl Device {
         Device { spec, attend, merge: Kernels::compile("merge.cu", &[]) }
     }
 
-    /// Attends and merges; results are rounded to `O`.
-    pub(crate) fn run<T: Element, O: Element>(
+    /// Attends and merges; queries are of type `Q`, results are rounded to `O`.
+    pub(crate) fn run<T: Element, Q: Element, O: Element>(
         &self,
         case: &Case,
         built: &Built<T>,
@@ -49,6 +49,9 @@ impl Device {
                 None => Listed::Pages(pool, pages),
             };
             let [rows, q_heads, dim] = queries.q.shape();
+            let q: Vec<Q> = built.q.iter().map(|x| Q::from_f32(x.to_f32())).collect();
+            let q_view = Tensor3::contiguous(&q, [rows, q_heads, dim]).unwrap();
+            let queries = &Queries { q: q_view, ..*queries };
             let mut o = vec![O::from_f32(f32::NAN); rows * q_heads * dim];
             let mut lse = vec![f32::NAN; rows * q_heads];
             let view = Tensor3Mut::contiguous(&mut o, [rows, q_heads, dim]).unwrap();
@@ -57,7 +60,7 @@ impl Device {
             spec.wide |= self.spec.wide;
             assert_eq!(spec, self.spec);
             let work = Work::new(queries, &listed, params, spec.rows(), WORKERS).unwrap();
-            let arrays = Arrays { queries, built, case, work: &work };
+            let arrays = Arrays { queries, q: Memory::read(&q), built, case, work: &work };
             let report = self.launch(p, &arrays, (&mut o, &mut lse), (schedule, left_out));
             (o.iter().map(|x| x.to_f32()).collect(), lse, report)
         })
@@ -70,7 +73,7 @@ impl Device {
         (o, lse): (&mut [O], &mut [f32]),
         (schedule, left_out): (Schedule, u32),
     ) -> Report {
-        let Arrays { queries, built, case, work } = *arrays;
+        let Arrays { queries, q, built, case, work } = *arrays;
         let rows = work.partials * self.spec.rows();
         let mut part_o = vec![f32::NAN; rows * self.spec.dim];
         let mut part_lse = vec![f32::NAN; rows];
@@ -95,7 +98,7 @@ impl Device {
         let mut memory = vec![
             Memory::read(&built.k),
             Memory::read(&built.v),
-            Memory::read(&built.q),
+            q,
             Memory::read(&work.units),
             Memory::read(&work.segments),
             Memory::read(&work.workers),
@@ -126,6 +129,7 @@ impl Device {
 #[derive(Clone, Copy)]
 struct Arrays<'a, T> {
     queries: &'a Queries<'a>,
+    q: Memory,
     built: &'a Built<T>,
     case: &'a Case,
     work: &'a Work,
@@ -163,7 +167,7 @@ fn check<T: Element>(device: &Device, case: &Case) {
     let want = oracle(case, &built);
     let mut first: Option<Vec<u32>> = None;
     for schedule in SCHEDULES {
-        let (o, lse, report) = device.run::<T, f32>(case, &built, schedule, 0);
+        let (o, lse, report) = device.run::<T, T, f32>(case, &built, schedule, 0);
         report.expect_clean(&(schedule, case));
         compare(case, T::DTYPE, &o, &lse, &want);
         let bits: Vec<u32> = o.iter().chain(&lse).map(|x| x.to_bits()).collect();
@@ -233,16 +237,19 @@ pub(crate) fn specs() -> Vec<AttendSpec> {
     ]
 }
 
-/// Outputs in each type, rounded to nearest even.
-pub(crate) fn outputs() {
+/// Queries and outputs in each type; outputs are rounded to nearest even.
+pub(crate) fn types() {
     let device = Device::new(BF16);
     let case = Case { lens: vec![300, 9], queries: vec![1, 1], ..shape(&BF16, 16, 2) };
     let built = build::<bf16>(&case);
-    let (o, ..) = device.run::<bf16, f32>(&case, &built, SCHEDULES[0], 0);
-    let (narrow, _, report) = device.run::<bf16, bf16>(&case, &built, SCHEDULES[0], 0);
+    let (o, ..) = device.run::<bf16, bf16, f32>(&case, &built, SCHEDULES[0], 0);
+    let (same, _, report) = device.run::<bf16, f32, f32>(&case, &built, SCHEDULES[1], 0);
+    report.expect_clean(&case);
+    assert!(o == same, "queries that are whole in bf16 are the same in f32");
+    let (narrow, _, report) = device.run::<bf16, bf16, bf16>(&case, &built, SCHEDULES[0], 0);
     report.expect_clean(&case);
     assert!(o.iter().zip(&narrow).all(|(&a, &b)| bf16::from_f32(a).to_f32() == b));
-    let (narrow, _, report) = device.run::<bf16, f16>(&case, &built, SCHEDULES[0], 0);
+    let (narrow, _, report) = device.run::<bf16, bf16, f16>(&case, &built, SCHEDULES[0], 0);
     report.expect_clean(&case);
     assert!(o.iter().zip(&narrow).all(|(&a, &b)| f16::from_f32(a).to_f32() == b));
 }
@@ -266,7 +273,7 @@ pub(crate) fn specials() {
             let data = if side == 0 { &mut built.k } else { &mut built.v };
             data[at + 5] = bf16::from_f32(value);
             let want = oracle(&shape, &built);
-            let (o, lse, report) = device.run::<bf16, f32>(&shape, &built, SCHEDULES[2], 0);
+            let (o, lse, report) = device.run::<bf16, bf16, f32>(&shape, &built, SCHEDULES[2], 0);
             report.expect_clean(&shape);
             compare(&shape, DType::Bf16, &o, &lse, &want);
         }
@@ -286,7 +293,7 @@ pub(crate) fn planted() {
         assert_eq!(guards, [1, 2, 3, 4, 5, 6]);
         for guard in guards {
             for schedule in SCHEDULES {
-                let (_, _, report) = device.run::<bf16, f32>(&case, &built, schedule, guard);
+                let (_, _, report) = device.run::<bf16, bf16, f32>(&case, &built, schedule, guard);
                 assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}, wide {wide}");
                 // What it guards: the wait against early reads, barriers against races.
                 let early = report.count(Fault::InFlight) > 0;
@@ -311,7 +318,7 @@ pub(crate) fn small() {
 
 fn small_case<T: Element>(device: &Device, case: &Case) {
     let built = build::<T>(case);
-    let (o, lse, report) = device.run::<T, f32>(case, &built, SCHEDULES[2], 0);
+    let (o, lse, report) = device.run::<T, T, f32>(case, &built, SCHEDULES[2], 0);
     report.expect_clean(case);
     compare(case, T::DTYPE, &o, &lse, &oracle(case, &built));
 }

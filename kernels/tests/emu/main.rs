@@ -77,7 +77,7 @@ fn main() {
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
         ("emulator: conversions", selftest::conversions),
-        ("attend: outputs", attend::outputs),
+        ("attend: types", attend::types),
         ("attend: specials", attend::specials),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
