@@ -74,7 +74,7 @@ struct Report {
 };
 
 enum Kind { BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, LDM, LDM_T, MMA_BF16, MMA_F16 };
-enum { LANES = 32, WARPS_MAX = 32, WORDS_IN = 12, COPIES = 4096, CANARY = 64 };
+enum { LANES = 32, WARPS_MAX = 32, WORDS_IN = 12, COPIES = 512, CANARY = 64 };
 enum { STACK = KV_ASAN ? 256 << 10 : 64 << 10 };
 
 /// Writer of words that threads count in: with each other they may, with reads and writes they race.
