@@ -28,21 +28,18 @@ pub struct Plan {
     pub reduce: Vec<u32>,
 }
 
-/// Ranges that one worker would get at least, in tiles: smaller ones cost more to merge than
-/// they gain.
-const TILES_MIN: u64 = 8;
-
 /// Cuts lists of `tiles[i]` tiles, each tile of list `i` costing `cost[i]`, into at most
-/// `ranges_max` ranges that differ by at most one tile's cost. Every list gets at least one
+/// `ranges_max` ranges that differ by at most one tile's cost. A range costs `cost_min` or more, if
+/// that much is there: smaller ones cost more to merge than they gain. Every list gets at least one
 /// segment, empty ones too (their output must be written).
 ///
 /// # Panics
 /// If the two slices differ in length.
 #[must_use]
-pub fn stream_k(tiles: &[u32], cost: &[u32], ranges_max: usize) -> Plan {
+pub fn stream_k(tiles: &[u32], cost: &[u32], cost_min: u64, ranges_max: usize) -> Plan {
     assert_eq!(tiles.len(), cost.len(), "one cost per list");
     let total: u64 = tiles.iter().zip(cost).map(|(&t, &c)| u64::from(t) * u64::from(c)).sum();
-    let ranges = (total / TILES_MIN).clamp(1, ranges_max.max(1) as u64);
+    let ranges = (total / cost_min.max(1)).clamp(1, ranges_max.max(1) as u64);
     let mut plan = Plan { workers: vec![0], reduce: vec![0], ..Plan::default() };
     let (mut done, mut worker, mut partials) = (0u64, 0u64, 0u32);
     for (list, (&n, &c)) in tiles.iter().zip(cost).enumerate() {
@@ -87,10 +84,11 @@ mod tests {
         #[test]
         fn every_tile_is_covered_once_and_shares_are_even(
             lists in prop::collection::vec((0u32..300, 1u32..9), 0..40),
+            cost_min in 0u64..20,
             ranges_max in 0usize..70,
         ) {
             let (tiles, cost): (Vec<_>, Vec<_>) = lists.into_iter().unzip();
-            let plan = stream_k(&tiles, &cost, ranges_max);
+            let plan = stream_k(&tiles, &cost, cost_min, ranges_max);
             let mut at = vec![0u32; tiles.len()];
             let mut seen = vec![0usize; tiles.len()];
             let mut partials = 0;
@@ -120,7 +118,7 @@ mod tests {
                     .iter()
                     .map(|s| u64::from((s.end - s.begin) * cost[s.list as usize]))
                     .sum();
-                let ranges = (total / TILES_MIN).clamp(1, ranges_max.max(1) as u64);
+                let ranges = (total / cost_min.max(1)).clamp(1, ranges_max.max(1) as u64);
                 prop_assert!(load <= total.div_ceil(ranges) + highest);
             }
         }

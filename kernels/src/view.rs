@@ -112,6 +112,12 @@ impl<'a> Tensor3<'a> {
         self.shape
     }
 
+    /// Elements from one row, and from one head, to the next.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn strides(&self) -> [i64; 2] {
+        self.strides
+    }
+
     /// Rows `from..to` of this view.
     ///
     /// # Panics

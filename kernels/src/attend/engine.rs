@@ -18,6 +18,8 @@ use crate::{Executor, Isa, KvPool};
 const BLOCK_ROWS: usize = 64;
 /// Ranges of the plan at most: a few per core of a large machine.
 const RANGES_MAX: usize = 64;
+/// What a range costs at least: so many tiles of four rows.
+const COST_MIN: u64 = 8;
 /// Units whose tiles a task counts.
 const COUNTED: usize = 64;
 
@@ -165,7 +167,7 @@ impl<'a> Job<'a> {
             tiles.push(found as u32);
             cost.push(unit.rows().div_ceil(4) as u32);
         }
-        plan::stream_k(&tiles, &cost, RANGES_MAX)
+        plan::stream_k(&tiles, &cost, COST_MIN, RANGES_MAX)
     }
 
     /// Tiles that any row of a unit sees a token of.

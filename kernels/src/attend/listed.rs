@@ -23,7 +23,7 @@ impl<'a> Listed<'a> {
     }
 
     /// Checks queries, lists and output; returns the number of KV heads.
-    pub(super) fn check_for(
+    pub(crate) fn check_for(
         &self,
         queries: &Queries,
         params: &Params,

@@ -8,7 +8,9 @@
 //! 2. [`Compiler`] turns a [`Kernel`] and its macros into an [`Image`]: from memory, from prebuilt files,
 //!    from the [`Cache`] on disk, or by compiling it.
 //! 3. [`Device`] loads images into the primary context, the one that PyTorch and the engines use.
-//! 4. [`Function`] launches an entry point on a caller's [`Stream`] with one struct of parameters.
+//! 4. [`Function`] launches an entry point on a caller's [`Stream`] with one struct of [`params`].
+//!
+//! [`work`] cuts what is to be done into pieces for the blocks of a launch. Sources are in `kernels/cuda`.
 //!
 //! A stream that is being captured into a graph gets [`Error::NotWarm`] in place of a compilation:
 //! [`Device::warm_up`] belongs before the capture.
@@ -24,9 +26,11 @@ mod kernel;
 mod launch;
 mod library;
 mod nvrtc;
+pub mod params;
 mod probe;
 mod table;
 mod usage;
+pub mod work;
 
 pub use arch::{Arch, Target, Version};
 pub use cache::{CAP_BYTES, Cache};

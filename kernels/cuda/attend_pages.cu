@@ -1,0 +1,191 @@
+// K1: attention of few query rows over listed pages; K2: over listed slots (KV_SLOTS). One unit is up to
+// 16 (KV_WIDE 0) or 64 (KV_WIDE 1) rows of one KV head's group, so K and V are read once.
+//
+//   macro       values
+//   KV_D        64, 80, 96, 128, 256 (a multiple of 16): dimensions of K and of V
+//   KV_TY       0 f32 (KV_D <= 128), 1 f16, 2 bf16: type of K and V
+//   KV_SLOTS    0 pages, 1 slots
+//   KV_WIDE     0: warps share the tokens of a tile; 1: warps share the rows
+//   KV_STAGES   3 up to 256 bytes a row, 2 above
+//
+//   entry             parameters      blocks                  threads   shared memory
+//   attend_pages      AttendParams    workers of the plan     128       AttendSpec::shared_bytes
+//
+// More than 48 KiB of shared memory has to be asked for before the launch.
+//
+// A block is a worker of the stream-K plan (LeanAttention, arXiv 2405.10480): a run of equal length of
+// 64-token tiles, across borders of units. Plan with at most (SMs x blocks an SM) workers, so that all run
+// at once. Pages hold a multiple of 16 tokens; rows of q, k, v, o start at 16 bytes.
+//
+// Numerics: f32 scores and sums, base 2; weights are rounded to the type of V before they meet it and
+// summed unrounded. No tokens: o = 0, lse = -inf. Tokens behind a list's end are never read.
+#include "state.cuh"
+
+static_assert(KV_D % 16 == 0 && KV_D >= 64 && KV_D <= (KV_TY == KV_F32 ? 128 : 256), "KV_D");
+
+#define KV_ROWS (KV_WIDE ? 64 : 16)
+constexpr u32 PARTS = KV_WIDE ? 1 : WARPS;
+/// Floats between the rows of an output on its way between warps: 8 rows must not share banks.
+constexpr u32 O_PITCH = KV_D + 8;
+constexpr u32 ML_AT = WARPS * GROUP * O_PITCH * 4;
+constexpr u32 Q_AT = WARPS * RING;
+static_assert(ML_AT + WARPS * GROUP * 8 <= Q_AT, "outputs fit where the rings were");
+
+#ifdef KV_EMU
+extern "C" u32 kv_shared_bytes() { return Q_AT + WARPS * Q_BYTES; }
+#endif
+
+/// The rows' ranges: of all (what is fetched), common to the warp's rows, and of the lane's two rows.
+struct Sight {
+    Range wanted, alike, rows[2];
+};
+
+KV_FN u32 q_row_of(const AttendParams& p, const Unit& unit, u32 row) {
+    u32 last = unit.rows - 1;
+    return unit.first_row + (unit.packed + (row < last ? row : last)) / p.group;
+}
+
+template <class Fold> KV_FN u32 across(u32 x, u32 mask, Fold fold) {
+    for (; mask < 32; mask *= 2) {
+        x = fold(x, kv::shfl_xor(x, mask));
+    }
+    return x;
+}
+
+KV_FN Sight look(const AttendParams& p, const Unit& unit, const List& list, u32 first) {
+    Range all{0, list.len};
+    Sight s{all, all, {all, all}};
+    if (!p.causal && !p.window) {
+        return s;
+    }
+    auto least = [](u32 a, u32 b) { return a < b ? a : b; };
+    auto most = [](u32 a, u32 b) { return a > b ? a : b; };
+    for (u32 half = 0; half < 2; half++) {
+        s.rows[half] = seen(p, list, q_row_of(p, unit, first + row_of(half)));
+    }
+    s.alike.lo = across(most(s.rows[0].lo, s.rows[1].lo), 4, most);
+    s.alike.hi = across(least(s.rows[0].hi, s.rows[1].hi), 4, least);
+    Range wide{list.len, 0};
+    for (u32 row = kv::lane(); row < unit.rows; row += 32) {
+        Range r = seen(p, list, q_row_of(p, unit, row));
+        wide = Range{least(wide.lo, r.lo), most(wide.hi, r.hi)};
+    }
+    s.wanted = Range{across(wide.lo, 1, least), across(wide.hi, 1, most)};
+    return s;
+}
+
+/// Takes the warp's rows through a segment's tiles.
+KV_FN void walk(const AttendParams& p, const Unit& unit, const Segment& segment, State& x) {
+    u32 warp = kv::warp(), first = KV_WIDE ? warp * GROUP : 0;
+    List list = open_list(p, unit.list, unit.head);
+    Sight sight = look(p, unit, list, first);
+    auto mine = [&](u32 tile) { return tile * TILE + warp * GROUP; };
+    auto next_item = [&](u32 tile) { return item(p, list, sight.wanted, mine(tile)); };
+
+    for (u32 i = 0; i < KV_STAGES - 1; i++) {
+        u32 tile = segment.begin + i;
+        if (tile < segment.end) {
+            fetch(p, list, sight.wanted, mine(tile), next_item(tile), stage_at(warp, i));
+        }
+        kv::cp_commit();
+    }
+    // While those are under way. The last stage is free until the first tile was waited for.
+    Queries q;
+    u32 q_at = Q_KEPT ? stage_at(warp, KV_STAGES - 1) : Q_AT + warp * Q_BYTES;
+    load_queries(p, unit, first, q_at, q, [](f32x4 x) { return x; });
+
+    u32 stage = 0, ahead = next_item(segment.begin + KV_STAGES - 1);
+    for (u32 tile = segment.begin; tile < segment.end; tile++) {
+        KV_GUARD(2, kv::cp_wait<KV_STAGES - 2>());
+        // One barrier for two ends: the tile's rows are visible to all who read them, and all have read
+        // what lay in the stage that is filled next.
+        KV_GUARD(3, KV_WIDE ? kv::sync() : kv::syncwarp());
+        u32 fill = stage == 0 ? KV_STAGES - 1 : stage - 1, then = tile + KV_STAGES - 1;
+        if (then < segment.end) {
+            fetch(p, list, sight.wanted, mine(then), ahead, stage_at(warp, fill));
+            ahead = next_item(then + 1);
+        }
+        kv::cp_commit();
+#pragma unroll 1
+        for (u32 from = KV_WIDE ? 0 : warp; from < (KV_WIDE ? WARPS : warp + 1); from++) {
+            u32 base = tile * TILE + from * GROUP;
+            attend_group(p, q, stage_at(from, stage), base, sight.alike, sight.rows, x);
+        }
+        stage = stage + 1 == KV_STAGES ? 0 : stage + 1;
+    }
+}
+
+/// Puts the warp's outputs where all can read them.
+KV_FN void lay_out(State& x) {
+    for (u32 half = 0; half < 2; half++) {
+        u32 row = kv::warp() * GROUP + row_of(half);
+        float l = x.l[half] + kv::shfl_xor(x.l[half], 1);
+        l += kv::shfl_xor(l, 2);
+#pragma unroll
+        for (u32 n = 0; n < KV_D / 8; n++) {
+            u32 at = (row * O_PITCH + n * 8 + quad() * 2) * 4;
+            kv::sts(at, f32x2{x.o[n][half * 2], x.o[n][half * 2 + 1]});
+        }
+        if (quad() == 0) {
+            kv::sts(ML_AT + row * 8, f32x2{x.m[half], l});
+        }
+    }
+}
+
+/// Four elements of a row of the block, joined from the warps in order; returns the row's lse.
+KV_FN float join(u32 row, u32 c, f32x4& o) {
+    f32x2 ml[PARTS];
+    float highest = KV_NEG_INF;
+    for (u32 w = 0; w < PARTS; w++) {
+        ml[w] = kv::lds<f32x2>(ML_AT + (w * GROUP + row) * 8);
+        highest = kv::max(highest, ml[w].x);
+    }
+    float sum = 0.0f;
+    o = f32x4{0, 0, 0, 0};
+    for (u32 w = 0; w < PARTS; w++) {
+        float weight = kv::exp2(ml[w].x - reference(highest));
+        sum += ml[w].y * weight;
+        o = plus(o, kv::lds<f32x4>(((w * GROUP + row) * O_PITCH + c * 4) * 4), weight);
+    }
+    if (sum == 0.0f) {
+        o = f32x4{0, 0, 0, 0};
+        return KV_NEG_INF;
+    }
+    o = times(o, 1.0f / sum);
+    return highest + kv::log2(sum);
+}
+
+KV_FN void write(const AttendParams& p, const Unit& unit, const Segment& segment) {
+    constexpr u32 quarters = KV_D / 4;
+    for (u32 i = kv::tid(); i < unit.rows * quarters; i += WARPS * 32) {
+        u32 row = i / quarters, c = i % quarters;
+        f32x4 o;
+        float lse = join(row, c, o);
+        if (segment.partial >= 0) {
+            i64 at = static_cast<i64>(segment.partial) * KV_ROWS + row;
+            finish4(p.part_o, at * KV_D + c * 4, KV_F32, p.part_lse2, at, c == 0, 0, 0, o, lse);
+        } else {
+            u32 packed = unit.packed + row, token = unit.first_row + packed / p.group;
+            u32 head = unit.head * p.group + packed % p.group;
+            i64 at = token * p.o_row + head * p.o_head + c * 4;
+            i64 lse_at = static_cast<i64>(token) * p.q_heads + head;
+            finish4(p.o, at, p.types >> 8, p.lse2, lse_at, c == 0, p.sinks, head, o, lse);
+        }
+    }
+}
+
+KV_KERNEL(attend_pages, AttendParams, WARPS * 32, KV_D * ELEMENT <= 256 ? 2 : 1) {
+    u32 end = load<u32>(p.workers, kv::block() + 1);
+    for (u32 i = load<u32>(p.workers, kv::block()); i < end; i++) {
+        Segment segment = load<Segment>(p.segments, i);
+        Unit unit = load<Unit>(p.units, segment.unit);
+        State x;
+        clear(x);
+        walk(p, unit, segment, x);
+        KV_GUARD(4, kv::sync()); // the rings are read; outputs take their place
+        lay_out(x);
+        KV_GUARD(5, kv::sync());
+        write(p, unit, segment);
+        KV_GUARD(6, kv::sync()); // outputs are read; the rings come back
+    }
+}

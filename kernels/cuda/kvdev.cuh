@@ -1,0 +1,170 @@
+// What kernels may use of the machine. The only header they include besides params.cuh and each other.
+//
+// Two bodies: this file, for NVRTC (no CUDA header: built-ins and inline PTX), and kvemu.h, which runs a
+// block's threads as fibers on a CPU and reports races (KV_EMU). Both offer the same functions:
+//
+//   tid() lane() warp() block() blocks()        places, one-dimensional
+//   sync() syncwarp()                           barriers; they alone order shared memory between threads
+//   shfl(x, from) shfl_xor(x, mask) any(x) ballot(x)      all 32 lanes take part
+//   cp16(to, from, real) cp_commit() cp_wait<N>()         16 bytes to shared memory, later; zeros if not real
+//   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..)   tensor-core fragments, sm_80
+//   lds<T>(at) sts(at, x) count(at)             shared memory, `at` in bytes from its start; count adds 1 at once
+//   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
+//   popc exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//
+// Rules: no static shared memory, no collective under a condition that differs between lanes, one
+// parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
+// tests leave out one after the other, and the emulator has to notice each time.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+
+struct alignas(8) f32x2 {
+    float x, y;
+};
+struct alignas(16) f32x4 {
+    float x, y, z, w;
+};
+struct alignas(8) u32x2 {
+    u32 x, y;
+};
+struct alignas(16) u32x4 {
+    u32 x, y, z, w;
+};
+
+#define KV_NEG_INF (kv::float_of(0xff800000u))
+#define KV_LOG2_E 1.44269504088896340736f
+
+#ifdef KV_EMU
+#include "kvemu.h"
+#else
+
+#define KV_FN static __device__ __forceinline__
+#define KV_KERNEL(name, Params, threads, blocks_per_sm) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks_per_sm) name(const __grid_constant__ Params p)
+#define KV_GUARD(n, call) call
+
+extern __shared__ __align__(128) u8 kv_shared[];
+
+namespace kv {
+
+KV_FN u32 tid() { return threadIdx.x; }
+KV_FN u32 lane() { return threadIdx.x & 31; }
+KV_FN u32 warp() { return threadIdx.x >> 5; }
+KV_FN u32 block() { return blockIdx.x; }
+KV_FN u32 blocks() { return gridDim.x; }
+
+KV_FN void sync() { __syncthreads(); }
+KV_FN void syncwarp() { __syncwarp(); }
+
+KV_FN u32 bits(float x) { return __float_as_uint(x); }
+KV_FN float float_of(u32 x) { return __uint_as_float(x); }
+
+KV_FN u32 shfl(u32 x, u32 from) { return __shfl_sync(0xffffffffu, x, from); }
+KV_FN float shfl(float x, u32 from) { return __shfl_sync(0xffffffffu, x, from); }
+KV_FN u32 shfl_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+KV_FN float shfl_xor(float x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+KV_FN bool any(bool x) { return __any_sync(0xffffffffu, x); }
+KV_FN u32 ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+
+/// Address of byte `at` of dynamic shared memory in the shared window, as PTX wants it.
+KV_FN u32 window(u32 at) { return static_cast<u32>(__cvta_generic_to_shared(kv_shared)) + at; }
+
+/// The hint lets L2 fetch the line's other half too: rows are read whole.
+KV_FN void cp16(u32 to, const void* from, bool real) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(window(to)), "l"(from),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+}
+KV_FN void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> KV_FN void cp_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+/// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
+KV_FN void ldm4(u32 at, u32 (&r)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(window(at))
+                 : "memory");
+}
+/// The same, each matrix transposed.
+KV_FN void ldm4t(u32 at, u32 (&r)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(window(at))
+                 : "memory");
+}
+
+/// c[16][8] += a[16][16] b[16][8], fragments as PTX lays them out.
+KV_FN void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+KV_FN void mma_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <class T> KV_FN T lds(u32 at) { return *reinterpret_cast<const T*>(kv_shared + at); }
+template <class T> KV_FN void sts(u32 at, T x) { *reinterpret_cast<T*>(kv_shared + at) = x; }
+
+/// One more, whoever else counts there meanwhile.
+KV_FN void count(u32 at) { atomicAdd(reinterpret_cast<u32*>(kv_shared + at), 1u); }
+
+template <class T> KV_FN T ldg(const T* p) { return *p; }
+template <class T> KV_FN void stg(T* p, T x) { *p = x; }
+KV_FN u32x4 ldg_once(const u32x4* p) {
+    u32x4 r;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p)
+                 : "memory");
+    return r;
+}
+
+KV_FN u32 popc(u32 x) { return __popc(x); }
+
+/// Within 2 ulp; exp2(-inf) = 0. Results below the normal numbers are 0.
+KV_FN float exp2(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+KV_FN float log2(float x) {
+    float r;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+/// The larger; a NaN counts for nothing.
+KV_FN float max(float a, float b) {
+    float r;
+    asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+/// Two numbers rounded to nearest even, `low` in the low half.
+KV_FN u32 pack_bf16(float low, float high) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+KV_FN u32 pack_f16(float low, float high) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+KV_FN float wide_bf16(u16 x) { return float_of(static_cast<u32>(x) << 16); }
+KV_FN float wide_f16(u16 x) {
+    float r;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x));
+    return r;
+}
+
+} // namespace kv
+#endif

@@ -1,0 +1,108 @@
+//! The CUDA kernels, run on the CPU by the emulator of `cuda/kvemu.h`: against the f64 oracle, under several
+//! orders of threads, with every rule of the machine checked. Needs a C++ compiler and an x86-64 CPU; where
+//! there is none, the tests are reported as ignored.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod attend;
+#[path = "../attend/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
+mod common;
+mod machine;
+mod merge;
+mod score;
+mod select;
+mod selftest;
+mod toolchain;
+mod transfer;
+mod write;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// The test that also runs under the sanitizers, in a process of its own.
+const SANITIZED: &str = "small grid";
+/// A test that reads behind a buffer past all helpers; there only under the sanitizers.
+const SLIP: &str = "emulator: slip";
+
+/// Runs one test in a process under the address and undefined-behaviour sanitizers; whether it passed, and
+/// what it said.
+fn under_sanitizers(test: &str) -> (bool, String) {
+    let runtime = toolchain::sanitizer().expect("the compiler comes with its address sanitizer");
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(toolchain::SANITIZE, "1")
+        .env("LD_PRELOAD", runtime)
+        // A block that ends in a deadlock leaves its threads where they are.
+        .env("ASAN_OPTIONS", "detect_leaks=0")
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn sanitized() {
+    let (passed, text) = under_sanitizers(SANITIZED);
+    assert!(passed && text.contains("1 passed"), "{text}");
+    // They do look.
+    let (passed, text) = under_sanitizers(SLIP);
+    assert!(!passed && text.contains("heap-buffer-overflow"), "{text}");
+}
+
+/// Every kernel once.
+fn small() {
+    attend::small();
+    score::small();
+    select::pages();
+    write::append();
+    transfer::items();
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // The emulator is one machine per compiled source, and processes share the CPU as it is.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    let able = toolchain::compiler().is_some() && cfg!(target_arch = "x86_64");
+    if !able {
+        eprintln!("IGNORED: the CUDA kernels are not tested without a C++ compiler on x86-64");
+    }
+    let trial = |name: &str, test: Box<dyn FnOnce() + Send>| {
+        let run = move || {
+            test();
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name.to_owned(), run).with_ignored_flag(!able)
+    };
+    let plain: [(&str, fn()); 18] = [
+        ("emulator: rules", selftest::rules),
+        ("emulator: matrices", selftest::matrices),
+        ("emulator: products", selftest::products),
+        ("emulator: conversions", selftest::conversions),
+        ("attend: types", attend::types),
+        ("attend: specials", attend::specials),
+        ("attend: barriers left out", attend::planted),
+        ("attend: misuse", attend::misuse),
+        ("merge: parts", merge::parts),
+        ("score: grid", score::grid),
+        ("score: barriers left out", score::planted),
+        ("select: grid", select::grid),
+        ("select: pages", select::pages),
+        ("select: barriers left out", select::planted),
+        ("write: append", write::append),
+        ("transfer: items", transfer::items),
+        (SANITIZED, small),
+        ("small grid under the sanitizers", sanitized),
+    ];
+    let mut trials: Vec<Trial> =
+        plain.into_iter().map(|(name, test)| trial(name, Box::new(test))).collect();
+    for spec in attend::specs() {
+        let (dim, dtype) = (spec.dim, spec.dtype);
+        let items = if spec.slots { "slots" } else { "pages" };
+        let rows = spec.rows();
+        let name = format!("attend: grid, {items}, d {dim}, {dtype}, {rows} rows");
+        trials.push(trial(&name, Box::new(move || attend::grid(spec))));
+    }
+    if std::env::var_os(toolchain::SANITIZE).is_some() {
+        trials.push(trial(SLIP, Box::new(selftest::slip)));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
