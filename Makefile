@@ -143,10 +143,6 @@ test-engines: wheel models ## tests inside a real vLLM on the CPU (makes .venv-v
 	    dist/kvist-*.whl
 	cd bindings/python && $(VLLM_PY) -m pytest tests_engines $(ARGS)
 
-.PHONY: cuda
-cuda: setup ## compile every CUDA kernel with NVRTC (no GPU needed): no spills
-	$(PY) scripts/cuda_compile.py $(ARGS)
-
 .PHONY: lint
 lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors
 	cargo fmt --all -- --check

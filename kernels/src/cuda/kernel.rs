@@ -32,14 +32,17 @@ pub struct Kernel {
     /// without where they are not.
     pub accelerated: bool,
     /// The variants that are warmed up, tested and built in advance.
-    pub variants: &'static [Variant],
+    pub variants: fn() -> Vec<Variant>,
 }
 
+/// Macros, by name and value.
+pub type Macros = Vec<(&'static str, u32)>;
+
 /// A set of macros that a kernel is shipped with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Variant {
     /// Names and values.
-    pub macros: &'static [(&'static str, &'static str)],
+    pub macros: Macros,
     /// Most registers that a thread may use on any architecture: what the launch shape was planned for.
     pub registers_max: u32,
 }
@@ -56,7 +59,7 @@ impl Kernel {
 
     /// All that it is shipped with, each with its cap of registers.
     pub fn shipped(&'static self) -> impl Iterator<Item = (Specialisation, u32)> {
-        self.variants.iter().map(|v| (self.with(v.macros.iter().copied()), v.registers_max))
+        (self.variants)().into_iter().map(|v| (self.with(v.macros), v.registers_max))
     }
 }
 
@@ -168,7 +171,7 @@ mod tests {
         headers: &[HEADER],
         entries: &["k"],
         accelerated: false,
-        variants: &[Variant { macros: &[("KV_D", "64"), ("KV_G", "4")], registers_max: 128 }],
+        variants: || vec![Variant { macros: vec![("KV_D", 64), ("KV_G", 4)], registers_max: 128 }],
     };
     const SM_80: Target = Target::Cubin(Arch { number: 80, accelerated: false });
 

@@ -1,6 +1,68 @@
-//! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk.
+//! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
+//! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::Kernel;
+use super::work::{AttendSpec, ScoreSpec};
+use super::{Header, Kernel, Macros, Variant};
+
+/// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
+const TWO_BLOCKS: u32 = 255;
+/// Three blocks of 128 threads.
+const THREE_BLOCKS: u32 = 168;
+/// Kernels that hide latency by many warps.
+const MANY: u32 = 64;
+
+macro_rules! header {
+    ($name:literal) => {
+        Header { name: $name, text: include_str!(concat!("../../cuda/", $name)) }
+    };
+}
+
+/// Every header; each source includes some.
+const HEADERS: &[Header] = &[
+    header!("kvdev.cuh"),
+    header!("params.cuh"),
+    header!("numbers.cuh"),
+    header!("ring.cuh"),
+    header!("state.cuh"),
+];
+
+macro_rules! kernel {
+    ($name:literal, $entries:expr, $variants:expr) => {
+        Kernel {
+            name: $name,
+            source: include_str!(concat!("../../cuda/", $name)),
+            headers: HEADERS,
+            entries: $entries,
+            accelerated: false,
+            variants: $variants,
+        }
+    };
+}
+
+fn variants(all: impl Iterator<Item = Macros>, registers_max: u32) -> Vec<Variant> {
+    all.map(|macros| Variant { macros, registers_max }).collect()
+}
+
+fn plain() -> Vec<Variant> {
+    vec![Variant { macros: Macros::new(), registers_max: MANY }]
+}
+
+/// Attention of few query rows over pages or slots: [`AttendSpec::macros`].
+pub static ATTEND_PAGES: Kernel = kernel!("attend_pages.cu", &["attend_pages"], || {
+    variants(AttendSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
+/// Merges partial results.
+pub static MERGE: Kernel = kernel!("merge.cu", &["merge_units", "merge_parts"], plain);
+/// Bounds of scores by boxes: [`ScoreSpec::macros`].
+pub static SCORE: Kernel = kernel!("score.cu", &["score_boxes"], || {
+    variants(ScoreSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
+});
+/// The highest scores of each row, as lists of pages.
+pub static SELECT: Kernel = kernel!("select.cu", &["top_k"], plain);
+/// New rows to pages, with their boxes.
+pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
+/// Copies between tiers.
+pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub const SHIPPED: &[&Kernel] = &[];
+pub static SHIPPED: [&Kernel; 6] = [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER];

@@ -13,7 +13,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     headers: &[],
     entries: &["fake", "missing"],
     accelerated: false,
-    variants: &[],
+    variants: Vec::new,
 };
 pub(crate) const NO_MACROS: [(&str, u32); 0] = [];
 

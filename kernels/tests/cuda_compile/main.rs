@@ -18,10 +18,10 @@ static MERGE: Kernel = Kernel {
     headers: &[Header { name: "merge.cuh", text: include_str!("merge.cuh") }],
     entries: &["kv_merge"],
     accelerated: false,
-    variants: &[
-        Variant { macros: &[("KV_D", "64")], registers_max: 64 },
-        Variant { macros: &[("KV_D", "128")], registers_max: 64 },
-    ],
+    variants: || {
+        let variant = |dim| Variant { macros: vec![("KV_D", dim)], registers_max: 64 };
+        [64, 128].map(variant).to_vec()
+    },
 };
 static SPILL: Kernel = Kernel {
     name: "spill.cu",
@@ -29,7 +29,7 @@ static SPILL: Kernel = Kernel {
     headers: &[],
     entries: &["kv_spill"],
     accelerated: false,
-    variants: &[Variant { macros: &[], registers_max: 64 }],
+    variants: || vec![Variant { macros: Vec::new(), registers_max: 64 }],
 };
 static WGMMA: Kernel = Kernel {
     name: "wgmma.cu",
@@ -37,7 +37,7 @@ static WGMMA: Kernel = Kernel {
     headers: &[],
     entries: &["kv_wgmma"],
     accelerated: true,
-    variants: &[Variant { macros: &[("KV_ALWAYS", "0")], registers_max: 32 }],
+    variants: || vec![Variant { macros: vec![("KV_ALWAYS", 0)], registers_max: 32 }],
 };
 const SM_80: Target = Target::Cubin(Arch { number: 80, accelerated: false });
 const SM_90: Target = Target::Cubin(Arch { number: 90, accelerated: false });
@@ -73,7 +73,7 @@ fn trials() -> Vec<Trial> {
     ];
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, test)| trial(name.to_owned(), test)).collect();
-    for kernel in SHIPPED.iter().copied().chain([&MERGE, &WGMMA]) {
+    for kernel in SHIPPED.into_iter().chain([&MERGE, &WGMMA]) {
         for (of, registers_max) in kernel.shipped() {
             for target in [SM_80, SM_90A] {
                 let Target::Cubin(arch) = target else { continue };

@@ -113,7 +113,7 @@ pub(crate) struct Grid {
 pub(crate) struct Kernels(Library);
 
 impl Kernels {
-    pub(crate) fn compile(source: &str, macros: &[String]) -> Kernels {
+    pub(crate) fn compile(source: &str, macros: &[(&str, u32)]) -> Kernels {
         let path = toolchain::library(source, macros);
         // SAFETY: the library was compiled from our source and has no initialisers of its own.
         Kernels(unsafe { Library::new(path) }.unwrap())

@@ -45,7 +45,7 @@ pub(crate) fn guards(name: &str) -> Vec<u32> {
 }
 
 /// Compiles a source with macros into a shared library; an old one of the same bytes is kept.
-pub(crate) fn library(name: &str, macros: &[String]) -> PathBuf {
+pub(crate) fn library(name: &str, macros: &[(&str, u32)]) -> PathBuf {
     let mut options: Vec<String> = "-std=c++17 -O1 -g1 -fPIC -shared -DKV_EMU -Wall -Wextra \
         -Werror -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -x c++"
         .split_whitespace()
@@ -55,7 +55,7 @@ pub(crate) fn library(name: &str, macros: &[String]) -> PathBuf {
         let checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
         options.extend(checks.map(str::to_owned));
     }
-    options.extend(macros.iter().map(|m| format!("-D{m}")));
+    options.extend(macros.iter().map(|(name, value)| format!("-D{name}={value}")));
     let mut hash = DefaultHasher::new();
     (compiler(), &options, std::fs::read(source(name)).unwrap()).hash(&mut hash);
     let mut headers: Vec<PathBuf> =
