@@ -57,6 +57,10 @@ impl Device {
         Ok(Device { context, info, driver: driver.version, compiler, modules })
     }
 
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
     /// What it is.
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {

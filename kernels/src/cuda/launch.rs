@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use cudarc::driver::sys::{CUresult, CUstream, CUstreamCaptureStatus};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 
 use super::Error;
@@ -23,6 +23,10 @@ pub struct Stream(Arc<CudaStream>);
 impl Stream {
     pub(super) fn new(stream: Arc<CudaStream>) -> Stream {
         Stream(stream)
+    }
+
+    pub(super) fn raw(&self) -> CUstream {
+        self.0.cu_stream()
     }
 
     /// Whether what is queued goes into a graph in place of being run.

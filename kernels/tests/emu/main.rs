@@ -8,6 +8,7 @@ mod attend;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
+mod device;
 mod machine;
 mod merge;
 mod score;
@@ -58,6 +59,9 @@ fn small() {
 }
 
 fn main() {
+    if let Some(folder) = std::env::var_os(device::CHILD) {
+        return device::child(folder.as_ref());
+    }
     let mut arguments = Arguments::from_args();
     // The emulator is one machine per compiled source, and processes share the CPU as it is.
     arguments.test_threads = arguments.test_threads.or(Some(1));
@@ -72,7 +76,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 18] = [
+    let plain: [(&str, fn()); 19] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -82,6 +86,7 @@ fn main() {
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
         ("merge: parts", merge::parts),
+        ("device: attention", device::attention),
         ("score: grid", score::grid),
         ("score: barriers left out", score::planted),
         ("select: grid", select::grid),
