@@ -1,6 +1,6 @@
 //! K1, K2 and the merge behind them, against the f64 oracle.
 
-use bytemuck::{Zeroable, cast_slice};
+use bytemuck::Zeroable;
 use half::{bf16, f16};
 use kvist_kernels::attend::{Listed, Out, Queries};
 use kvist_kernels::cuda::params::AttendParams;
@@ -60,7 +60,7 @@ impl Device {
             spec.wide |= self.spec.wide;
             assert_eq!(spec, self.spec);
             let work = Work::new(queries, &listed, params, spec.rows(), WORKERS).unwrap();
-            let arrays = Arrays { q: Memory::read(&q), built, case, work: &work };
+            let arrays = Arrays { queries, q: Memory::read(&q), built, case, work: &work };
             let report = self.launch(p, &arrays, (&mut o, &mut lse), (schedule, left_out));
             (o.iter().map(|x| x.to_f32()).collect(), lse, report)
         })
@@ -73,15 +73,27 @@ impl Device {
         (o, lse): (&mut [O], &mut [f32]),
         (schedule, left_out): (Schedule, u32),
     ) -> Report {
-        let Arrays { q, built, case, work } = *arrays;
+        let Arrays { queries, q, built, case, work } = *arrays;
         let rows = work.partials * self.spec.rows();
         let mut part_o = vec![f32::NAN; rows * self.spec.dim];
         let mut part_lse = vec![f32::NAN; rows];
+        let masked = case.causal || case.window > 0;
+        let at = |x: &[u32], wanted: bool| if wanted { x.as_ptr() as u64 } else { 0 };
         let p = AttendParams {
             lse2: lse.as_ptr() as u64,
             part_o: part_o.as_ptr() as u64,
             part_lse2: part_lse.as_ptr() as u64,
-            ..listed(p, case, built, work, &mut |bytes| bytes.as_ptr() as u64)
+            units: work.units.as_ptr() as u64,
+            segments: work.segments.as_ptr() as u64,
+            workers: work.workers.as_ptr() as u64,
+            indptr: at(&built.indptr, true),
+            items: at(&built.list, true),
+            lens: at(&built.lens, !case.slots),
+            first_pos: at(&built.first_pos, !case.slots && case.first_pos > 0),
+            slot_pos: at(&built.slot_positions, case.slots && masked),
+            q_pos: at(queries.positions.unwrap(), masked),
+            sinks: if case.sinks { built.sinks.as_ptr() as u64 } else { 0 },
+            ..p
         };
         let mut memory = vec![
             Memory::read(&built.k),
@@ -114,33 +126,9 @@ impl Device {
     }
 }
 
-/// What the kernel is told of lists and work; `place` says where it finds the bytes of each.
-pub(crate) fn listed<T>(
-    p: AttendParams,
-    case: &Case,
-    built: &Built<T>,
-    work: &Work,
-    place: &mut dyn FnMut(&[u8]) -> u64,
-) -> AttendParams {
-    let masked = case.causal || case.window > 0;
-    let mut at = |bytes: &[u8], wanted: bool| if wanted { place(bytes) } else { 0 };
-    AttendParams {
-        units: at(cast_slice(&work.units), true),
-        segments: at(cast_slice(&work.segments), true),
-        workers: at(cast_slice(&work.workers), true),
-        indptr: at(cast_slice(&built.indptr), true),
-        items: at(cast_slice(&built.list), true),
-        lens: at(cast_slice(&built.lens), !case.slots),
-        first_pos: at(cast_slice(&built.first_pos), !case.slots && case.first_pos > 0),
-        slot_pos: at(cast_slice(&built.slot_positions), case.slots && masked),
-        q_pos: at(cast_slice(&built.positions), masked),
-        sinks: at(cast_slice(&built.sinks), case.sinks),
-        ..p
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Arrays<'a, T> {
+    queries: &'a Queries<'a>,
     q: Memory,
     built: &'a Built<T>,
     case: &'a Case,
@@ -196,7 +184,7 @@ fn shape(spec: &AttendSpec, page: usize, group: usize) -> Case {
 
 /// The cases of a specialisation: awkward lengths, layouts, groups and masks, each with NaN in every
 /// token and frame that no list names.
-pub(crate) fn cases(spec: &AttendSpec) -> Vec<Case> {
+fn cases(spec: &AttendSpec) -> Vec<Case> {
     let page = |page, group| shape(spec, page, group);
     let few = |case: Case| Case { lens: vec![70, 0, 200], queries: vec![1; 3], ..case };
     let padding = 16 / spec.dtype.size();
