@@ -74,6 +74,9 @@ pub enum Error {
     /// A policy refused its input.
     #[error(transparent)]
     Policy(#[from] kvist::policies::Error),
+    /// A GPU cannot be used, or refused.
+    #[error(transparent)]
+    Gpu(#[from] kvist_kernels::cuda::TrialError),
     /// A kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] kvist_kernels::Error),

@@ -18,6 +18,7 @@ mod data;
 pub mod doctor;
 mod error;
 pub mod floor;
+mod gpu;
 mod hf;
 mod live;
 mod long;

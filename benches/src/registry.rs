@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
+use kvist_kernels::cuda::driver;
+
 use crate::error::nearest;
 use crate::{
-    Error, Machine, Options, Sink, attend, cluster, codec, hf, live, page_layout, prefill, quality,
-    score, select, sparse, store,
+    Error, Machine, Options, Sink, attend, cluster, codec, gpu, hf, live, page_layout, prefill,
+    quality, score, select, sparse, store,
 };
 
 /// A benchmark.
@@ -73,7 +75,20 @@ pub fn all() -> &'static [Bench] {
             about: "sequences that move while they go on decoding",
             run: live::migrate::run,
         },
+        Bench { name: "gpu-check", about: "kernels on a GPU against f64", run: gpu::check::run },
+        Bench {
+            name: "gpu-attend",
+            about: "decode attention on a GPU against its copies",
+            run: gpu::decode::run,
+        },
     ]
+}
+
+impl Bench {
+    /// Whether it runs on a GPU.
+    fn wants_gpu(&self) -> bool {
+        self.name.starts_with("gpu-")
+    }
 }
 
 /// One line per benchmark.
@@ -102,8 +117,14 @@ pub fn find(name: &str) -> Result<Bench, Error> {
 pub fn run(name: &str, options: &Options, sink: &mut Sink) -> Result<(), Error> {
     let chosen = if name == "all" { all().to_vec() } else { vec![find(name)?] };
     sink.machine(Machine::detect(options.date.as_deref()));
+    let no_gpu = driver().err();
     for bench in chosen {
-        (bench.run)(options, sink)?;
+        match &no_gpu {
+            Some(why) if name == "all" && bench.wants_gpu() => {
+                sink.note(&format!("{}: left out: {why}", bench.name));
+            }
+            _ => (bench.run)(options, sink)?,
+        }
     }
     sink.finish()
 }

@@ -16,7 +16,7 @@ use super::{Error, Version};
 const OLDEST: Version = Version { major: 12, minor: 0 };
 
 /// All functions of the driver that kvist calls, through cudarc or by itself.
-const FUNCTIONS: [&str; 25] = [
+const FUNCTIONS: [&str; 26] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuDeviceGet",
@@ -34,6 +34,7 @@ const FUNCTIONS: [&str; 25] = [
     "cuLaunchKernel",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuModuleGetFunction",

@@ -53,8 +53,10 @@ pub fn prebuilt_in(folders: Vec<PathBuf>) {
     *PREBUILT.lock() = folders;
 }
 
+/// `KVIST_PREBUILT`, then what was handed over.
 pub(super) fn prebuilt_folders() -> Vec<PathBuf> {
-    PREBUILT.lock().clone()
+    let named = std::env::var_os("KVIST_PREBUILT").filter(|v| !v.is_empty()).map(PathBuf::from);
+    named.into_iter().chain(PREBUILT.lock().iter().cloned()).collect()
 }
 
 /// A place to look at: a file, or a bare name for the loader.

@@ -76,6 +76,22 @@ impl Buffer {
         stream.synchronize()
     }
 
+    /// Queues a copy of another buffer of the same GPU and length, and does not wait.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] for another length, [`Error::DeviceLost`], [`Error::Driver`].
+    pub fn copy(&mut self, stream: &Stream, from: &Buffer) -> Result<(), Error> {
+        if from.bytes != self.bytes {
+            let (expected, found) = (format!("{} bytes", self.bytes), from.bytes.to_string());
+            return Err(Error::Launch { what: "buffer to copy", expected, found });
+        }
+        let what = "copying inside a GPU";
+        self.context.bind_to_thread().map_err(told(what))?;
+        // SAFETY: both are as long; whoever drops one waits before.
+        unsafe { result::memcpy_dtod_async(self.address, from.address, self.bytes, stream.raw()) }
+            .map_err(told(what))
+    }
+
     /// Copies from byte `at` on, behind what is queued on the stream, and waits.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ mod nvrtc;
 pub mod params;
 mod probe;
 mod table;
+mod trial;
 mod usage;
 pub mod work;
 
@@ -47,4 +48,5 @@ pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use table::{ATTEND_PAGES, MERGE, SCORE, SELECT, SHIPPED, TRANSFER, WRITE};
+pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

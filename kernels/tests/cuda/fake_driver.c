@@ -196,6 +196,14 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stre
     return 0;
 }
 
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+    (void)stream;
+    CHECK;
+    if (!inside(to, bytes) || !inside(from, bytes)) return 1;
+    memcpy((void*)to, (const void*)from, bytes);
+    return 0;
+}
+
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     (void)stream;
     CHECK;

@@ -184,7 +184,7 @@ fn shape(spec: &AttendSpec, page: usize, group: usize) -> Case {
 
 /// The cases of a specialisation: awkward lengths, layouts, groups and masks, each with NaN in every
 /// token and frame that no list names.
-fn cases(spec: &AttendSpec) -> Vec<Case> {
+pub(crate) fn cases(spec: &AttendSpec) -> Vec<Case> {
     let page = |page, group| shape(spec, page, group);
     let few = |case: Case| Case { lens: vec![70, 0, 200], queries: vec![1; 3], ..case };
     let padding = 16 / spec.dtype.size();

@@ -7,22 +7,24 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kvist_kernels::attend::{Listed, Out};
-use kvist_kernels::cuda::params::{AttendParams, MergeUnitsParams};
-use kvist_kernels::cuda::work::{self, AttendSpec, Work};
+use kvist_kernels::attend::Listed;
+use kvist_kernels::cuda::params::MergeUnitsParams;
+use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
-    ATTEND_PAGES, Arch, Buffer, Cache, Compiler, Device, Grid, Image, MERGE, Macros,
-    Specialisation, Stream, Target, Version,
+    ATTEND_PAGES, Arch, Cache, Compiler, Device, Grid, Image, MERGE, Macros, Memory,
+    Specialisation, Stream, Target, Trial, Version,
 };
-use kvist_kernels::{DType, Element, Tensor3Mut};
+use kvist_kernels::{DType, Element};
 use tempfile::TempDir;
 
-use crate::attend::{cases, compare, listed};
+use crate::attend::{cases, compare};
 use crate::common::{Built, Case, build, oracle, run_with};
 use crate::toolchain;
 
 /// Names the folder of images in the process that has the driver.
 pub(crate) const CHILD: &str = "KVIST_EMU_DEVICE";
+/// Names a folder that is to be filled with a GPU for all of the kernels over pages.
+pub(crate) const FOLDER: &str = "KVIST_EMU_GPU";
 /// The GPU that the driver plays.
 const TARGET: Target = Target::Cubin(Arch { number: 90, accelerated: false });
 const SPECS: [AttendSpec; 3] = [
@@ -31,24 +33,32 @@ const SPECS: [AttendSpec; 3] = [
     AttendSpec { dim: 64, dtype: DType::F32, slots: false, wide: true },
 ];
 
-fn kernels() -> Vec<Specialisation> {
-    let attend = SPECS.iter().map(|spec| ATTEND_PAGES.with(spec.macros()));
-    attend.chain([MERGE.with(Macros::new())]).collect()
+/// Source, macros, and what the table makes of them.
+fn kernels(specs: &[AttendSpec]) -> Vec<(&'static str, Macros, Specialisation)> {
+    let attend =
+        |spec: &AttendSpec| ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()));
+    let merge = ("merge.cu", Macros::new(), MERGE.with(Macros::new()));
+    specs.iter().map(attend).chain([merge]).collect()
+}
+
+/// Fills a folder with the driver, and with images of these kernels and the merge: a process with
+/// `LD_LIBRARY_PATH` and `KVIST_PREBUILT` of that folder, and `FAKE_EMULATE`, has a GPU.
+pub(crate) fn gpu(folder: &Path, specs: &[AttendSpec]) {
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        driver(&folder.join(name));
+    }
+    for (source, macros, of) in kernels(specs) {
+        let code = std::fs::read(toolchain::library(source, &macros)).unwrap();
+        let image = Image { ptx: false, compiler: Version { major: 13, minor: 0 }, code };
+        let key = of.key(TARGET);
+        std::fs::write(folder.join(key.file_name()), image.encode(&key)).unwrap();
+    }
 }
 
 /// Runs [`child`] where the only driver is the one that is played.
 pub(crate) fn attention() {
     let folder = TempDir::new().unwrap();
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        driver(&folder.path().join(name));
-    }
-    let all = SPECS.iter().map(|spec| ("attend_pages.cu", spec.macros()));
-    for (of, (source, macros)) in kernels().iter().zip(all.chain([("merge.cu", Macros::new())])) {
-        let code = std::fs::read(toolchain::library(source, &macros)).unwrap();
-        let image = Image { ptx: false, compiler: Version { major: 13, minor: 0 }, code };
-        let key = of.key(TARGET);
-        std::fs::write(folder.path().join(key.file_name()), image.encode(&key)).unwrap();
-    }
+    gpu(folder.path(), &SPECS);
     let output = Command::new(std::env::current_exe().unwrap())
         .env("LD_LIBRARY_PATH", folder.path())
         .env("FAKE_EMULATE", "1")
@@ -76,7 +86,8 @@ pub(crate) fn child(folder: &Path) {
     let device = Device::open(0, Arc::new(compiler)).unwrap();
     // SAFETY: the default stream is always there.
     let stream = unsafe { device.stream(null_mut()) };
-    assert_eq!(device.warm_up(&kernels()).unwrap().loaded, SPECS.len() + 1);
+    let all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
+    assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 1);
     let gpu = Gpu { device, stream };
     let mut calls = 0;
     for spec in &SPECS {
@@ -107,64 +118,18 @@ impl Gpu {
 
     fn run<T: Element>(&self, case: &Case, built: &Built<T>) -> (Vec<f32>, Vec<f32>) {
         run_with(case, built, |queries, pool, pages, slots, params| {
-            let lists = match slots {
+            let listed = match slots {
                 Some(slots) => Listed::Slots(pool, slots),
                 None => Listed::Pages(pool, pages),
             };
-            let shape = queries.q.shape();
-            let (rows, outputs) = (shape[0] * shape[1], shape.iter().product());
-            let (mut o, mut lse) = (vec![f32::NAN; outputs], vec![f32::NAN; rows]);
-            let view = Tensor3Mut::contiguous(&mut o, shape).unwrap();
-            let out = Out { o: view, lse2: None };
-            let (spec, p) = work::describe(queries, &lists, params, &out).unwrap();
-            // The kernel of the specialisation that was compiled: wide ones do few rows, too.
-            let spec = AttendSpec { wide: spec.wide || spec.dtype == DType::F32, ..spec };
-            let kernel = ATTEND_PAGES.with(spec.macros());
-            let attend = self.device.function(&kernel, "attend_pages", &self.stream).unwrap();
-            let shared_bytes = spec.shared_bytes() as u32;
-            let on_one = attend.occupancy(128, shared_bytes).unwrap();
-            let workers = (on_one * self.device.info().multiprocessors) as usize;
-            let work = Work::new(queries, &lists, params, spec.rows(), workers).unwrap();
-
-            let mut kept: Vec<Buffer> = Vec::new();
-            let mut put = |bytes: &[u8]| {
-                kept.push(self.device.buffer_of(&self.stream, bytes).unwrap());
-                kept[kept.len() - 1].address()
-            };
-            let (k, v): (&[u8], &[u8]) =
-                (bytemuck::cast_slice(&built.k), bytemuck::cast_slice(&built.v));
-            let p = AttendParams {
-                q: put(bytemuck::cast_slice(&built.q)),
-                k: put(k) + (p.k - k.as_ptr() as u64),
-                v: put(v) + (p.v - v.as_ptr() as u64),
-                ..listed(p, case, built, &work, &mut put)
-            };
-            let partial = work.partials * spec.rows();
-            let room = |floats: usize| self.device.buffer(floats * 4).unwrap();
-            let (to, to_lse) = (room(outputs), room(rows));
-            let (part_o, part_lse) = (room(partial * spec.dim), room(partial));
-            let p = AttendParams {
-                o: to.address(),
-                lse2: to_lse.address(),
-                part_o: part_o.address(),
-                part_lse2: part_lse.address(),
-                ..p
-            };
-            let blocks = work.workers.len() as u32 - 1;
-            let grid = Grid { blocks: [blocks, 1, 1], threads: 128, shared_bytes };
-            let merged = work::merge_of(&spec, &p, &work);
-            let of = MERGE.with(Macros::new());
-            let merge = self.device.function(&of, "merge_units", &self.stream).unwrap();
-            let blocks = (work.units.len() * spec.rows()).div_ceil(4) as u32;
-            let merging = Grid { blocks: [blocks, 1, 1], threads: 128, shared_bytes: 0 };
-            // SAFETY: the structs are those of the sources; all addresses are of buffers that live on.
-            unsafe {
-                attend.launch(&self.stream, grid, &p).unwrap();
-                merge.launch(&self.stream, merging, &merged).unwrap();
-            }
-            to.read(&self.stream, 0, &mut o).unwrap();
-            to_lse.read(&self.stream, 0, &mut lse).unwrap();
-            (o, lse)
+            let memory = Memory { q: &built.q, k: &built.k, v: &built.v };
+            // Only the wide kernel of f32 was compiled, and it does few rows, too.
+            let wide = T::DTYPE == DType::F32;
+            let call = (queries, &listed, params);
+            let mut trial = Trial::new(&self.device, &self.stream, call, memory, wide).unwrap();
+            trial.poison().unwrap();
+            trial.launch().unwrap();
+            trial.read().unwrap()
         })
     }
 
@@ -180,6 +145,13 @@ impl Gpu {
         buffer.read(&self.stream, 8, &mut back).unwrap();
         assert_eq!(back, [7, 0]);
         assert!(self.device.buffer(0).unwrap().is_empty());
+        let mut other = self.device.buffer(16).unwrap();
+        other.copy(&self.stream, &buffer).unwrap();
+        other.read(&self.stream, 8, &mut back).unwrap();
+        assert_eq!(back, [7, 0]);
+        let short = self.device.buffer(8).unwrap();
+        let text = other.copy(&self.stream, &short).unwrap_err().to_string();
+        assert_eq!(text, "buffer to copy: expected 16 bytes, found 8");
         // A kernel that is told of memory that nobody has.
         let merge = self.device.function(&MERGE.with(Macros::new()), "merge_units", &self.stream);
         let lost: MergeUnitsParams = bytemuck::Zeroable::zeroed();

@@ -18,6 +18,7 @@ mod toolchain;
 mod transfer;
 mod write;
 
+use kvist_kernels::cuda::work::AttendSpec;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// The test that also runs under the sanitizers, in a process of its own.
@@ -61,6 +62,10 @@ fn small() {
 fn main() {
     if let Some(folder) = std::env::var_os(device::CHILD) {
         return device::child(folder.as_ref());
+    }
+    if let Some(folder) = std::env::var_os(device::FOLDER) {
+        let specs: Vec<AttendSpec> = AttendSpec::all().filter(|s| !s.slots && !s.wide).collect();
+        return device::gpu(folder.as_ref(), &specs);
     }
     let mut arguments = Arguments::from_args();
     // The emulator is one machine per compiled source, and processes share the CPU as it is.
