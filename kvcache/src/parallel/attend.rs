@@ -29,7 +29,8 @@ impl ParallelSequence {
     ///
     /// # Errors
     /// As [`Sequence::attend`], and [`Error::Setting`] for scores of an indexer and for sparse prefill, which
-    /// are of one cache. If a page cannot be read, rows of `out` may have been written.
+    /// are of one cache. Several queries need room to copy the pages in which their pieces end. If that fails,
+    /// or a page cannot be read, rows of `out` may have been written.
     pub fn attend(
         &self,
         layer: usize,
@@ -48,7 +49,7 @@ impl ParallelSequence {
         for piece in pieces {
             let rows = piece.start + queries - len..piece.end + queries - len;
             let q = q.rows(rows.start, rows.end);
-            let parts = self.partials(layer, &q, &piece, options)?;
+            let parts = self.partials(layer, &q, &piece, options, queries == 1)?;
             let mut lse2 = vec![0f32; rows.len() * heads];
             let shape = [rows.len(), heads, out.shape()[2]];
             let views =
@@ -88,13 +89,15 @@ impl ParallelSequence {
         Ok(())
     }
 
-    /// What each part that has something to see makes of queries at neighbouring positions of one stripe.
+    /// What each part that has something to see makes of queries at neighbouring positions of one stripe, which
+    /// are all of the call if they are `alone`.
     fn partials(
         &self,
         layer: usize,
         q: &Tensor3,
         positions: &Range<usize>,
         options: &AttendOptions,
+        alone: bool,
     ) -> Result<Vec<Partial>, Error> {
         let owner = self.stripes.part_of(positions.start);
         let [queries, heads, _] = q.shape();
@@ -119,8 +122,10 @@ impl ParallelSequence {
             let sequence = cut.as_ref().unwrap_or(sequence);
             let mut o = vec![0f32; shape.iter().product()];
             let mut to = Tensor3Mut::contiguous(&mut o, shape)?;
-            // A single query stands at the part's last token, and sees all up to there.
-            let info = match part == owner || queries == 1 {
+            // A query that is alone, or has a window, stands at the part's last token. Of several, those of
+            // the owner stand at their own; elsewhere, and if a piece has but one, they see all there is, densely.
+            let at_the_end = alone || options.window > 0 || (part == owner && queries > 1);
+            let info = match at_the_end {
                 true => sequence.attend(layer, q, &own, &mut to)?,
                 false => sequence.attend_all(layer, q, &own, &mut to)?,
             };

@@ -141,6 +141,24 @@ proptest! {
 }
 
 #[test]
+fn several_queries_are_dense_whatever_the_selector() {
+    let select = Select::Boxed(Boxed { sinks: 2, recent: 63, ..Boxed::with_budget(96) });
+    let (one, many) = (cache(Select::Full, 8 << 20), caches(2, &select));
+    let (mut twin, mut all) = (one.sequence(), parallel(&many, PAGE));
+    append(&mut twin, &mut all, 0, 7, 50 * PAGE + 1);
+    let options = AttendOptions::default();
+    // The last piece is one query, and so is the first.
+    for n in [2, PAGE + 2] {
+        let (want, _) = look(n, 8, |q, out| twin.attend(0, q, &options, out));
+        let (got, info) = look(n, 8, |q, out| all.attend(0, q, &options, out));
+        assert!(close(&got, &want), "{n} queries");
+        assert_eq!(info.tokens_read, [twin.layer_len(0).unwrap() as u32; HEADS]);
+    }
+    let (_, info) = look(1, 8, |q, out| all.attend(0, q, &options, out));
+    assert!(info.tokens_read.iter().all(|&n| n <= 2 * 96));
+}
+
+#[test]
 fn forks_go_their_own_ways() {
     let (one, many) = (cache(Select::Full, 8 << 20), caches(3, &Select::Full));
     let (mut twin, mut all) = (one.sequence(), parallel(&many, PAGE));
