@@ -1,4 +1,4 @@
-// What the host tells a kernel: plain structs, mirrored field by field in kernels/src/cuda/params.rs.
+// What the host tells a kernel: plain structs, mirrored field by field in kernels/src/cuda/params/.
 // Addresses are u64; 0 is "absent". Strides count elements. No padding.
 #pragma once
 
