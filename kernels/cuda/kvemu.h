@@ -21,9 +21,10 @@
 #endif
 
 #define KV_FN static inline
-/// Exports `kv_run_<name>(&params, &launch, &report)`.
+/// Exports `kv_run_<name>(&params, &launch, &report)`, and the size of its parameters.
 #define KV_KERNEL(name, Params, threads, blocks_per_sm)                                               \
     static void name(const Params& p);                                                                \
+    extern "C" const u32 kv_size_##name = sizeof(Params);                                             \
     extern "C" void kv_run_##name(const void* p, const kv::Launch* launch, kv::Report* report) {      \
         auto body = [](const void* p) { name(*static_cast<const Params*>(p)); };                      \
         kv::run(body, p, *launch, threads, *report);                                                  \

@@ -9,6 +9,7 @@ mod attend;
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
+mod gpu;
 mod machine;
 mod merge;
 mod score;
@@ -18,7 +19,6 @@ mod toolchain;
 mod transfer;
 mod write;
 
-use kvist_kernels::cuda::work::AttendSpec;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// The test that also runs under the sanitizers, in a process of its own.
@@ -64,8 +64,7 @@ fn main() {
         return device::child(folder.as_ref());
     }
     if let Some(folder) = std::env::var_os(device::FOLDER) {
-        let specs: Vec<AttendSpec> = AttendSpec::all().filter(|s| !s.slots && !s.wide).collect();
-        return device::gpu(folder.as_ref(), &specs);
+        return device::folder(folder.as_ref());
     }
     let mut arguments = Arguments::from_args();
     // The emulator is one machine per compiled source, and processes share the CPU as it is.
