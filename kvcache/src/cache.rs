@@ -39,6 +39,9 @@ pub(crate) struct Shared {
     pub(crate) exec: Executor,
     pub(crate) counters: Counters,
     pub(crate) tier: Option<Tier>,
+    /// A GPU that keeps copies of pages.
+    #[cfg(feature = "cuda")]
+    pub(crate) device: Option<crate::device::DeviceTier>,
     /// Who keeps pages of sequences that are gone.
     pub(crate) lenders: Lenders,
     /// The tier's directory, where sessions are saved.
@@ -111,6 +114,13 @@ impl Cache {
     #[must_use]
     pub fn disk(&self) -> Option<DiskUse> {
         self.shared.shelf.as_ref().map(|shelf| shelf.disk().usage())
+    }
+
+    /// What its GPU holds and has done; `None` without a device tier.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn device(&self) -> Option<crate::DeviceUse> {
+        self.shared.device.as_ref().map(crate::device::DeviceTier::usage)
     }
 
     /// A selector for sequences of this cache.

@@ -41,6 +41,8 @@ mod budget;
 mod cache;
 mod coarse;
 mod codec;
+#[cfg(feature = "cuda")]
+mod device;
 mod disk;
 mod error;
 pub mod format;
@@ -76,6 +78,8 @@ mod view;
 pub use attend::{AttendInfo, AttendOptions, BytesRead, Drafts, Scores};
 pub use cache::{Builder, Cache};
 pub use codec::Codec;
+#[cfg(feature = "cuda")]
+pub use device::{DeviceDegraded, DeviceOptions, DeviceUse};
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};
 pub use error::Error;
 pub use geometry::{Geometry, parse_bytes};

@@ -43,10 +43,6 @@ impl Device {
 }
 
 impl Buffer {
-    pub(super) fn context(&self) -> &Arc<CudaContext> {
-        &self.context
-    }
-
     /// Where it is, for the parameters of kernels.
     #[must_use]
     pub fn address(&self) -> u64 {

@@ -11,7 +11,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, result};
 
 use super::driver::told;
-use super::{Buffer, Device, Error, Stream};
+use super::{Device, Error, Stream};
 
 /// Pinned host memory, given back when it is dropped: whoever queued work that uses it waits before.
 #[derive(Debug)]
@@ -130,32 +130,35 @@ impl Pinned {
     }
 }
 
-impl Buffer {
-    /// Queues a copy of the first bytes of pinned memory to the start of the buffer, and does not wait.
+impl Stream {
+    /// Queues a copy to memory of the GPU, and does not wait.
     ///
     /// # Errors
-    /// [`Error::Launch`] for more than either has, [`Error::DeviceLost`], [`Error::Driver`].
+    /// [`Error::DeviceLost`], [`Error::Driver`].
     ///
     /// # Safety
-    /// The memory is not written before the copy is done.
-    pub unsafe fn send(
-        &mut self,
-        stream: &Stream,
-        from: &Pinned,
-        bytes: usize,
-    ) -> Result<(), Error> {
-        let Some(data) = from.bytes().get(..bytes).filter(|_| bytes <= self.len()) else {
-            let expected = format!("at most {} bytes", from.bytes.min(self.len()));
-            return Err(Error::Launch {
-                what: "bytes to send",
-                expected,
-                found: bytes.to_string(),
-            });
-        };
+    /// From `to` on there is as much memory of the GPU; it stays there, and the bytes stay as they are,
+    /// until the copy is done.
+    pub unsafe fn send(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
         let what = "copying to a GPU";
         self.context().bind_to_thread().map_err(told(what))?;
-        // SAFETY: inside both; the rest is promised by the caller.
-        unsafe { result::memcpy_htod_async(self.address(), data, stream.raw()) }.map_err(told(what))
+        // SAFETY: promised by the caller.
+        unsafe { result::memcpy_htod_async(to, bytes, self.raw()) }.map_err(told(what))
+    }
+
+    /// Queues a copy from memory of the GPU, and does not wait.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::Driver`].
+    ///
+    /// # Safety
+    /// From `from` on there is as much memory of the GPU; both stay until the copy is done, and nobody reads
+    /// `to` before.
+    pub unsafe fn fetch(&self, to: &mut [u8], from: u64) -> Result<(), Error> {
+        let what = "copying from a GPU";
+        self.context().bind_to_thread().map_err(told(what))?;
+        // SAFETY: promised by the caller.
+        unsafe { result::memcpy_dtoh_async(to, from, self.raw()) }.map_err(told(what))
     }
 }
 

@@ -8,7 +8,8 @@
 //
 // With FAKE_DEFER, work on streams is done when somebody waits for it and not before: whoever forgets to wait
 // finds old data. The work of a stream that nobody waits for is never done. A fault then loses the GPU: all later
-// calls fail. FAKE_FAIL_AT="5=719" makes the fifth call from now on fail, and 719 loses the GPU, too.
+// calls fail. FAKE_FAIL_AT="5=719" makes the fifth call from now on fail, and 719 loses the GPU, too; another text
+// gives a GPU that was lost back.
 #include <dlfcn.h>
 #include <elf.h>
 #include <stdint.h>
@@ -58,7 +59,7 @@ static int due(void) {
     if (!text) text = "";
     if (strcmp(text, now)) {
         snprintf(now, sizeof now, "%s", text);
-        calls = 0;
+        calls = lost = 0;
     }
     const char* code = strchr(now, '=');
     if (!code || ++calls != atoi(now)) return 0;
@@ -68,8 +69,8 @@ static int due(void) {
 
 #define CHECK                                      \
     do {                                           \
-        if (lost) return lost;                     \
         int failed = due();                        \
+        if (lost) return lost;                     \
         if (!failed) failed = fails(__func__);     \
         if (failed) return failed;                 \
     } while (0)

@@ -194,8 +194,9 @@ impl<'a> Stream<'a> {
         let (indptr, slots) = (&indptr[..], &slots[..]);
         let lists = SlotLists { indptr, slots, positions: None, per_head: true };
         let pool = clustered.pool()?;
-        let part = self.kernel(self.call.params, |queries, _, params, exec, out| {
-            attend::slots(queries, &pool, &lists, params, exec, out)
+        let exec = &self.call.cache.shared.exec;
+        let part = self.kernel(self.call.params, |queries, params, out| {
+            Ok(attend::slots(queries, &pool, &lists, params, exec, out)?)
         })?;
         self.add(part)
     }

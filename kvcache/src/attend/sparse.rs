@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use kvist_kernels::attend::{self, Out, Queries};
+use kvist_kernels::attend::{self, Listed, Out, Queries};
 use kvist_kernels::{SlotLists, Tensor3, Tensor3Mut};
 use kvist_policies::{Method, Scope};
 
@@ -45,8 +45,9 @@ pub(super) fn attend(
     let queries = Queries { q: *q, indptr: &row_ptr, positions: None };
     let lists = SlotLists { indptr: &indptr, slots: &slots, positions: None, per_head: true };
     let mut lse = vec![0f32; rows * g.q_heads];
-    let (exec, pool) = (&call.cache.shared.exec, call.cache.pool()?);
-    let read = |to: &mut Out| attend::slots(&queries, &pool, &lists, &call.params, exec, to);
+    let pool = call.cache.pool()?;
+    let listed = Listed::Slots(&pool, &lists);
+    let read = |to: &mut Out| call.kernel(&queries, listed, &call.params, to);
     if choices.iter().any(|choice| choice.estimate.is_some()) {
         let mut o = vec![0f32; rows * g.q_heads * g.dim_v];
         let shape = [rows, g.q_heads, g.dim_v];

@@ -10,6 +10,8 @@ use super::{Cache, Shared};
 use crate::arena::{Arena, CELL_OVERHEAD, Care};
 use crate::budget::Budget;
 use crate::codec::Codec;
+#[cfg(feature = "cuda")]
+use crate::device::DeviceTier;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
@@ -40,6 +42,8 @@ pub struct Builder {
     disk_codec: Codec,
     vfs: Option<Arc<dyn Vfs>>,
     model: Vec<u8>,
+    #[cfg(feature = "cuda")]
+    device: Option<crate::DeviceOptions>,
 }
 
 impl Builder {
@@ -59,6 +63,8 @@ impl Builder {
             vfs: None,
             model: Vec::new(),
             live: live::Options::default(),
+            #[cfg(feature = "cuda")]
+            device: None,
         }
     }
 
@@ -177,6 +183,14 @@ impl Builder {
     }
 
     /// Keeps what the host budget does not hold in this tier.
+    /// A GPU that keeps copies of pages and attends to them. Default none.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn device(mut self, options: crate::DeviceOptions) -> Builder {
+        self.device = Some(options);
+        self
+    }
+
     #[cfg(test)]
     #[must_use]
     pub(crate) fn below(mut self, below: Arc<dyn Below>) -> Builder {
@@ -227,9 +241,19 @@ impl Builder {
         let most = u32::MAX as usize / self.geometry.page_tokens;
         let care = Care { stays: self.prefault, ..Care::default() };
         let pages = Arena::new(page, most, budget.clone(), care)?;
-        if self.prefault {
-            touch(&pages, selector.store.as_ref(), &self.geometry, budget.limit())?;
-        }
+        let touched = match self.prefault {
+            true => touch(&pages, selector.store.as_ref(), &self.geometry, budget.limit())?,
+            false => 0,
+        };
+        #[cfg(feature = "cuda")]
+        let device = {
+            let open = |options: &crate::DeviceOptions| {
+                DeviceTier::open(options, &self.geometry, &pages, &budget, touched)
+            };
+            self.device.as_ref().map(open).transpose()?
+        };
+        #[cfg(not(feature = "cuda"))]
+        let _ = touched;
         let tier =
             |below| Tier::new(below, self.live, &self.geometry, pages.clone(), budget.clone());
         let open =
@@ -253,6 +277,8 @@ impl Builder {
         let shared = Shared {
             pages,
             tier,
+            #[cfg(feature = "cuda")]
+            device,
             lenders: Lenders::default(),
             shelf,
             model: self.model,
@@ -269,19 +295,21 @@ impl Builder {
 }
 
 /// Touches the memory of a budget: for pages and their summaries in the proportion in which tokens
-/// need them.
+/// need them. Returns the bytes of pages.
 fn touch(
     pages: &Arena,
     store: Option<&Store>,
     geometry: &Geometry,
     budget: u64,
-) -> Result<(), Error> {
-    let Some(store) = store else { return pages.touch(budget) };
+) -> Result<u64, Error> {
+    let all = (pages.cells() * pages.cell_bytes()) as u64;
+    let Some(store) = store else { return pages.touch(budget).map(|()| all.min(budget)) };
     let page = pages.cell_bytes() as f64 / geometry.page_tokens as f64;
     let summary = store.arena.cell_bytes() as f64 / TILE as f64;
     let of_pages = (budget as f64 * page / (page + summary)) as u64;
     pages.touch(of_pages)?;
-    store.arena.touch(budget - of_pages)
+    store.arena.touch(budget - of_pages)?;
+    Ok(all.min(of_pages))
 }
 
 /// The disk tier for the pages of sequences.

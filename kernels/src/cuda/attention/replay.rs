@@ -58,7 +58,7 @@ impl Attention {
         }
         // A plan cuts no more lists than it has blocks, each into two pieces or more.
         let partials = 2 * workers;
-        let mut room = Room::new(&self.device, layout.bytes(), spec.part_bytes(partials))?;
+        let room = Room::new(&self.device, layout.bytes(), spec.part_bytes(partials))?;
         let told = room.parts_of(&spec, partials, AttendParams { lse2, ..p });
         let told = layout.address(room.device.address(), told);
         let merge = work::merge_of(&spec, &told, &work);

@@ -43,9 +43,9 @@ impl Room {
     ///
     /// # Safety
     /// They are not written before `done`.
-    pub(super) unsafe fn send(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
+    pub(super) unsafe fn send(&self, stream: &Stream, bytes: usize) -> Result<(), Error> {
         // SAFETY: promised by the caller.
-        unsafe { self.device.send(stream, &self.host, bytes) }
+        unsafe { stream.send(self.device.address(), &self.host.bytes()[..bytes]) }
     }
 
     /// Where so many partial results go.

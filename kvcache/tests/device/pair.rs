@@ -1,0 +1,162 @@
+//! Two caches that are told the same: one with a GPU, one without.
+
+use half::bf16;
+use kvist::{
+    AttendInfo, AttendOptions, Builder, Cache, DType, Geometry, Sequence, Tensor3, Tensor3Mut,
+};
+
+pub(crate) const DIM: usize = 64;
+const LAYERS: usize = 2;
+const KV_HEADS: usize = 2;
+const Q_HEADS: usize = 4;
+/// Both round queries or weights to bf16, each in its own way.
+const TOLERANCE: f64 = 1e-2;
+
+/// Deterministic numbers.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Roughly normal.
+    fn rows(&mut self, n: usize) -> Vec<bf16> {
+        let mut one = || {
+            let sum: f32 = (0..4).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32).sum();
+            bf16::from_f32((sum - 2.0) * 1.7)
+        };
+        (0..n).map(|_| one()).collect()
+    }
+}
+
+pub(crate) fn geometry() -> Geometry {
+    let geometry = Geometry::new(LAYERS, Q_HEADS, KV_HEADS, DIM, DType::Bf16);
+    Geometry { page_tokens: 16, ..geometry }
+}
+
+/// Sequences of both.
+pub(crate) struct Pair {
+    pub(crate) gpu: Cache,
+    cpu: Cache,
+    pub(crate) sequences: Vec<(Sequence, Sequence)>,
+    pub(crate) random: Random,
+    pub(crate) attended: usize,
+}
+
+impl Pair {
+    /// `gpu` and `cpu` are the same but for the device.
+    pub(crate) fn new(gpu: Builder, cpu: Builder, seed: u64) -> Pair {
+        let (gpu, cpu) = (gpu.build().unwrap(), cpu.build().unwrap());
+        let sequences = vec![(gpu.sequence(), cpu.sequence())];
+        Pair { gpu, cpu, sequences, random: Random(seed), attended: 0 }
+    }
+
+    /// One more, empty.
+    pub(crate) fn add(&mut self) {
+        let fresh = (self.gpu.sequence(), self.cpu.sequence());
+        self.sequences.push(fresh);
+    }
+
+    /// Appends the same tokens to both and to all layers.
+    pub(crate) fn append(&mut self, sequence: usize, tokens: usize) {
+        let shape = [tokens, KV_HEADS, DIM];
+        for layer in 0..LAYERS {
+            let [k, v] = [(); 2].map(|()| self.random.rows(tokens * KV_HEADS * DIM));
+            let k = Tensor3::contiguous(&k, shape).unwrap();
+            let v = Tensor3::contiguous(&v, shape).unwrap();
+            let (a, b) = &mut self.sequences[sequence];
+            a.append(layer, &k, &v).unwrap();
+            b.append(layer, &k, &v).unwrap();
+        }
+    }
+
+    /// Attends with the same queries, and compares.
+    pub(crate) fn attend(&mut self, sequence: usize, queries: usize, options: &AttendOptions) {
+        for layer in 0..LAYERS {
+            let q = self.random.rows(queries * Q_HEADS * DIM);
+            let q = Tensor3::contiguous(&q, [queries, Q_HEADS, DIM]).unwrap();
+            let (a, b) = &self.sequences[sequence];
+            let (got, info) = one(a, layer, &q, options);
+            let (want, expected) = one(b, layer, &q, options);
+            for (got, want) in got.chunks(DIM).zip(want.chunks(DIM)) {
+                let norm = want.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let pairs = got.iter().zip(want);
+                let off = pairs.map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+                assert!(off <= TOLERANCE * norm.max(1e-3), "layer {layer}: {off} of {norm}");
+            }
+            for (got, want) in info.lse2.iter().zip(&expected.lse2) {
+                assert!((got - want).abs() < 1e-2, "log-sum-exp {got}, {want}");
+            }
+            assert_eq!(info.tokens_read, expected.tokens_read);
+            self.attended += 1;
+        }
+    }
+
+    /// Things that sequences do, at random.
+    pub(crate) fn wander(&mut self, steps: usize) {
+        self.append(0, 110);
+        for _ in 0..steps {
+            let n = self.sequences.len();
+            let of = self.random.below(n);
+            let len = self.sequences[of].0.len();
+            match self.random.below(12) {
+                0 if n < 4 => {
+                    let (a, b) = &self.sequences[of];
+                    let fork = (a.fork(), b.fork());
+                    self.sequences.push(fork);
+                }
+                1 if n > 1 => drop(self.sequences.swap_remove(of)),
+                2 if len > 2 => {
+                    let to = len - 1 - self.random.below(len.min(30) - 1);
+                    let (a, b) = &mut self.sequences[of];
+                    a.truncate(to).unwrap();
+                    b.truncate(to).unwrap();
+                }
+                3 if n < 4 => {
+                    self.add();
+                    let tokens = 1 + self.random.below(50);
+                    self.append(self.sequences.len() - 1, tokens);
+                }
+                4 => {
+                    let tokens = 2 + self.random.below(20);
+                    self.append(of, tokens);
+                    self.attend(of, tokens, &AttendOptions::default());
+                }
+                5 => {
+                    let options = AttendOptions { window: 20, ..AttendOptions::default() };
+                    self.attend(of, 1, &options);
+                }
+                6 => {
+                    let sinks = [0.5, -1.0, f32::NEG_INFINITY, 2.0];
+                    let options = AttendOptions { sinks: Some(&sinks), ..AttendOptions::default() };
+                    self.attend(of, 1, &options);
+                }
+                _ => {
+                    self.append(of, 1);
+                    self.attend(of, 1, &AttendOptions::default());
+                }
+            }
+        }
+    }
+}
+
+fn one(
+    sequence: &Sequence,
+    layer: usize,
+    q: &Tensor3,
+    options: &AttendOptions,
+) -> (Vec<f32>, AttendInfo) {
+    let mut out = vec![f32::NAN; q.shape().iter().product()];
+    let mut view = Tensor3Mut::contiguous(&mut out, q.shape()).unwrap();
+    let info = sequence.attend(layer, q, options, &mut view).unwrap();
+    (out, info)
+}
