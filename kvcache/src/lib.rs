@@ -106,3 +106,8 @@ pub use view::{HeadView, View};
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/serving.md")]
 mod serving {}
+
+/// The code in the guide to the device tier compiles.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../../docs/device.md")]
+mod device_guide {}

@@ -1,8 +1,11 @@
-//! Kernels on a GPU: right against f64 (`gpu-check`), and as fast as its memory (`gpu-attend`).
+//! Kernels on a GPU: right against f64 (`gpu-check`), as fast as its memory (`gpu-attend`) and its link
+//! (`gpu-copy`), and a cache that uses them (`gpu-step`).
 
 mod batch;
 pub(crate) mod check;
 pub(crate) mod decode;
+pub(crate) mod link;
+pub(crate) mod tier;
 
 use std::ptr::null_mut;
 use std::sync::Arc;

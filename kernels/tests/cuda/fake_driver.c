@@ -164,7 +164,6 @@ int cuDriverGetVersion(int* v) { CHECK; *v = number("FAKE_VERSION", 13000); retu
 int cuDeviceGetCount(int* n) { CHECK; *n = number("FAKE_DEVICES", 2); return 0; }
 int cuDeviceGet(int* d, int n) { CHECK; *d = n; return 0; }
 int cuDeviceGetName(char* name, int len, int d) { CHECK; snprintf(name, len, "Fake %d", d); return 0; }
-int cuDeviceTotalMem_v2(size_t* n, int d) { CHECK; *n = ((size_t)80 + d) << 30; return 0; }
 int cuDevicePrimaryCtxRetain(void** c, int d) { (void)d; CHECK; *c = &context; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; CHECK; return 0; }
 int cuCtxGetCurrent(void** c) { CHECK; *c = current; return 0; }
@@ -406,6 +405,12 @@ static void forget(struct Memory* m) {
 static uint64_t all_memory(void) {
     const char* text = getenv("FAKE_MEMORY");
     return text ? strtoull(text, NULL, 10) : (uint64_t)80 << 30;
+}
+
+int cuDeviceTotalMem_v2(size_t* n, int d) {
+    CHECK;
+    *n = all_memory() + ((size_t)d << 30);
+    return 0;
 }
 
 int cuMemAlloc_v2(uint64_t* at, size_t bytes) {

@@ -27,13 +27,14 @@ use tempfile::TempDir;
 const CHILD: &str = "KVIST_DEVICE_TEST";
 
 /// Tests that run where there is a GPU.
-const PLAYED: [(&str, fn()); 8] = [
+const PLAYED: [(&str, fn()); 9] = [
     ("all pages have frames", play::roomy),
     ("the CPU reads what has no frame", play::tight),
     ("kernels read what has no frame", play::mapped),
     ("pages come before they are asked for", play::ahead),
     ("pages lie below host memory, too", play::below),
     ("memory of the caller", play::lent),
+    ("two GPUs hold one sequence", play::parallel),
     ("every call that fails", faults::every_call),
     ("impossible geometries", absent::geometries),
 ];

@@ -38,6 +38,41 @@ impl Random {
     }
 }
 
+impl Random {
+    /// Keys and values.
+    pub(crate) fn tokens(&mut self, tokens: usize) -> [Rows; 2] {
+        let shape = [tokens, KV_HEADS, DIM];
+        [(); 2].map(|()| Rows { data: self.rows(shape.iter().product()), shape })
+    }
+
+    pub(crate) fn queries(&mut self, queries: usize) -> Rows {
+        let shape = [queries, Q_HEADS, DIM];
+        Rows { data: self.rows(shape.iter().product()), shape }
+    }
+}
+
+/// A tensor.
+pub(crate) struct Rows {
+    data: Vec<bf16>,
+    shape: [usize; 3],
+}
+
+impl Rows {
+    pub(crate) fn view(&self) -> Tensor3<'_> {
+        Tensor3::contiguous(&self.data, self.shape).unwrap()
+    }
+}
+
+/// Checks that outputs are the same, as far as roundings go.
+pub(crate) fn same_rows(got: &[f32], want: &[f32]) {
+    for (got, want) in got.chunks(DIM).zip(want.chunks(DIM)) {
+        let norm = want.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let pairs = got.iter().zip(want);
+        let off = pairs.map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        assert!(off <= TOLERANCE * norm.max(1e-3), "{off} of {norm}");
+    }
+}
+
 pub(crate) fn geometry() -> Geometry {
     let geometry = Geometry::new(LAYERS, Q_HEADS, KV_HEADS, DIM, DType::Bf16);
     Geometry { page_tokens: 16, ..geometry }
@@ -68,31 +103,22 @@ impl Pair {
 
     /// Appends the same tokens to both and to all layers.
     pub(crate) fn append(&mut self, sequence: usize, tokens: usize) {
-        let shape = [tokens, KV_HEADS, DIM];
         for layer in 0..LAYERS {
-            let [k, v] = [(); 2].map(|()| self.random.rows(tokens * KV_HEADS * DIM));
-            let k = Tensor3::contiguous(&k, shape).unwrap();
-            let v = Tensor3::contiguous(&v, shape).unwrap();
+            let [k, v] = self.random.tokens(tokens);
             let (a, b) = &mut self.sequences[sequence];
-            a.append(layer, &k, &v).unwrap();
-            b.append(layer, &k, &v).unwrap();
+            a.append(layer, &k.view(), &v.view()).unwrap();
+            b.append(layer, &k.view(), &v.view()).unwrap();
         }
     }
 
     /// Attends with the same queries, and compares.
     pub(crate) fn attend(&mut self, sequence: usize, queries: usize, options: &AttendOptions) {
         for layer in 0..LAYERS {
-            let q = self.random.rows(queries * Q_HEADS * DIM);
-            let q = Tensor3::contiguous(&q, [queries, Q_HEADS, DIM]).unwrap();
+            let q = self.random.queries(queries);
             let (a, b) = &self.sequences[sequence];
-            let (got, info) = one(a, layer, &q, options);
-            let (want, expected) = one(b, layer, &q, options);
-            for (got, want) in got.chunks(DIM).zip(want.chunks(DIM)) {
-                let norm = want.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-                let pairs = got.iter().zip(want);
-                let off = pairs.map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-                assert!(off <= TOLERANCE * norm.max(1e-3), "layer {layer}: {off} of {norm}");
-            }
+            let (got, info) = one(a, layer, &q.view(), options);
+            let (want, expected) = one(b, layer, &q.view(), options);
+            same_rows(&got, &want);
             for (got, want) in info.lse2.iter().zip(&expected.lse2) {
                 assert!((got - want).abs() < 1e-2, "log-sum-exp {got}, {want}");
             }

@@ -3,10 +3,11 @@
 use kvist::kernels::cuda::{Compiler, Device};
 use kvist::policies::{ClusterKv, TokenSelect};
 use kvist::{
-    AttendOptions, Boxed, Builder, Cache, DeviceOptions, DeviceUse, DiskOptions, Quest, Select,
+    AttendOptions, Boxed, Builder, Cache, DeviceOptions, DeviceUse, DiskOptions, ParallelSequence,
+    Quest, Select, Tensor3Mut,
 };
 
-use crate::pair::{Pair, geometry};
+use crate::pair::{DIM, Pair, Random, geometry, same_rows};
 
 const SEEDS: u64 = 3;
 const STEPS: usize = 40;
@@ -134,4 +135,41 @@ pub(crate) fn lent() {
     let cache = base(&Select::Full).device(DeviceOptions::default()).build().unwrap();
     let taken = cache.device().unwrap().budget_bytes;
     assert!((3 << 20..4 << 20).contains(&taken), "{taken}");
+}
+
+/// KV-parallel over two GPUs: each holds part of the tokens, and partial results are merged.
+pub(crate) fn parallel() {
+    let select = Select::Quest(Quest { budget: 32, ..Quest::default() });
+    for select in [Select::Full, select] {
+        let gpus = [0, 1].map(|ordinal| {
+            let cache = base(&select).device(frames(64).ordinal(ordinal)).build().unwrap();
+            assert_eq!(cache.device().unwrap().name, format!("Fake {ordinal}"));
+            cache
+        });
+        let cpus = [0, 1].map(|_| base(&select).build().unwrap());
+        let mut random = Random(3);
+        let mut pair = [&gpus, &cpus]
+            .map(|caches| ParallelSequence::new(&[&caches[0], &caches[1]], 32).unwrap());
+        for tokens in [150, 1, 1, 20] {
+            let [k, v] = random.tokens(tokens);
+            for (layer, sequence) in (0..2).flat_map(|l| [0, 1].map(|s| (l, s))) {
+                pair[sequence].append(layer, &k.view(), &v.view()).unwrap();
+            }
+            let q = random.queries(1);
+            for layer in 0..2 {
+                let of = |sequence: &ParallelSequence| {
+                    let mut out = vec![f32::NAN; 4 * DIM];
+                    let mut view = Tensor3Mut::contiguous(&mut out, [1, 4, DIM]).unwrap();
+                    let options = AttendOptions::default();
+                    sequence.attend(layer, &q.view(), &options, &mut view).unwrap();
+                    out
+                };
+                same_rows(&of(&pair[0]), &of(&pair[1]));
+            }
+        }
+        for gpu in &gpus {
+            let done = gpu.device().unwrap();
+            assert!(done.calls > 0 && done.calls_on_cpu == 0, "{done:?}");
+        }
+    }
 }
