@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, HashMap};
 use kvist_policies::admit::{Candidate, admit};
 use kvist_policies::place::Clock;
 
-use super::wanted::{Place, Places, Want};
+use super::wanted::{Pages, Place, Want};
 use crate::arena::Arena;
 
 /// A page that no step has read for so many steps may leave: a scan over more pages than there are frames
@@ -14,6 +14,9 @@ use crate::arena::Arena;
 const IDLE_STEPS: u64 = 2;
 /// The share of the frames that pages of the next layer get at a time.
 const AHEAD_SHARE: usize = 8;
+
+/// The frame of a page that has none.
+const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Frame {
@@ -45,7 +48,6 @@ pub(super) struct Move {
 /// What a call needs before it reads.
 #[derive(Debug, Default)]
 pub(super) struct Arrangement {
-    pub(super) places: Places,
     pub(super) moves: Vec<Move>,
     /// The last copies before these that it needs; 0 for none.
     pub(super) copies: u64,
@@ -57,7 +59,8 @@ pub(super) struct Arrangement {
 /// Frames on the GPU and the pages in them.
 #[derive(Debug)]
 pub(super) struct Frames {
-    of_host: HashMap<u32, u32>,
+    /// By frame of the host tier; [`NONE`] for pages that have no frame here.
+    of_host: Vec<u32>,
     frames: Vec<Frame>,
     free: BinaryHeap<Reverse<u32>>,
     clock: Clock,
@@ -69,9 +72,10 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    pub(super) fn new(frames: usize) -> Frames {
+    /// For a host tier of `host` frames.
+    pub(super) fn new(frames: usize, host: usize) -> Frames {
         Frames {
-            of_host: HashMap::new(),
+            of_host: vec![NONE; host],
             frames: vec![Frame::default(); frames],
             free: (0..frames as u32).map(Reverse).collect(),
             clock: Clock::default(),
@@ -80,6 +84,11 @@ impl Frames {
             layer: 0,
             barren: 0,
         }
+    }
+
+    /// Bytes of what is kept for a host tier of so many frames.
+    pub(super) fn bytes(host: usize) -> u64 {
+        (host * size_of::<u32>()) as u64
     }
 
     /// Frames in use.
@@ -102,32 +111,30 @@ impl Frames {
     /// any more.
     pub(super) fn arrange(
         &mut self,
-        wanted: &[Want],
+        pages: &mut Pages,
         page_tokens: u32,
         arena: &Arena,
         copies: u64,
     ) -> Arrangement {
         let mut all = Arrangement::default();
-        let mut missing: Vec<Want> = Vec::new();
-        for &want in wanted {
-            match self.found(want, arena, copies, &mut all) {
-                Some(place) => drop(all.places.insert(want.host, place)),
-                None => missing.push(want),
-            }
+        let Pages { wanted, places, .. } = pages;
+        let mut missing = Vec::new();
+        for &want in &*wanted {
+            let place = self.found(want, arena, copies, &mut all).unwrap_or_else(|| {
+                missing.push(places.len());
+                Place::Away
+            });
+            places.push(place);
         }
         all.hits = (wanted.len() - missing.len()) as u64;
         all.misses = missing.len() as u64;
-        let candidates: Vec<Candidate> = missing.iter().map(|want| self.candidate(want)).collect();
+        let candidates: Vec<Candidate> =
+            missing.iter().map(|&i| self.candidate(&wanted[i])).collect();
         let admitted = self.admitted(&candidates, page_tokens);
-        for (want, admitted) in missing.into_iter().zip(admitted) {
-            let place = match admitted.then(|| self.free.pop()).flatten() {
-                Some(Reverse(frame)) => {
-                    self.fill(frame, want, arena, copies, &mut all.moves);
-                    Place::Coming(frame)
-                }
-                None => Place::Away,
-            };
-            all.places.insert(want.host, place);
+        for (i, _) in missing.into_iter().zip(admitted).filter(|(_, admitted)| *admitted) {
+            let Some(Reverse(frame)) = self.free.pop() else { break };
+            self.fill(frame, wanted[i], arena, copies, &mut all.moves);
+            places[i] = Place::Coming(frame);
         }
         all
     }
@@ -141,12 +148,15 @@ impl Frames {
         all: &mut Arrangement,
     ) -> Option<Place> {
         let Want { host, end, .. } = want;
-        let frame = *self.of_host.get(&host)?;
+        let frame = self.of_host[host as usize];
+        if frame == NONE {
+            return None;
+        }
         let of = &mut self.frames[frame as usize];
         let kept = of.tokens.min(arena.kept(host));
         if kept == 0 {
             // Another page has come to its frame in the host tier.
-            self.of_host.remove(&host);
+            self.of_host[host as usize] = NONE;
             self.free.push(Reverse(frame));
             return None;
         }
@@ -174,7 +184,7 @@ impl Frames {
         moves.push(Move { host, frame, from: 0, to: end });
         arena.copied(host, end);
         self.frames[frame as usize] = Frame { host, tokens: end, step: self.step, copies };
-        self.of_host.insert(host, frame);
+        self.of_host[host as usize] = frame;
         self.clock.fresh(frame as usize);
         self.seen.remove(&host);
     }
@@ -187,7 +197,7 @@ impl Frames {
         let admitted = admit(candidates, page_tokens, free, victims.len());
         let leave = admitted.iter().filter(|&&a| a).count().saturating_sub(free);
         for &frame in &victims[..leave] {
-            self.of_host.remove(&self.frames[frame].host);
+            self.of_host[self.frames[frame].host as usize] = NONE;
             self.free.push(Reverse(frame as u32));
         }
         admitted
@@ -200,7 +210,7 @@ impl Frames {
         }
         let (frames, of_host, step) = (&self.frames, &self.of_host, self.step);
         let idle = |f: usize| {
-            let in_use = of_host.get(&frames[f].host) == Some(&(f as u32));
+            let in_use = of_host[frames[f].host as usize] == f as u32;
             in_use && frames[f].step + IDLE_STEPS <= step
         };
         let victims = self.clock.victims(n, idle);
@@ -236,7 +246,7 @@ impl Frames {
                 break;
             }
             let Some(seen) = self.seen.get(&host) else { continue };
-            if !self.of_host.contains_key(&host) {
+            if self.of_host[host as usize] == NONE {
                 wanted.push(Want { host, end: page_tokens, tokens: 0 });
                 candidates.push(Candidate { tokens: 0, steps: seen.steps + 1 });
             }

@@ -13,7 +13,7 @@ use super::copies::Copies;
 use super::frames::{Arrangement, Frames};
 use super::options::DeviceOptions;
 use super::outputs::{Outputs, PARTS, Rows};
-use super::wanted::{self, Lists, Part, Place, View};
+use super::wanted::{self, Lists, Pages, Part, View};
 use crate::Geometry;
 use crate::arena::Arena;
 
@@ -73,6 +73,7 @@ pub(super) struct Counts {
 pub(super) struct Gpu {
     attention: Attention,
     frames: Frames,
+    pages: Pages,
     copies: Copies,
     outputs: Outputs,
     arrival: Arrival,
@@ -84,7 +85,7 @@ pub(super) struct Gpu {
     pub(super) counts: Counts,
     pub(super) device: Arc<Device>,
     /// What is mapped of it stays mapped.
-    _arena: Arc<Arena>,
+    arena: Arc<Arena>,
 }
 
 impl Gpu {
@@ -124,7 +125,8 @@ impl Gpu {
         let frame_count = (bytes as usize / page).min(most);
         Ok(Gpu {
             attention,
-            frames: Frames::new(frame_count),
+            frames: Frames::new(frame_count, arena.cells()),
+            pages: Pages::new(arena.cells()),
             copies,
             outputs,
             arrival,
@@ -135,7 +137,7 @@ impl Gpu {
             geometry: geometry.clone(),
             counts: Counts::default(),
             device,
-            _arena: arena.clone(),
+            arena: arena.clone(),
         })
     }
 
@@ -171,13 +173,14 @@ impl Gpu {
         out: &mut Out,
     ) -> Result<bool, TrialError> {
         let page = self.geometry.page_tokens as u32;
-        let wanted = wanted::wanted(&job.listed, page);
+        self.pages.want(&job.listed, page);
         self.frames.begin(job.layer);
-        let plan = self.frames.arrange(&wanted, page, arena, self.arrival.queued + 1);
+        let copies = self.arrival.queued + 1;
+        let plan = self.frames.arrange(&mut self.pages, page, arena, copies);
         self.copy(&plan, arena)?;
         self.counts.hits += plan.hits;
         self.counts.misses += plan.misses;
-        let away = plan.places.values().filter(|&&place| place == Place::Away).count();
+        let away = self.pages.away().count();
         let masked = matches!(job.listed, Listed::Pages(..))
             && !wanted::sees_all(job.queries, &job.listed, job.params);
         if masked && away > 0 {
@@ -256,7 +259,7 @@ impl Gpu {
         rows: &Rows,
     ) -> Result<(Vec<DevicePart>, Option<Lists>), TrialError> {
         let page = self.geometry.page_tokens as u32;
-        let lists = |part| Lists::new(&job.listed, &plan.places, part, page);
+        let lists = |gpu: &Gpu, part| Lists::new(&job.listed, &gpu.pages, part, page);
         let frames = self.pool(self.base(), self.frame_count)?;
         let mut done = Vec::new();
         self.arrival.wait(&self.compute, plan.copies)?;
@@ -265,10 +268,11 @@ impl Gpu {
             if part != Part::Here && !plan.moves.is_empty() {
                 self.arrival.wait(&self.compute, self.arrival.queued)?;
             }
-            self.part(job, q, &lists(part), &frames, rows, &mut done)?;
+            let lists = lists(self, part);
+            self.part(job, q, &lists, &frames, rows, &mut done)?;
         }
-        let away = lists(Part::Away);
-        let pages = plan.places.values().filter(|&&place| place == Place::Away).count() as u64;
+        let away = lists(self, Part::Away);
+        let pages = self.pages.away().count() as u64;
         if away.is_empty() {
             // Rows that read nothing have a result, too.
             if done.is_empty() {
@@ -277,7 +281,7 @@ impl Gpu {
             return Ok((done, None));
         }
         if let Some((base, cells)) = self.copies.mapped()
-            && plan.places.iter().all(|(&h, &p)| p != Place::Away || (h as usize) < cells)
+            && self.pages.away().all(|host| (host as usize) < cells)
         {
             self.counts.in_place += pages;
             let host = self.pool(base, cells)?;
@@ -348,7 +352,7 @@ impl Gpu {
     /// Forgets all copies: after a fault nobody knows which of them were made.
     pub(super) fn forget(&mut self) {
         self.drain();
-        self.frames = Frames::new(self.frame_count);
+        self.frames = Frames::new(self.frame_count, self.arena.cells());
     }
 }
 

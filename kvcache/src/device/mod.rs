@@ -16,6 +16,7 @@ mod wanted;
 use std::sync::Arc;
 use std::time::Instant;
 
+use frames::Frames;
 pub(crate) use gpu::Job;
 use gpu::{Counts, Gpu};
 use kvist_kernels::attend::Out;
@@ -23,6 +24,7 @@ use kvist_kernels::cuda::{Error as GpuError, TrialError};
 use parking_lot::Mutex;
 
 pub use options::DeviceOptions;
+use wanted::Pages;
 
 use crate::arena::Arena;
 use crate::budget::{Budget, Charge};
@@ -107,7 +109,8 @@ impl DeviceTier {
     ) -> Result<DeviceTier, Error> {
         check(geometry, arena)?;
         let mut charge = Charge::none(budget.clone());
-        charge.grow_to(arena.watch_bytes())?;
+        let cells = arena.cells();
+        charge.grow_to(arena.watch_bytes() + Pages::bytes(cells) + Frames::bytes(cells))?;
         arena.watch();
         let mut state = State::default();
         match Gpu::open(options, geometry, arena, mapped) {

@@ -1,7 +1,5 @@
 //! What a call reads, page by page, and its lists cut by where pages are.
 
-use std::collections::HashMap;
-
 use kvist_kernels::attend::{Listed, Params, Queries};
 use kvist_kernels::{KvPool, PageLists, SlotLists};
 
@@ -52,32 +50,82 @@ impl Part {
     }
 }
 
-/// Places by frame of the host tier.
-pub(super) type Places = HashMap<u32, Place>;
+/// The pages of a call, each once, and where they are read. Made anew for each call in the same memory, since
+/// a call may name as many pages as there are.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    /// In the order in which lists name them.
+    pub(super) wanted: Vec<Want>,
+    /// Of each of these.
+    pub(super) places: Vec<Place>,
+    /// By frame of the host tier: the call that named it last, and its number there.
+    named: Vec<(u32, u32)>,
+    call: u32,
+}
 
-/// Each page of the lists once, by its frame.
-pub(super) fn wanted(listed: &Listed, page: u32) -> Vec<Want> {
-    let mut all: HashMap<u32, (u32, u32)> = HashMap::new();
-    let mut add = |host: u32, end: u32, tokens: u32| {
-        let of = all.entry(host).or_default();
-        *of = (of.0.max(end), (of.1 + tokens).min(page));
-    };
+impl Pages {
+    /// For a host tier of so many frames.
+    pub(super) fn new(frames: usize) -> Pages {
+        Pages { named: vec![(0, 0); frames], ..Pages::default() }
+    }
+
+    /// Bytes of what is kept for a host tier of so many frames.
+    pub(super) fn bytes(frames: usize) -> u64 {
+        (frames * size_of::<(u32, u32)>()) as u64
+    }
+
+    /// Begins another call.
+    pub(super) fn want(&mut self, listed: &Listed, page: u32) {
+        self.wanted.clear();
+        self.places.clear();
+        self.call = self.call.wrapping_add(1);
+        if self.call == 0 {
+            // After four billion calls an old number could be taken for this one.
+            self.named.fill((0, 0));
+            self.call = 1;
+        }
+        each_page(listed, page, |host, end, tokens| self.add(host, end, tokens, page));
+    }
+
+    fn add(&mut self, host: u32, end: u32, tokens: u32, page: u32) {
+        let (call, number) = &mut self.named[host as usize];
+        if *call == self.call {
+            let want = &mut self.wanted[*number as usize];
+            want.end = want.end.max(end);
+            want.tokens = (want.tokens + tokens).min(page);
+            return;
+        }
+        (*call, *number) = (self.call, self.wanted.len() as u32);
+        self.wanted.push(Want { host, end, tokens });
+    }
+
+    /// Where a page is read that the call names.
+    fn place(&self, host: u32) -> Place {
+        self.places[self.named[host as usize].1 as usize]
+    }
+
+    /// Pages that are read in the host tier.
+    pub(super) fn away(&self) -> impl Iterator<Item = u32> + '_ {
+        let pairs = self.wanted.iter().zip(&self.places);
+        pairs.filter(|(_, place)| **place == Place::Away).map(|(want, _)| want.host)
+    }
+}
+
+/// Calls `f` with the frames, ends and numbers of tokens of the pages that lists name.
+fn each_page(listed: &Listed, page: u32, mut f: impl FnMut(u32, u32, u32)) {
     match listed {
         Listed::Pages(_, lists) => {
             for (i, frames) in each_list(lists.indptr, lists.frames).enumerate() {
-                for (host, tokens) in pages_of(frames, lists.lens[i], page) {
-                    add(host, tokens, tokens);
-                }
+                pages_of(frames, lists.lens[i], page).for_each(|(host, n)| f(host, n, n));
             }
         }
         Listed::Slots(_, lists) => {
-            lists.slots.iter().for_each(|slot| add(slot / page, slot % page + 1, 1));
+            for run in lists.slots.chunk_by(|a, b| a / page == b / page) {
+                let end = run.iter().map(|slot| slot % page + 1).max().unwrap_or(0);
+                f(run[0] / page, end, run.len() as u32);
+            }
         }
     }
-    let want = |(host, (end, tokens))| Want { host, end, tokens };
-    let mut wanted: Vec<Want> = all.into_iter().map(want).collect();
-    wanted.sort_unstable_by_key(|want| want.host);
-    wanted
 }
 
 fn each_list<'a>(indptr: &'a [u32], items: &'a [u32]) -> impl Iterator<Item = &'a [u32]> {
@@ -128,16 +176,16 @@ pub(super) enum View<'a> {
 
 impl Lists {
     /// What a part reads. Pages of a part of the lists have no positions any more.
-    pub(super) fn new(listed: &Listed, places: &Places, part: Part, page: u32) -> Lists {
+    pub(super) fn new(listed: &Listed, pages: &Pages, part: Part, page: u32) -> Lists {
         let mut own = Lists { indptr: vec![0], ..Lists::default() };
-        let place = |host: u32| places.get(&host).copied().unwrap_or(Place::Away);
+        let frame_of = |host: u32| part.frame(host, pages.place(host));
         match listed {
             Listed::Pages(_, lists) => {
                 (own.pages, own.per_head) = (true, lists.per_head);
                 for (i, frames) in each_list(lists.indptr, lists.frames).enumerate() {
                     let mut len = 0;
                     for (host, tokens) in pages_of(frames, lists.lens[i], page) {
-                        if let Some(frame) = part.frame(host, place(host)) {
+                        if let Some(frame) = frame_of(host) {
                             own.items.push(frame);
                             len += tokens;
                         }
@@ -152,12 +200,15 @@ impl Lists {
                 own.per_head = lists.per_head;
                 let mut positions = Vec::new();
                 for range in lists.indptr.windows(2) {
-                    for i in range[0] as usize..range[1] as usize {
-                        let slot = lists.slots[i];
-                        if let Some(frame) = part.frame(slot / page, place(slot / page)) {
-                            own.items.push(frame * page + slot % page);
-                            positions.extend(lists.positions.map(|p| p[i]));
+                    let mut at = range[0] as usize;
+                    let slots = &lists.slots[at..range[1] as usize];
+                    for run in slots.chunk_by(|a, b| a / page == b / page) {
+                        if let Some(frame) = frame_of(run[0] / page) {
+                            own.items.extend(run.iter().map(|slot| frame * page + slot % page));
+                            let of_run = lists.positions.map(|p| &p[at..at + run.len()]);
+                            positions.extend(of_run.into_iter().flatten());
                         }
+                        at += run.len();
                     }
                     own.indptr.push(own.items.len() as u32);
                 }
@@ -224,19 +275,23 @@ mod tests {
         };
         let listed = Listed::Pages(&pool, &lists);
         let want = |host, end, tokens| Want { host, end, tokens };
-        let all = [want(4, 4, 4), want(7, 16, 16), want(8, 16, 16), want(9, 8, 8)];
-        assert_eq!(wanted(&listed, 16), all);
-        let places = Places::from([(7, Place::Here(1)), (9, Place::Coming(0)), (8, Place::Away)]);
+        let mut pages = Pages::new(100);
+        pages.want(&listed, 16);
+        let all = [want(7, 16, 16), want(8, 16, 16), want(9, 8, 8), want(4, 4, 4)];
+        assert_eq!(pages.wanted, all);
+        pages.places = vec![Place::Here(1), Place::Away, Place::Coming(0), Place::Away];
+        assert!(pages.away().eq([8, 4]));
         let part = |part| {
-            let lists = Lists::new(&listed, &places, part, 16);
+            let lists = Lists::new(&listed, &pages, part, 16);
             (lists.indptr, lists.items, lists.lens, lists.first.is_some())
         };
         assert_eq!(part(Part::Here), (vec![0, 1, 2], vec![1, 1], vec![16, 16], false));
         assert_eq!(part(Part::Coming), (vec![0, 1, 1], vec![0], vec![8, 0], false));
         assert_eq!(part(Part::Device), (vec![0, 2, 3], vec![1, 0, 1], vec![24, 16], false));
         assert_eq!(part(Part::Away), (vec![0, 1, 2], vec![8, 4], vec![16, 4], false));
-        let places = Places::from([7, 8, 9, 4].map(|h| (h, Place::Here(h))));
-        let lists = Lists::new(&listed, &places, Part::Device, 16);
+        pages.want(&listed, 16);
+        pages.places = [7, 8, 9, 4].map(Place::Here).to_vec();
+        let lists = Lists::new(&listed, &pages, Part::Device, 16);
         assert_eq!(lists.first, Some(vec![0, 0]), "whole lists keep their positions");
     }
 
@@ -252,12 +307,14 @@ mod tests {
         };
         let listed = Listed::Slots(&pool, &lists);
         let want = |host, end, tokens| Want { host, end, tokens };
-        assert_eq!(wanted(&listed, 16), [want(1, 3, 3), want(2, 9, 1)]);
-        let places = Places::from([(1, Place::Here(5))]);
-        let lists = Lists::new(&listed, &places, Part::Here, 16);
+        let mut pages = Pages::new(100);
+        pages.want(&listed, 16);
+        assert_eq!(pages.wanted, [want(1, 3, 3), want(2, 9, 1)]);
+        pages.places = vec![Place::Here(5), Place::Away];
+        let lists = Lists::new(&listed, &pages, Part::Here, 16);
         assert_eq!((lists.indptr, lists.items), (vec![0, 2, 3], vec![81, 82, 80]));
         assert_eq!(lists.positions, Some(vec![1, 2, 0]));
-        let lists = Lists::new(&listed, &places, Part::Away, 16);
+        let lists = Lists::new(&listed, &pages, Part::Away, 16);
         assert_eq!(
             (lists.indptr, lists.items, lists.positions),
             (vec![0, 1, 1], vec![40], Some(vec![8]))
