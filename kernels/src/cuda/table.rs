@@ -53,8 +53,8 @@ pub static ATTEND_PAGES: Kernel = kernel!("attend_pages.cu", &["attend_pages"], 
 });
 /// Merges partial results.
 pub static MERGE: Kernel = kernel!("merge.cu", &["merge_units", "merge_parts"], plain);
-/// Bounds of scores by boxes: [`ScoreSpec::macros`].
-pub static SCORE: Kernel = kernel!("score.cu", &["score_boxes"], || {
+/// Scores of units, by their boxes or by one row each: [`ScoreSpec::macros`].
+pub static SCORE: Kernel = kernel!("score.cu", &["score_units"], || {
     variants(ScoreSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
 });
 /// The highest scores of each row, as lists of pages.

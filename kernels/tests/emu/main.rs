@@ -80,7 +80,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 19] = [
+    let plain: [(&str, fn()); 20] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -92,6 +92,7 @@ fn main() {
         ("merge: parts", merge::parts),
         ("device: attention", device::attention),
         ("score: grid", score::grid),
+        ("score: rows", score::rows),
         ("score: barriers left out", score::planted),
         ("select: grid", select::grid),
         ("select: pages", select::pages),

@@ -1,5 +1,7 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
+mod score;
+
 use std::ops::Range;
 
 use bytemuck::Zeroable;
@@ -8,6 +10,8 @@ use super::Macros;
 use super::params::{AttendParams, MergeUnitsParams, Segment, Unit, type_code};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::{DType, Error, plan};
+
+pub use score::ScoreSpec;
 
 /// Tokens of a tile.
 const TILE: usize = 64;
@@ -93,50 +97,6 @@ impl AttendSpec {
         let side = side_bytes(self.row_bytes());
         let queries = if matches!(self.dtype, DType::F32) || self.dim > 128 { side } else { 0 };
         WARPS * (self.stages() * 2 * side + queries)
-    }
-}
-
-/// A specialisation of `score.cu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ScoreSpec {
-    /// Dimensions of K, up to 128.
-    pub dim: usize,
-    /// Element type of the boxes, 16 bits.
-    pub dtype: DType,
-}
-
-impl ScoreSpec {
-    const STAGES: usize = 2;
-
-    /// All that there are kernels for.
-    pub fn all() -> impl Iterator<Item = ScoreSpec> {
-        let of = |dtype| [64, 80, 96, 128].map(|dim| ScoreSpec { dim, dtype });
-        [DType::F16, DType::Bf16].into_iter().flat_map(of)
-    }
-
-    /// Rows of a unit at most: whole groups.
-    #[must_use]
-    pub const fn rows(group: usize) -> usize {
-        16 / group * group
-    }
-
-    /// Macros to compile `score.cu` with.
-    #[must_use]
-    pub fn macros(&self) -> Macros {
-        let (dim, dtype, stages) = (self.dim, type_code(self.dtype), Self::STAGES);
-        vec![
-            ("KV_D", dim as u32),
-            ("KV_TY", dtype),
-            ("KV_SLOTS", 1),
-            ("KV_WIDE", 0),
-            ("KV_STAGES", stages as u32),
-        ]
-    }
-
-    /// Dynamic shared memory of a block, in bytes: the rings, and scores on their way to the fold.
-    #[must_use]
-    pub const fn shared_bytes(&self) -> usize {
-        WARPS * (Self::STAGES * 2 * side_bytes(self.dim * self.dtype.size()) + 16 * 16 * 4)
     }
 }
 
