@@ -15,6 +15,7 @@ mod merge;
 mod score;
 mod select;
 mod selftest;
+mod tokens;
 mod toolchain;
 mod transfer;
 mod write;
@@ -54,6 +55,7 @@ fn sanitized() {
 fn small() {
     attend::small();
     score::small();
+    tokens::small();
     select::pages();
     write::append();
     transfer::items();
@@ -80,7 +82,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 20] = [
+    let plain: [(&str, fn()); 24] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -94,6 +96,10 @@ fn main() {
         ("score: grid", score::grid),
         ("score: rows", score::rows),
         ("score: barriers left out", score::planted),
+        ("tokens: grid", tokens::grid),
+        ("tokens: specials", tokens::specials),
+        ("tokens: barriers left out", tokens::planted),
+        ("tokens: misuse", tokens::misuse),
         ("select: grid", select::grid),
         ("select: pages", select::pages),
         ("select: barriers left out", select::planted),

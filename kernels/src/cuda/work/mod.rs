@@ -1,6 +1,7 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
 mod score;
+mod tokens;
 
 use std::ops::Range;
 
@@ -12,6 +13,7 @@ use crate::attend::{Listed, Out, Params, Queries};
 use crate::{DType, Error, plan};
 
 pub use score::ScoreSpec;
+pub use tokens::TokensSpec;
 
 /// Tokens of a tile.
 const TILE: usize = 64;
@@ -199,14 +201,10 @@ pub fn describe(
     out: &Out,
 ) -> Result<(AttendSpec, AttendParams), Error> {
     let kv_heads = listed.check_for(queries, params, out)?;
-    let (pool, _) = listed.source();
+    let pool = listed.source().0;
     let layout = pool.layout();
     if layout.dim_v != layout.dim_k {
         return Err(Error::shape("dim_v on the device", layout.dim_k, layout.dim_v));
-    }
-    let page = layout.page_tokens;
-    if !page.is_multiple_of(16) {
-        return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
     }
     let group = queries.q.shape()[1] / kv_heads;
     let most = queries.indptr.windows(2).map(|w| (w[1] - w[0]) as usize * group).max();
@@ -217,40 +215,59 @@ pub fn describe(
         wide: most > Some(16),
     };
     spec.check()?;
-    let (q, o) = (&queries.q, out.o.as_view());
-    let (k, v) = (layout.k_strides, layout.v_strides);
-    aligned("q", q.row_ptr(0, 0), q.dtype(), &q.strides())?;
+    let inputs = inputs(queries, listed, params, kv_heads)?;
+    let (o, v) = (out.o.as_view(), layout.v_strides);
     aligned("out", o.row_ptr(0, 0), o.dtype(), &o.strides())?;
-    aligned("k", pool.k_row(0, 0, 0), pool.dtype(), &k)?;
     aligned("v", pool.v_row(0, 0, 0), pool.dtype(), &v)?;
-    // A pool of one head serves them all.
-    let head = |stride| if layout.kv_heads == 1 { 0 } else { stride };
     let params = AttendParams {
-        q: q.row_ptr(0, 0) as u64,
-        k: pool.k_row(0, 0, 0) as u64,
         v: pool.v_row(0, 0, 0) as u64,
         o: o.row_ptr(0, 0) as u64,
-        q_row: q.strides()[0],
-        q_head: q.strides()[1],
         o_row: o.strides()[0],
         o_head: o.strides()[1],
-        k_frame: k[0],
-        k_head: head(k[1]),
-        k_token: k[2],
         v_frame: v[0],
-        v_head: head(v[1]),
+        v_head: if layout.kv_heads == 1 { 0 } else { v[1] },
         v_token: v[2],
+        types: inputs.types | type_code(o.dtype()) << 8,
+        ..inputs
+    };
+    Ok((spec, params))
+}
+
+/// What a kernel is told of queries, keys and rules, which were checked to fit each other.
+fn inputs(
+    queries: &Queries,
+    listed: &Listed,
+    params: &Params,
+    kv_heads: usize,
+) -> Result<AttendParams, Error> {
+    let pool = listed.source().0;
+    let layout = pool.layout();
+    let page = layout.page_tokens;
+    if !page.is_multiple_of(16) {
+        return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
+    }
+    let (q, k) = (&queries.q, layout.k_strides);
+    aligned("q", q.row_ptr(0, 0), q.dtype(), &q.strides())?;
+    aligned("k", pool.k_row(0, 0, 0), pool.dtype(), &k)?;
+    Ok(AttendParams {
+        q: q.row_ptr(0, 0) as u64,
+        k: pool.k_row(0, 0, 0) as u64,
+        q_row: q.strides()[0],
+        q_head: q.strides()[1],
+        k_frame: k[0],
+        // A pool of one head serves them all.
+        k_head: if layout.kv_heads == 1 { 0 } else { k[1] },
+        k_token: k[2],
         scale: params.scale,
         soft_cap: params.soft_cap,
         window: params.window,
         causal: u32::from(params.causal),
-        page_tokens: layout.page_tokens as u32,
-        group: group as u32,
+        page_tokens: page as u32,
+        group: (q.shape()[1] / kv_heads) as u32,
         q_heads: q.shape()[1] as u32,
-        types: type_code(q.dtype()) | type_code(o.dtype()) << 8,
+        types: type_code(q.dtype()),
         ..AttendParams::zeroed()
-    };
-    Ok((spec, params))
+    })
 }
 
 /// Checks that rows start at multiples of 16 bytes.
