@@ -16,3 +16,20 @@ struct TokensParams {
 KV_AT(TokensParams, logits, 248);
 KV_AT(TokensParams, kv_heads, 288);
 KV_SIZE(TokensParams, 296);
+
+/// Estimates from boxed codes.
+struct BoxedParams {
+    u64 q, cells;
+    u64 est, bounds, sigma;    // f32 [q rows][q heads][est_row], [q rows][q heads][bounds_row] or 0,
+                               // [q rows][KV heads][bounds_row] or 0
+    u64 units, segments, workers;
+    u64 indptr, items;         // u32: lists of cells
+    i64 q_row, q_head;         // elements
+    i64 cell, cell_head;       // bytes, multiples of 16: between the cells of items, and of KV heads
+    i64 est_row, bounds_row;   // est_row: even
+    u32 group, kv_heads;
+    u32 types, zero;           // types: of q
+};
+KV_AT(BoxedParams, q_row, 80);
+KV_AT(BoxedParams, group, 128);
+KV_SIZE(BoxedParams, 144);

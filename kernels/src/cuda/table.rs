@@ -1,7 +1,7 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ScoreSpec, TokensSpec};
+use super::work::{AttendSpec, BoxedScoreSpec, ScoreSpec, TokensSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
@@ -62,6 +62,10 @@ pub static SCORE: Kernel = kernel!("score.cu", &["score_units"], || {
 pub static TOKENS: Kernel = kernel!("tokens.cu", &["score_tokens", "vote_tokens"], || {
     variants(TokensSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
 });
+/// Estimates of scores from boxed codes: [`BoxedScoreSpec::macros`].
+pub static BOXED: Kernel = kernel!("boxed.cu", &["score_boxed"], || {
+    variants(BoxedScoreSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
+});
 /// The highest scores of each row, as lists of pages.
 pub static SELECT: Kernel = kernel!("select.cu", &["top_k"], plain);
 /// New rows to pages, with their boxes.
@@ -70,5 +74,5 @@ pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 7] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 8] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &SELECT, &WRITE, &TRANSFER];

@@ -5,11 +5,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod attend;
+mod boxed;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
 mod gpu;
+#[path = "../score/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
+mod keys;
 mod machine;
 mod merge;
 mod score;
@@ -56,6 +60,7 @@ fn small() {
     attend::small();
     score::small();
     tokens::small();
+    boxed::small();
     select::pages();
     write::append();
     transfer::items();
@@ -82,10 +87,11 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 24] = [
+    let plain: [(&str, fn()); 28] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
+        ("emulator: products of bytes", selftest::byte_products),
         ("emulator: conversions", selftest::conversions),
         ("attend: types", attend::types),
         ("attend: specials", attend::specials),
@@ -100,6 +106,9 @@ fn main() {
         ("tokens: specials", tokens::specials),
         ("tokens: barriers left out", tokens::planted),
         ("tokens: misuse", tokens::misuse),
+        ("boxed: grid", boxed::grid),
+        ("boxed: specials", boxed::specials),
+        ("boxed: barriers left out", boxed::planted),
         ("select: grid", select::grid),
         ("select: pages", select::pages),
         ("select: barriers left out", select::planted),

@@ -1,5 +1,6 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
+mod boxed;
 mod score;
 mod tokens;
 
@@ -12,6 +13,7 @@ use super::params::{AttendParams, MergeUnitsParams, Segment, Unit, type_code};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::{DType, Error, plan};
 
+pub use boxed::BoxedScoreSpec;
 pub use score::ScoreSpec;
 pub use tokens::TokensSpec;
 
@@ -149,42 +151,57 @@ impl Work {
         let kv_heads = listed.check(queries, params)?;
         let (_, source) = listed.source();
         let group = queries.q.shape()[1] / kv_heads;
-        let (mut units, mut firsts, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (sequence, q) in queries.indptr.windows(2).enumerate() {
+        let list = |sequence, head| source.list(sequence, head, kv_heads);
+        let units = Work::units(queries.indptr, (kv_heads, group), rows, list);
+        let tiles = |unit: &Unit| tiles(queries, listed, params, unit, group as u32);
+        Ok(Work::cut(units, tiles, workers))
+    }
+
+    /// The units of a call, uncut: up to `rows` of the rows that a sequence has for a KV head. Sequence `b` owns
+    /// query rows `q_indptr[b]..q_indptr[b + 1]`; `list` names the list of a sequence and KV head.
+    pub fn units(
+        q_indptr: &[u32],
+        (kv_heads, group): (usize, usize),
+        rows: usize,
+        list: impl Fn(usize, usize) -> usize,
+    ) -> Vec<Unit> {
+        let mut units = Vec::new();
+        for (sequence, q) in q_indptr.windows(2).enumerate() {
             let all = (q[1] - q[0]) as usize * group;
             for head in 0..kv_heads {
-                for packed in (0..all).step_by(rows) {
-                    let unit = Unit {
-                        list: source.list(sequence, head, kv_heads) as u32,
-                        head: head as u32,
-                        first_row: q[0],
-                        packed: packed as u32,
-                        rows: rows.min(all - packed) as u32,
-                        ..Unit::zeroed()
-                    };
-                    let tiles = tiles(queries, listed, params, &unit, group as u32);
-                    units.push(unit);
-                    firsts.push(tiles.start);
-                    counts.push(tiles.end - tiles.start);
-                }
+                units.extend((0..all).step_by(rows).map(|packed| Unit {
+                    list: list(sequence, head) as u32,
+                    head: head as u32,
+                    first_row: q[0],
+                    packed: packed as u32,
+                    rows: rows.min(all - packed) as u32,
+                    ..Unit::zeroed()
+                }));
             }
         }
+        units
+    }
+
+    /// Cuts units for `workers` blocks that run at once; `tiles` says what of its list a unit reads.
+    pub fn cut(mut units: Vec<Unit>, tiles: impl Fn(&Unit) -> Range<u32>, workers: usize) -> Work {
+        let tiles: Vec<Range<u32>> = units.iter().map(tiles).collect();
+        let counts: Vec<u32> = tiles.iter().map(|t| t.end - t.start).collect();
         let plan = plan::stream_k(&counts, &vec![1; counts.len()], TILES_MIN, workers);
         for (unit, parts) in units.iter_mut().zip(plan.reduce.windows(2)) {
             (unit.partial, unit.reduce) = (parts[0], parts[1] - parts[0]);
         }
         let segment = |s: &plan::Segment| Segment {
             unit: s.list,
-            begin: firsts[s.list as usize] + s.begin,
-            end: firsts[s.list as usize] + s.end,
+            begin: tiles[s.list as usize].start + s.begin,
+            end: tiles[s.list as usize].start + s.end,
             partial: s.partial.map_or(-1, |p| p as i32),
         };
-        Ok(Work {
+        Work {
             units,
             segments: plan.segments.iter().map(segment).collect(),
             workers: plan.workers,
             partials: plan.reduce.last().map_or(0, |&n| n as usize),
-        })
+        }
     }
 }
 
