@@ -33,3 +33,29 @@ struct BoxedParams {
 KV_AT(BoxedParams, q_row, 80);
 KV_AT(BoxedParams, group, 128);
 KV_SIZE(BoxedParams, 144);
+
+/// K11: as K10, but as few as reach a mass.
+struct TopPParams {
+    TopKParams of; // k: no more than these, unless more are forced
+    double target; // sum of the chosen scores, which are masses
+    u64 out_mass;  // f32 per row: what is reached; or 0
+    u32 least, zero;
+};
+KV_AT(TopPParams, target, 112);
+KV_SIZE(TopPParams, 136);
+
+/// Folds of softmax masses, beside KV_FOLD_MAX, _SUM and _MEAN of scores.
+#define KV_FOLD_MASS 4
+#define KV_FOLD_MASS_MAX 5
+
+/// K11: the scores of a group's query heads become one of their KV head.
+struct VoteParams {
+    u64 scores, counts;        // f32 [rows][KV heads * group][scores_row]; u32 [rows][KV heads]: how many
+    u64 lse2;                  // f32 [rows][KV heads * group]: what else is in each softmax, or 0
+    u64 out, out_lse2;         // f32 [rows][KV heads][out_row]; as lse2 with the scores in it, or 0
+    i64 scores_row, out_row;
+    float scale;               // of the scores, to units of log2; masses only
+    u32 group, fold, zero;
+};
+KV_AT(VoteParams, scale, 56);
+KV_SIZE(VoteParams, 72);

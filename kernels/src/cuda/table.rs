@@ -66,13 +66,15 @@ pub static TOKENS: Kernel = kernel!("tokens.cu", &["score_tokens", "vote_tokens"
 pub static BOXED: Kernel = kernel!("boxed.cu", &["score_boxed"], || {
     variants(BoxedScoreSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
 });
-/// The highest scores of each row, as lists of pages.
-pub static SELECT: Kernel = kernel!("select.cu", &["top_k"], plain);
+/// Scores of query heads to one of their KV head.
+pub static VOTE: Kernel = kernel!("vote.cu", &["vote"], plain);
+/// The highest scores of each row, by count or by mass, as lists of pages.
+pub static SELECT: Kernel = kernel!("select.cu", &["top_k", "top_p"], plain);
 /// New rows to pages, with their boxes.
 pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 /// Copies between tiers.
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 8] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 9] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &VOTE, &SELECT, &WRITE, &TRANSFER];

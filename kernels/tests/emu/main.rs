@@ -22,6 +22,7 @@ mod selftest;
 mod tokens;
 mod toolchain;
 mod transfer;
+mod vote;
 mod write;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -61,6 +62,7 @@ fn small() {
     score::small();
     tokens::small();
     boxed::small();
+    vote::small();
     select::pages();
     write::append();
     transfer::items();
@@ -87,7 +89,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 28] = [
+    let plain: [(&str, fn()); 31] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -110,8 +112,11 @@ fn main() {
         ("boxed: specials", boxed::specials),
         ("boxed: barriers left out", boxed::planted),
         ("select: grid", select::grid),
+        ("select: mass", select::mass),
         ("select: pages", select::pages),
         ("select: barriers left out", select::planted),
+        ("vote: grid", vote::grid),
+        ("vote: barriers left out", vote::planted),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
         (SANITIZED, small),

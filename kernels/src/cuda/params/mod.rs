@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
 
-pub use select::{BoxedParams, TokensParams};
+pub use select::{BoxedParams, TokensParams, TopPParams, Vote, VoteParams};
 
 /// Element types as kernels number them.
 #[must_use]

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::AttendParams;
+use super::{AttendParams, TopKParams};
 
 /// Votes of listed tokens (`tokens.cu`).
 #[repr(C)]
@@ -73,6 +73,66 @@ pub struct BoxedParams {
     pub zero: u32,
 }
 
+/// The fewest of the largest scores that reach a mass (`top_p` of `select.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct TopPParams {
+    /// As for the largest scores; `k` is how many at most, forced ones included, unless more are forced.
+    pub of: TopKParams,
+    /// What the chosen scores, which are masses, sum to.
+    pub target: f64,
+    /// f32: what each row's chosen scores sum to, or 0.
+    pub out_mass: u64,
+    /// How many at least, forced ones included.
+    pub least: u32,
+    /// 0.
+    pub zero: u32,
+}
+
+/// How the scores of query heads become one (`vote.cu`).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vote {
+    /// The maximum of the scores.
+    Max = 1,
+    /// Their sum.
+    Sum = 2,
+    /// Their mean.
+    Mean = 3,
+    /// The sum of the softmax masses.
+    Mass = 4,
+    /// The largest softmax mass.
+    MassMax = 5,
+}
+
+/// Scores of query heads to one of their KV head (`vote.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct VoteParams {
+    /// f32 `[rows][KV heads * group][scores_row]`.
+    pub scores: u64,
+    /// u32 `[rows][KV heads]`: how many scores each row has.
+    pub counts: u64,
+    /// Base-2 log-sum-exp of what else is in each softmax, f32 `[rows][KV heads * group]`, or 0.
+    pub lse2: u64,
+    /// f32 `[rows][KV heads][out_row]`.
+    pub out: u64,
+    /// The same as `lse2` with the scores in it, or 0; for masses.
+    pub out_lse2: u64,
+    /// Between rows of scores.
+    pub scores_row: i64,
+    /// Between rows of votes.
+    pub out_row: i64,
+    /// Multiplies scores, for masses: the softmax scale times log2 e.
+    pub scale: f32,
+    /// Query heads that become one.
+    pub group: u32,
+    /// [`Vote`].
+    pub fold: u32,
+    /// 0.
+    pub zero: u32,
+}
+
 /// The numbers of `cuda/params_select.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
@@ -80,4 +140,6 @@ const _: () = {
     assert!(size_of::<TokensParams>() == 296);
     assert!(offset_of!(BoxedParams, q_row) == 80 && offset_of!(BoxedParams, group) == 128);
     assert!(size_of::<BoxedParams>() == 144);
+    assert!(offset_of!(TopPParams, target) == 112 && size_of::<TopPParams>() == 136);
+    assert!(offset_of!(VoteParams, scale) == 56 && size_of::<VoteParams>() == 72);
 };
