@@ -44,7 +44,7 @@ struct List {
 KV_FN List open_list(const AttendParams& p, u32 list, u32 head) {
     u32 first = load<u32>(p.indptr, list);
 #if KV_SLOTS
-    return List{first, load<u32>(p.indptr, list + 1) - first, 0, head};
+    return List{first, p.lens ? load<u32>(p.lens, list) : load<u32>(p.indptr, list + 1) - first, 0, head};
 #else
     return List{first, load<u32>(p.lens, list), p.first_pos ? load<u32>(p.first_pos, list) : 0, head};
 #endif

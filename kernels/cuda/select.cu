@@ -14,14 +14,15 @@
 // one's power of two, for up to 2^b ids in a row. NaN, infinite and negative ones count as 0.
 #include "numbers.cuh"
 #include "params_select.cuh"
+#include "scan.cuh"
 
-constexpr u32 THREADS = 512, BINS = 2048, OWN = BINS / THREADS;
-constexpr u32 TOTALS_AT = BINS * 4;               // two rows of a word per warp, used in turn
-constexpr u32 FOUND_AT = TOTALS_AT + 2 * 16 * 4;  // bin, how many lie above it
+constexpr u32 BINS = 2048, OWN = BINS / THREADS;
+constexpr u32 TOTALS_AT = BINS * 4;
+constexpr u32 FOUND_AT = TOTALS_AT + TURNS_BYTES<u32>; // bin, how many lie above it
 constexpr u32 SHARED = FOUND_AT + 16;
 constexpr u32 MASSES_AT = SHARED;
 constexpr u32 MASS_TOTALS_AT = MASSES_AT + BINS * 8;
-constexpr u32 MASS_FOUND_AT = MASS_TOTALS_AT + 2 * 16 * 8;
+constexpr u32 MASS_FOUND_AT = MASS_TOTALS_AT + TURNS_BYTES<u64>;
 constexpr u32 SHARED_P = MASS_FOUND_AT + 16;
 static_assert(SHARED == 8336 && SHARED_P == 24992, "as the table says");
 
@@ -50,53 +51,6 @@ KV_FN bool is_forced(const Row& row, u32 id) {
         }
     }
     return false;
-}
-
-KV_FN u32 from_lane(u32 x, u32 lane) { return kv::shfl(x, lane); }
-KV_FN u64 from_lane(u64 x, u32 lane) {
-    u64 low = kv::shfl(static_cast<u32>(x), lane);
-    return low | static_cast<u64>(kv::shfl(static_cast<u32>(x >> 32), lane)) << 32;
-}
-
-/// Sum over the warp's lanes before this one.
-template <class T> KV_FN T before_in_warp(T x) {
-    T sum = x;
-    for (u32 d = 1; d < 32; d *= 2) {
-        T other = from_lane(sum, (kv::lane() - d) % 32);
-        sum += kv::lane() >= d ? other : 0;
-    }
-    return sum - x;
-}
-
-/// Shows every thread each warp's number. `turn` alternates between calls, so that one barrier is enough.
-template <class T, class Each> KV_FN void over_warps(T mine, u32 at, u32 turn, Each each) {
-    at += turn % 2 * (THREADS / 32) * sizeof(T);
-    if (kv::lane() == 0) {
-        kv::sts(at + kv::warp() * sizeof(T), mine);
-    }
-    KV_GUARD(1, kv::sync());
-    for (u32 w = 0; w < THREADS / 32; w++) {
-        each(w, kv::lds<T>(at + w * sizeof(T)));
-    }
-}
-
-/// Sums over the warps: of those before this one, and of all.
-template <class T> struct Sums {
-    T before, all;
-};
-template <class T> KV_FN Sums<T> sums_of_warps(T total, u32 at, u32 turn) {
-    Sums<T> s{0, 0};
-    over_warps(total, at, turn, [&](u32 w, T x) {
-        s.before += w < kv::warp() ? x : 0;
-        s.all += x;
-    });
-    return s;
-}
-
-/// Sum over the threads before this one.
-template <class T> KV_FN T before_in_block(T mine, u32 at, u32 turn) {
-    T in_warp = before_in_warp(mine), total = from_lane(in_warp + mine, 31);
-    return sums_of_warps(total, at, turn).before + in_warp;
 }
 
 /// How many are taken, from the largest on, and their mass (top_p alone).
@@ -129,17 +83,19 @@ KV_FN u64 whole(float x, i32 shift) {
 template <bool MASS> KV_FN u32 find_bin(const Goal& goal, Taken& taken, u32 turn) {
     // Thread t has the t-th group of bins from above.
     u32 top = BINS - 1 - kv::tid() * OWN;
-    Taken mine{0, 0}, bins[OWN];
+    auto bin = [&](u32 i) {
+        return Taken{kv::lds<u32>((top - i) * 4), MASS ? kv::lds<u64>(MASSES_AT + (top - i) * 8) : 0};
+    };
+    Taken mine{0, 0};
     for (u32 i = 0; i < OWN; i++) {
-        bins[i] = Taken{kv::lds<u32>((top - i) * 4), MASS ? kv::lds<u64>(MASSES_AT + (top - i) * 8) : 0};
-        mine = Taken{mine.count + bins[i].count, mine.mass + bins[i].mass};
+        mine = Taken{mine.count + bin(i).count, mine.mass + bin(i).mass};
     }
-    Taken above{taken.count + before_in_block(mine.count, TOTALS_AT, turn), 0};
+    Taken above{taken.count + scan(mine.count, TOTALS_AT, turn).before, 0};
     if (MASS) {
-        above.mass = taken.mass + before_in_block(mine.mass, MASS_TOTALS_AT, turn);
+        above.mass = taken.mass + scan(mine.mass, MASS_TOTALS_AT, turn).before;
     }
     for (u32 i = 0; i < OWN; i++) {
-        Taken next{above.count + bins[i].count, above.mass + bins[i].mass};
+        Taken next{above.count + bin(i).count, above.mass + bin(i).mass};
         if (!enough<MASS>(goal, above) && enough<MASS>(goal, next)) {
             kv::sts(FOUND_AT, u32x2{top - i, above.count});
             if (MASS) {
@@ -319,10 +275,7 @@ KV_FN u64 mass_of_forced(const Row& row, i32 shift, u32& turn) {
             mine += whole(kv::ldg(row.scores + id), shift);
         }
     }
-    for (u32 d = 1; d < 32; d *= 2) {
-        mine += from_lane(mine, kv::lane() ^ d);
-    }
-    return sums_of_warps(mine, MASS_TOTALS_AT, turn++).all;
+    return scan(mine, MASS_TOTALS_AT, turn++).all;
 }
 
 /// How many scores of the cut's key are taken: the fewest that are enough, one at least.

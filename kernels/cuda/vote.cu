@@ -2,32 +2,24 @@
 // the layer: maximum, sum or mean of scores, sum or maximum of softmax masses (kernels/src/select/fold.rs).
 //
 //   entry    parameters    blocks             threads   shared memory
-//   vote     VoteParams    rows * KV heads    256       64 + 4 * group
+//   vote     VoteParams    rows * KV heads    512       128 + 4 * group
 //
 // No macros. Masses are 2^(scale x - lse) with the log-sum-exp over all of a head's scores and what `lse2` adds.
 // A NaN score counts for nothing in the lse; its unit's mass is NaN, as is that of an infinite score.
 #include "numbers.cuh"
 #include "params_select.cuh"
+#include "scan.cuh"
 
-constexpr u32 THREADS = 256, WARPS = THREADS / 32;
-constexpr u32 LSE_AT = 2 * WARPS * 4; // behind two rows of a number per warp, used in turn
+constexpr u32 LSE_AT = TURNS_BYTES<float>;
 
-/// Joins a number of every thread, in the same order each time. `turn` alternates, so that one barrier is
-/// enough.
+/// Joins a number of every thread.
 template <class Join> KV_FN float over_block(float x, u32 turn, Join join) {
     for (u32 mask = 1; mask < 32; mask *= 2) {
         x = join(x, kv::shfl_xor(x, mask));
     }
-    u32 at = turn % 2 * WARPS * 4;
-    if (kv::lane() == 0) {
-        kv::sts(at + kv::warp() * 4, x);
-    }
-    KV_GUARD(1, kv::sync());
-    x = kv::lds<float>(at);
-    for (u32 w = 1; w < WARPS; w++) {
-        x = join(x, kv::lds<float>(at + w * 4));
-    }
-    return x;
+    float all = 0.0f;
+    over_warps(x, 0, turn, [&](u32 w, float y) { all = w ? join(all, y) : y; });
+    return all;
 }
 
 /// log2(2^a + 2^b).
@@ -55,7 +47,7 @@ KV_FN float join_masses(u32 how, float a, float b) {
     return how == KV_FOLD_MASS ? a + b : fold(KV_FOLD_MAX, a, b);
 }
 
-KV_KERNEL(vote, VoteParams, THREADS, 4) {
+KV_KERNEL(vote, VoteParams, THREADS, 2) {
     i64 first = static_cast<i64>(kv::block()) * p.group; // of the group's query heads
     u32 n = load<u32>(p.counts, kv::block()), turn = 0;
     const float* scores = reinterpret_cast<const float*>(p.scores) + first * p.scores_row;

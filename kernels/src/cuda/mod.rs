@@ -56,7 +56,7 @@ pub use nvrtc::{Compiled, Nvrtc};
 pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use table::{
-    ATTEND_PAGES, BOXED, MERGE, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
+    ATTEND_PAGES, BOXED, MERGE, PLAN, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

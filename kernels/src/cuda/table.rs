@@ -25,6 +25,7 @@ const HEADERS: &[Header] = &[
     header!("ring.cuh"),
     header!("state.cuh"),
     header!("params_select.cuh"),
+    header!("scan.cuh"),
 ];
 
 macro_rules! kernel {
@@ -70,11 +71,13 @@ pub static BOXED: Kernel = kernel!("boxed.cu", &["score_boxed"], || {
 pub static VOTE: Kernel = kernel!("vote.cu", &["vote"], plain);
 /// The highest scores of each row, by count or by mass, as lists of pages.
 pub static SELECT: Kernel = kernel!("select.cu", &["top_k", "top_p"], plain);
+/// The plan of a call whose lengths only the device knows.
+pub static PLAN: Kernel = kernel!("plan.cu", &["plan"], plain);
 /// New rows to pages, with their boxes.
 pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 /// Copies between tiers.
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 9] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &VOTE, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 10] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &VOTE, &SELECT, &PLAN, &WRITE, &TRANSFER];

@@ -16,6 +16,7 @@ mod gpu;
 mod keys;
 mod machine;
 mod merge;
+mod plan;
 mod score;
 mod select;
 mod selftest;
@@ -63,6 +64,7 @@ fn small() {
     tokens::small();
     boxed::small();
     vote::small();
+    plan::small();
     select::pages();
     write::append();
     transfer::items();
@@ -89,7 +91,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 31] = [
+    let plain: [(&str, fn()); 33] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -117,6 +119,8 @@ fn main() {
         ("select: barriers left out", select::planted),
         ("vote: grid", vote::grid),
         ("vote: barriers left out", vote::planted),
+        ("plan: grid", plan::grid),
+        ("plan: barriers left out", plan::planted),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
         (SANITIZED, small),

@@ -55,7 +55,7 @@ fn run(
         Memory::write(&mut out),
         Memory::write(&mut lse2),
     ];
-    let grid = Grid { blocks: rows, shared_bytes: 64 + 4 * group, schedule, left_out };
+    let grid = Grid { blocks: rows, shared_bytes: 128 + 4 * group, schedule, left_out };
     let report = kernels.run("vote", &params, grid, &memory);
     (Votes { out, lse2 }, report)
 }

@@ -133,6 +133,31 @@ pub struct VoteParams {
     pub zero: u32,
 }
 
+/// The plan of a call from the lengths of its lists (`plan.cu`): what `Work::cut` does. Fewer than 2^32 tiles in
+/// all.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct PlanParams {
+    /// `Unit`s, as `Work::units` makes them; their `reduce` and `partial` are written.
+    pub units: u64,
+    /// Room for `Segment`s.
+    pub segments: u64,
+    /// u32, `workers_n + 1`: segments of each worker; those without work come last.
+    pub workers: u64,
+    /// u32: tokens of each list, or 0 where its offsets say so.
+    pub lens: u64,
+    /// u32: offsets of the lists; not read if there are lengths.
+    pub indptr: u64,
+    /// Units.
+    pub units_n: u32,
+    /// Workers.
+    pub workers_n: u32,
+    /// Tokens of a tile: 64, or 1 where a list has what `boxed.cu` calls cells.
+    pub tile: u32,
+    /// Tiles of a worker at least, 1 or more: [`TILES_MIN`](crate::cuda::work::TILES_MIN).
+    pub tiles_min: u32,
+}
+
 /// The numbers of `cuda/params_select.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
@@ -141,5 +166,6 @@ const _: () = {
     assert!(offset_of!(BoxedParams, q_row) == 80 && offset_of!(BoxedParams, group) == 128);
     assert!(size_of::<BoxedParams>() == 144);
     assert!(offset_of!(TopPParams, target) == 112 && size_of::<TopPParams>() == 136);
+    assert!(offset_of!(PlanParams, units_n) == 40 && size_of::<PlanParams>() == 56);
     assert!(offset_of!(VoteParams, scale) == 56 && size_of::<VoteParams>() == 72);
 };

@@ -1,6 +1,7 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
 mod boxed;
+mod plan;
 mod score;
 mod tokens;
 
@@ -11,16 +12,18 @@ use bytemuck::Zeroable;
 use super::Macros;
 use super::params::{AttendParams, MergeUnitsParams, Segment, Unit, type_code};
 use crate::attend::{Listed, Out, Params, Queries};
-use crate::{DType, Error, plan};
+use crate::plan::stream_k;
+use crate::{DType, Error};
 
 pub use boxed::BoxedScoreSpec;
+pub use plan::Room;
 pub use score::ScoreSpec;
 pub use tokens::TokensSpec;
 
 /// Tokens of a tile.
-const TILE: usize = 64;
+pub const TILE: usize = 64;
 /// Tiles of a range at least: under 128 tokens, a merge costs more than the split gains (FlashInfer).
-const TILES_MIN: u64 = 2;
+pub const TILES_MIN: u32 = 2;
 /// Warps of a block.
 const WARPS: usize = 4;
 
@@ -186,11 +189,11 @@ impl Work {
     pub fn cut(mut units: Vec<Unit>, tiles: impl Fn(&Unit) -> Range<u32>, workers: usize) -> Work {
         let tiles: Vec<Range<u32>> = units.iter().map(tiles).collect();
         let counts: Vec<u32> = tiles.iter().map(|t| t.end - t.start).collect();
-        let plan = plan::stream_k(&counts, &vec![1; counts.len()], TILES_MIN, workers);
+        let plan = stream_k(&counts, &vec![1; counts.len()], u64::from(TILES_MIN), workers);
         for (unit, parts) in units.iter_mut().zip(plan.reduce.windows(2)) {
             (unit.partial, unit.reduce) = (parts[0], parts[1] - parts[0]);
         }
-        let segment = |s: &plan::Segment| Segment {
+        let segment = |s: &crate::plan::Segment| Segment {
             unit: s.list,
             begin: tiles[s.list as usize].start + s.begin,
             end: tiles[s.list as usize].start + s.end,
