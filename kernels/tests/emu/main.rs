@@ -6,6 +6,7 @@
 
 mod attend;
 mod boxed;
+mod chain;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
@@ -91,7 +92,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 33] = [
+    let plain: [(&str, fn()); 35] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -121,6 +122,8 @@ fn main() {
         ("vote: barriers left out", vote::planted),
         ("plan: grid", plan::grid),
         ("plan: barriers left out", plan::planted),
+        ("chain: pages", chain::pages),
+        ("chain: slots", chain::slots),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
         (SANITIZED, small),
