@@ -7,9 +7,9 @@
 //   sync() syncwarp()                           barriers; they alone order shared memory between threads
 //   shfl(x, from) shfl_xor(x, mask) any(x) ballot(x)      all 32 lanes take part
 //   cp16(to, from, real) cp_commit() cp_wait<N>()         16 bytes to shared memory, later; zeros if not real
-//   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..) mma_s8(..)   fragments, sm_80
-//   lds<T>(at) sts(at, x) count(at) add(at, x)   shared memory, `at` in bytes from its start; count and
-//                                               add (64 bits) join whoever else counts there
+//   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..) mma_s8(..)   tensor-core fragments, sm_80
+//   lds<T>(at) sts(at, x)                       shared memory, `at` in bytes from its start
+//   count(at) add(at, x)                        there, at once: 1 more in 32 bits, x more in 64
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
 //   popc exp2 log2 sqrt max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //

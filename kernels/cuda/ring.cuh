@@ -4,8 +4,9 @@
 // that is 8 KiB a stage, 96 KiB for four warps and three stages, so two blocks share an H200's SM with
 // 128 KiB in flight. That is several times what the latency of its memory asks for, without one register.
 //
-// A stage is a K side and a V side of 16 rows, or a K side alone where a source defines KV_SIDES 1. Reading 8 rows at the same chunk (16 bytes) must hit
-// different banks: rows of 128 bytes or a multiple swap their chunks by row, others get a chunk of padding.
+// A stage is a K side and a V side of 16 rows, or a K side alone where a source defines KV_SIDES 1.
+// Reading 8 rows at the same chunk (16 bytes) must hit different banks: rows of 128 bytes or a multiple
+// swap their chunks by row, others get a chunk of padding.
 #pragma once
 
 #include "numbers.cuh"
