@@ -63,7 +63,7 @@ KV_SIZE(VoteParams, 72);
 /// K15: units' segments by worker, from the lengths of their lists.
 struct PlanParams {
     u64 units;             // Unit; their `reduce` and `partial` are written
-    u64 segments, workers; // as Room has them
+    u64 segments, workers; // as PlanRoom has them
     u64 lens, indptr;      // u32 per list, or 0: what lies between its offsets
     u32 units_n, workers_n;
     u32 tile, tiles_min;   // tokens of a tile; tiles that are worth a worker: both at least 1

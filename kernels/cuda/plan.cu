@@ -6,7 +6,7 @@
 //   plan     PlanParams    1         512       384
 //
 // No macros. How many segments, workers and partial results there can be depends on the numbers of units and of
-// workers alone: Room. Workers without work have no segments.
+// workers alone: PlanRoom. Workers without work have no segments.
 //
 // With T tiles in all for R workers, worker w has tiles T w / R .. T (w + 1) / R, rounded down. So units find
 // their workers by division, and two prefix sums place their tiles, and their segments and partial results.

@@ -11,7 +11,7 @@
 // reads them once or twice more.
 //
 // Masses are summed as whole numbers, so that no order of threads shows: in units of 2^-(62 - b) of the largest
-// one's power of two, for up to 2^b ids in a row. NaN, infinite and negative ones count as 0.
+// one's power of two, for less than 2^b ids in a row. NaN, infinite and negative ones count as 0.
 #include "numbers.cuh"
 #include "params_select.cuh"
 #include "scan.cuh"

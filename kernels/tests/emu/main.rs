@@ -92,7 +92,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 35] = [
+    let plain: [(&str, fn()); 37] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -100,12 +100,14 @@ fn main() {
         ("emulator: conversions", selftest::conversions),
         ("attend: types", attend::types),
         ("attend: specials", attend::specials),
+        ("attend: whole lists", attend::whole_lists),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
         ("merge: parts", merge::parts),
         ("device: attention", device::attention),
         ("score: grid", score::grid),
         ("score: rows", score::rows),
+        ("score: specials", score::specials),
         ("score: barriers left out", score::planted),
         ("tokens: grid", tokens::grid),
         ("tokens: specials", tokens::specials),

@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 use kvist_kernels::cuda::params::{PlanParams, Segment, Unit};
-use kvist_kernels::cuda::work::{Room, TILES_MIN, Work};
+use kvist_kernels::cuda::work::{PlanRoom, TILES_MIN, Work};
 
 use crate::common::Random;
 use crate::machine::{Grid, Kernels, Memory, Report, SCHEDULES, Schedule};
@@ -31,7 +31,7 @@ struct Planned {
 const UNTOUCHED: Segment = Segment { unit: u32::MAX, begin: u32::MAX, end: u32::MAX, partial: -1 };
 
 fn run(kernels: &Kernels, case: &Case, (schedule, left_out): (Schedule, u32)) -> (Planned, Report) {
-    let room = Room::new(case.units.len(), case.workers);
+    let room = PlanRoom::new(case.units.len(), case.workers);
     // What the host knows of the cut is nothing.
     let unknown = |unit: &Unit| Unit { reduce: u32::MAX, partial: u32::MAX, ..*unit };
     let mut made = Planned {
@@ -67,7 +67,7 @@ fn run(kernels: &Kernels, case: &Case, (schedule, left_out): (Schedule, u32)) ->
 fn check(kernels: &Kernels, case: &Case, schedule: Schedule) {
     let tiles = |unit: &Unit| 0..case.lens[unit.list as usize].div_ceil(case.tile);
     let want = Work::cut(case.units.clone(), tiles, case.workers);
-    let room = Room::new(case.units.len(), case.workers);
+    let room = PlanRoom::new(case.units.len(), case.workers);
     assert!(want.segments.len() <= room.segments && want.partials <= room.partials);
     let (mut segments, mut workers) = (want.segments, want.workers);
     let last = segments.len() as u32;

@@ -185,11 +185,14 @@ fn bound<T: Element>(boxes: &Boxes<T>, row: usize, q_head: usize, unit: usize) -
 }
 
 fn check<T: Element>(kernels: &Kernels, shape: &Shape, fold: Fold) {
-    let boxes = build::<T>(shape);
+    check_built(kernels, shape, &build::<T>(shape), fold);
+}
+
+fn check_built<T: Element>(kernels: &Kernels, shape: &Shape, boxes: &Boxes<T>, fold: Fold) {
     let group = boxes.group;
     let rows = boxes.q_indptr[shape.lens.len()] as usize;
     for schedule in SCHEDULES {
-        let (out, report) = run(kernels, &boxes, fold, (schedule, 0));
+        let (out, report) = run(kernels, boxes, fold, (schedule, 0));
         report.expect_clean(&(schedule, fold));
         let heads = if fold == Fold::None { shape.heads * group } else { shape.heads };
         let width = out.len() / (rows * heads).max(1);
@@ -205,11 +208,13 @@ fn check<T: Element>(kernels: &Kernels, shape: &Shape, fold: Fold) {
                 continue;
             }
             let all: Vec<(f64, f64)> = match fold {
-                Fold::None => vec![bound(&boxes, row, head, unit)],
-                _ => (0..group).map(|g| bound(&boxes, row, head * group + g, unit)).collect(),
+                Fold::None => vec![bound(boxes, row, head, unit)],
+                _ => (0..group).map(|g| bound(boxes, row, head * group + g, unit)).collect(),
             };
             let sum: f64 = all.iter().map(|x| x.0).sum();
-            let most = all.iter().map(|x| x.0).fold(f64::NEG_INFINITY, f64::max);
+            // NaN wins.
+            let highest = |a: f64, b: f64| if b > a || b.is_nan() { b } else { a };
+            let most = all.iter().map(|x| x.0).fold(f64::NEG_INFINITY, highest);
             let want = match fold {
                 Fold::None | Fold::Sum => sum,
                 Fold::Max => most,
@@ -217,7 +222,8 @@ fn check<T: Element>(kernels: &Kernels, shape: &Shape, fold: Fold) {
             };
             let size: f64 = all.iter().map(|x| x.1).sum();
             let error = (f64::from(*got) - want).abs();
-            assert!(error <= 1e-6 * size, "{row}, {head}, {unit}: {got}, {want}, {fold:?}");
+            let same = f64::from(*got) == want || (got.is_nan() && want.is_nan());
+            assert!(same || error <= 1e-6 * size, "{row}, {head}, {unit}: {got}, {want}, {fold:?}");
         }
     }
 }
@@ -253,6 +259,20 @@ pub(crate) fn rows() {
     let kernels96 = kernels(96, DType::Bf16, false);
     check::<bf16>(&kernels96, &shape(96, 3, 2, 3), Fold::None);
     check::<bf16>(&kernels96, &shape(96, 1, 1, 16), Fold::Mean);
+}
+
+/// A NaN or infinite row reaches its own unit only.
+pub(crate) fn specials() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for (fold, group) in [(Fold::Max, 4), (Fold::Mean, 1), (Fold::None, 2)] {
+            let lens = &[(70, 1), (3, 1)];
+            let shape = Shape { dim: 64, boxes: false, units: 4, heads: 1, group, lens };
+            let mut built = build::<bf16>(&shape);
+            let at = built.frames[5] as usize * 4 + 2;
+            built.rows[at * 64 + 9] = bf16::from_f32(value);
+            check_built(&kernels(64, DType::Bf16, false), &shape, &built, fold);
+        }
+    }
 }
 
 /// Small cases for the sanitizers.

@@ -16,7 +16,7 @@ use crate::plan::stream_k;
 use crate::{DType, Error};
 
 pub use boxed::BoxedScoreSpec;
-pub use plan::Room;
+pub use plan::PlanRoom;
 pub use score::ScoreSpec;
 pub use tokens::TokensSpec;
 

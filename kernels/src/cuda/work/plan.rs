@@ -2,7 +2,7 @@
 
 /// Room for a plan whose lengths the host does not know (`plan.cu`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct PlanRoom {
     /// Segments at most: each unit has one, and each worker but the first may begin inside one.
     pub segments: usize,
     /// Offsets of the workers' segments.
@@ -11,10 +11,10 @@ pub struct Room {
     pub partials: usize,
 }
 
-impl Room {
+impl PlanRoom {
     /// For `units` units and `workers` workers, whatever the lengths of the lists.
     #[must_use]
-    pub const fn new(units: usize, workers: usize) -> Room {
-        Room { segments: units + workers, workers: workers + 1, partials: 2 * workers }
+    pub const fn new(units: usize, workers: usize) -> PlanRoom {
+        PlanRoom { segments: units + workers, workers: workers + 1, partials: 2 * workers }
     }
 }

@@ -6,7 +6,7 @@ use kvist_kernels::attend::{self, Out, Params, Queries};
 use kvist_kernels::cuda::params::{
     AttendParams, MergeUnitsParams, PlanParams, Segment, TopKParams, Unit, type_code,
 };
-use kvist_kernels::cuda::work::{AttendSpec, Room, TILE, TILES_MIN, Work, merge_of};
+use kvist_kernels::cuda::work::{AttendSpec, PlanRoom, TILE, TILES_MIN, Work, merge_of};
 use kvist_kernels::{
     DType, Executor, Isa, KvLayout, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut,
 };
@@ -27,7 +27,7 @@ pub(crate) struct Planned {
 
 impl Planned {
     pub(crate) fn new(units: Vec<Unit>, lens: &[u32]) -> Planned {
-        let room = Room::new(units.len(), WORKERS);
+        let room = PlanRoom::new(units.len(), WORKERS);
         let segments = vec![Segment::zeroed(); room.segments];
         let workers = vec![0u32; room.workers];
         let params = PlanParams {
@@ -77,7 +77,7 @@ impl Attended {
         let list = |sequence, head| sequence * HEADS + head;
         let units = Work::units(&inputs.q_indptr, (HEADS, GROUP), spec.rows(), list);
         let plan = Planned::new(units, &lens);
-        let partial = Room::new(plan.units.len(), WORKERS).partials * spec.rows();
+        let partial = PlanRoom::new(plan.units.len(), WORKERS).partials * spec.rows();
         let (part_o, part_lse2) = (vec![0f32; partial * DIM], vec![0f32; partial]);
         let (o, lse2) = (vec![0f32; ROWS * GROUP * DIM], vec![0f32; ROWS * GROUP]);
         let (ids, items) = (vec![0u32; ROWS * TOKENS_MAX], vec![0u32; ROWS * TOKENS_MAX]);

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 use kvist_kernels::DType;
 use kvist_kernels::cuda::params::{AttendParams, TokensParams, TopKParams, TopPParams};
-use kvist_kernels::cuda::work::{Room, ScoreSpec, TokensSpec, Work};
+use kvist_kernels::cuda::work::{PlanRoom, ScoreSpec, TokensSpec, Work};
 use kvist_kernels::select::top_p_forced;
 
 use super::attended::{Attended, Planned};
@@ -26,7 +26,7 @@ pub(crate) fn slots() {
     let list = |sequence, head| sequence * HEADS + head;
     let units = Work::units(&inputs.q_indptr, (HEADS, GROUP), of_rows, list);
     let mut scoring = Planned::new(units, &inputs.lens.row_tokens);
-    let room = Room::new(scoring.units.len(), WORKERS);
+    let room = PlanRoom::new(scoring.units.len(), WORKERS);
     let (mut logits, mut votes) =
         (vec![0f32; ROWS * GROUP * TOKENS_MAX], vec![0f32; ROWS * TOKENS_MAX]);
     let mut parts = vec![0u64; room.segments * 16];
