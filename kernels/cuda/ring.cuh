@@ -4,11 +4,16 @@
 // that is 8 KiB a stage, 96 KiB for four warps and three stages, so two blocks share an H200's SM with
 // 128 KiB in flight. That is several times what the latency of its memory asks for, without one register.
 //
-// A stage is a K side and a V side of 16 rows. Reading 8 rows at the same chunk (16 bytes) must hit
-// different banks: rows of 128 bytes or a multiple swap their chunks by row, others get a chunk of padding.
+// A stage is a K side and a V side of 16 rows, or a K side alone where a source defines KV_SIDES 1.
+// Reading 8 rows at the same chunk (16 bytes) must hit different banks: rows of 128 bytes or a multiple
+// swap their chunks by row, others get a chunk of padding.
 #pragma once
 
 #include "numbers.cuh"
+
+#ifndef KV_SIDES
+#define KV_SIDES 2
+#endif
 
 constexpr u32 GROUP = 16, WARPS = 4, TILE = GROUP * WARPS;
 constexpr u32 ELEMENT = KV_TY == KV_F32 ? 4 : 2;
@@ -16,7 +21,7 @@ constexpr u32 CHUNKS = KV_D * ELEMENT / 16;
 constexpr bool SWAPPED = CHUNKS % 8 == 0;
 constexpr u32 PITCH = (SWAPPED ? CHUNKS : CHUNKS + 1) * 16;
 constexpr u32 SIDE = GROUP * PITCH;
-constexpr u32 STAGE = 2 * SIDE;
+constexpr u32 STAGE = KV_SIDES * SIDE;
 constexpr u32 RING = KV_STAGES * STAGE;
 
 /// Byte of a chunk in a side.
@@ -40,7 +45,7 @@ struct List {
 KV_FN List open_list(const AttendParams& p, u32 list, u32 head) {
     u32 first = load<u32>(p.indptr, list);
 #if KV_SLOTS
-    return List{first, load<u32>(p.indptr, list + 1) - first, 0, head};
+    return List{first, p.lens ? load<u32>(p.lens, list) : load<u32>(p.indptr, list + 1) - first, 0, head};
 #else
     return List{first, load<u32>(p.lens, list), p.first_pos ? load<u32>(p.first_pos, list) : 0, head};
 #endif
@@ -119,6 +124,8 @@ KV_FN void fetch(const P& p, const List& list, const Range& wanted, u32 token, u
         u32 to = stage + chunk_at(row, chunk);
         bool real = has(wanted, token + row);
         kv::cp16(to, k + k_at * ELEMENT + chunk * 16, real);
-        kv::cp16(to + SIDE, v + v_at * ELEMENT + chunk * 16, real);
+        if (KV_SIDES == 2) {
+            kv::cp16(to + SIDE, v + v_at * ELEMENT + chunk * 16, real);
+        }
     }
 }

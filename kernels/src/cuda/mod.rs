@@ -55,6 +55,8 @@ pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
-pub use table::{ATTEND_PAGES, MERGE, SCORE, SELECT, SHIPPED, TRANSFER, WRITE};
+pub use table::{
+    ATTEND_PAGES, BOXED, MERGE, PLAN, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
+};
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

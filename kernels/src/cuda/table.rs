@@ -1,7 +1,7 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ScoreSpec};
+use super::work::{AttendSpec, BoxedScoreSpec, ScoreSpec, TokensSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
@@ -24,6 +24,8 @@ const HEADERS: &[Header] = &[
     header!("numbers.cuh"),
     header!("ring.cuh"),
     header!("state.cuh"),
+    header!("params_select.cuh"),
+    header!("scan.cuh"),
 ];
 
 macro_rules! kernel {
@@ -53,16 +55,29 @@ pub static ATTEND_PAGES: Kernel = kernel!("attend_pages.cu", &["attend_pages"], 
 });
 /// Merges partial results.
 pub static MERGE: Kernel = kernel!("merge.cu", &["merge_units", "merge_parts"], plain);
-/// Bounds of scores by boxes: [`ScoreSpec::macros`].
-pub static SCORE: Kernel = kernel!("score.cu", &["score_boxes"], || {
+/// Scores of units, by their boxes or by one row each: [`ScoreSpec::macros`].
+pub static SCORE: Kernel = kernel!("score.cu", &["score_units"], || {
     variants(ScoreSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
 });
-/// The highest scores of each row, as lists of pages.
-pub static SELECT: Kernel = kernel!("select.cu", &["top_k"], plain);
+/// Softmax weights of tokens, summed over the heads of a KV head: [`TokensSpec::macros`].
+pub static TOKENS: Kernel = kernel!("tokens.cu", &["score_tokens", "vote_tokens"], || {
+    variants(TokensSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
+});
+/// Estimates of scores from boxed codes: [`BoxedScoreSpec::macros`].
+pub static BOXED: Kernel = kernel!("boxed.cu", &["score_boxed"], || {
+    variants(BoxedScoreSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
+});
+/// Scores of query heads to one of their KV head.
+pub static VOTE: Kernel = kernel!("vote.cu", &["vote"], plain);
+/// The highest scores of each row, by count or by mass, as lists of pages.
+pub static SELECT: Kernel = kernel!("select.cu", &["top_k", "top_p"], plain);
+/// The plan of a call whose lengths only the device knows.
+pub static PLAN: Kernel = kernel!("plan.cu", &["plan"], plain);
 /// New rows to pages, with their boxes.
 pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 /// Copies between tiers.
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 6] = [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 10] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &VOTE, &SELECT, &PLAN, &WRITE, &TRANSFER];

@@ -5,18 +5,26 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod attend;
+mod boxed;
+mod chain;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
 mod gpu;
+#[path = "../score/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
+mod keys;
 mod machine;
 mod merge;
+mod plan;
 mod score;
 mod select;
 mod selftest;
+mod tokens;
 mod toolchain;
 mod transfer;
+mod vote;
 mod write;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -54,6 +62,10 @@ fn sanitized() {
 fn small() {
     attend::small();
     score::small();
+    tokens::small();
+    boxed::small();
+    vote::small();
+    plan::small();
     select::pages();
     write::append();
     transfer::items();
@@ -80,22 +92,40 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 19] = [
+    let plain: [(&str, fn()); 37] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
+        ("emulator: products of bytes", selftest::byte_products),
         ("emulator: conversions", selftest::conversions),
         ("attend: types", attend::types),
         ("attend: specials", attend::specials),
+        ("attend: whole lists", attend::whole_lists),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
         ("merge: parts", merge::parts),
         ("device: attention", device::attention),
         ("score: grid", score::grid),
+        ("score: rows", score::rows),
+        ("score: specials", score::specials),
         ("score: barriers left out", score::planted),
+        ("tokens: grid", tokens::grid),
+        ("tokens: specials", tokens::specials),
+        ("tokens: barriers left out", tokens::planted),
+        ("tokens: misuse", tokens::misuse),
+        ("boxed: grid", boxed::grid),
+        ("boxed: specials", boxed::specials),
+        ("boxed: barriers left out", boxed::planted),
         ("select: grid", select::grid),
+        ("select: mass", select::mass),
         ("select: pages", select::pages),
         ("select: barriers left out", select::planted),
+        ("vote: grid", vote::grid),
+        ("vote: barriers left out", vote::planted),
+        ("plan: grid", plan::grid),
+        ("plan: barriers left out", plan::planted),
+        ("chain: pages", chain::pages),
+        ("chain: slots", chain::slots),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
         (SANITIZED, small),

@@ -4,7 +4,7 @@ use super::tables::{Layout, Tables};
 use super::{Attention, MERGED, Room, grid};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::cuda::params::AttendParams;
-use crate::cuda::work::{self, AttendSpec, Work};
+use crate::cuda::work::{self, AttendSpec, PlanRoom, Work};
 use crate::cuda::{Error, Graph, Stream, TrialError};
 
 /// What a [`Replay`] has room for.
@@ -56,8 +56,7 @@ impl Attention {
             let found = "more".to_owned();
             return Err(Error::Launch { what: "call to capture", expected, found }.into());
         }
-        // A plan cuts no more lists than it has blocks, each into two pieces or more.
-        let partials = 2 * workers;
+        let partials = PlanRoom::new(units, workers).partials;
         let room = Room::new(&self.device, layout.bytes(), spec.part_bytes(partials))?;
         let told = room.parts_of(&spec, partials, AttendParams { lse2, ..p });
         let told = layout.address(room.device.address(), told);

@@ -4,7 +4,7 @@ use bytemuck::{Pod, cast_slice};
 
 use crate::attend::{Listed, Params, Queries};
 use crate::cuda::params::{AttendParams, Segment, Unit};
-use crate::cuda::work::Work;
+use crate::cuda::work::{PlanRoom, Work};
 
 /// Tables start at multiples of this.
 const ALIGN: usize = 16;
@@ -65,10 +65,10 @@ impl<'a> Tables<'a> {
         lists: usize,
         items: usize,
     ) -> Layout {
-        let mut room = self.0.map(|table| table.map(<[u8]>::len));
+        let (plan, mut room) = (PlanRoom::new(units, workers), self.0.map(|t| t.map(<[u8]>::len)));
         room[UNITS] = Some(units * size_of::<Unit>());
-        room[1] = Some((units + workers) * size_of::<Segment>());
-        room[WORKERS] = Some((workers + 1) * 4);
+        room[1] = Some(plan.segments * size_of::<Segment>());
+        room[WORKERS] = Some(plan.workers * 4);
         room[3] = Some((lists + 1) * 4);
         for (of, n) in [(4, items), (5, lists), (6, lists), (7, items)] {
             room[of] = room[of].map(|_| n * 4);
