@@ -33,6 +33,7 @@ mod nvrtc;
 pub mod params;
 mod pinned;
 mod probe;
+mod step;
 mod table;
 mod trial;
 mod usage;
@@ -55,6 +56,7 @@ pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
+pub use step::{SelectedStep, StepMemory, StepShape};
 pub use table::{
     ATTEND_PAGES, BOXED, MERGE, PLAN, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
 };

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use crate::attend::{cases, compare};
 use crate::common::{Built, Case, build, oracle, run_with};
 use crate::gpu::{self, Played};
+use crate::step;
 
 /// Names the folder of images in the process that has the driver.
 pub(crate) const CHILD: &str = "KVIST_EMU_DEVICE";
@@ -48,7 +49,7 @@ pub(crate) fn folder(folder: &Path) {
 /// Runs [`child`] where the only driver is the one that is played.
 pub(crate) fn attention() {
     let folder = TempDir::new().unwrap();
-    gpu::make(folder.path(), &kernels(&SPECS));
+    gpu::make(folder.path(), &[kernels(&SPECS), step::kernels()].concat());
     let output = Command::new(std::env::current_exe().unwrap())
         .env("LD_LIBRARY_PATH", folder.path())
         .env("FAKE_EMULATE", "1")
@@ -66,8 +67,10 @@ pub(crate) fn child(folder: &Path) {
     let device = Device::open(0, Arc::new(compiler)).unwrap();
     // SAFETY: the default stream is always there.
     let stream = unsafe { device.stream(null_mut()) };
-    let all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
+    let mut all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
     assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 1);
+    all = step::STEP.kernels();
+    assert_eq!(device.warm_up(&all).unwrap().loaded, 3, "those that are not there yet");
     let device = Arc::new(device);
     let attention = Attention::new(&device, &stream).unwrap();
     let mut gpu = Gpu { own: device.new_stream().unwrap(), attention, device, stream };
@@ -83,15 +86,16 @@ pub(crate) fn child(folder: &Path) {
         }
     }
     gpu.replays();
+    gpu.selects();
     gpu.refuses();
     println!("{calls} calls");
 }
 
-struct Gpu {
-    device: Arc<Device>,
+pub(crate) struct Gpu {
+    pub(crate) device: Arc<Device>,
     /// The default stream.
-    stream: Stream,
-    own: Stream,
+    pub(crate) stream: Stream,
+    pub(crate) own: Stream,
     attention: Attention,
 }
 
@@ -244,17 +248,17 @@ fn plain_case() -> Case {
 }
 
 /// A call's memory on the GPU.
-struct There<'a> {
+pub(crate) struct There<'a> {
     device: &'a Device,
     stream: &'a Stream,
     shape: [usize; 3],
     dtype: DType,
-    kept: Vec<Buffer>,
+    pub(crate) kept: Vec<Buffer>,
 }
 
 impl<'a> There<'a> {
     /// With the queries, and room for outputs.
-    fn new<T: Element>(
+    pub(crate) fn new<T: Element>(
         device: &'a Device,
         stream: &'a Stream,
         q: &[T],
@@ -268,7 +272,7 @@ impl<'a> There<'a> {
         there
     }
 
-    fn put<T: bytemuck::Pod>(&mut self, data: &[T]) -> *const u8 {
+    pub(crate) fn put<T: bytemuck::Pod>(&mut self, data: &[T]) -> *const u8 {
         self.kept.push(self.device.buffer_of(self.stream, data).unwrap());
         self.kept.last().unwrap().address() as *const u8
     }
@@ -288,7 +292,7 @@ impl<'a> There<'a> {
         (Out { o, lse2: None }, self.kept[2].address())
     }
 
-    fn read(&self, stream: &Stream) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn read(&self, stream: &Stream) -> (Vec<f32>, Vec<f32>) {
         let mut o = vec![0f32; self.shape.iter().product()];
         let mut lse = vec![0f32; self.shape[0] * self.shape[1]];
         self.kept[1].read(stream, 0, &mut o).unwrap();

@@ -21,6 +21,7 @@ mod plan;
 mod score;
 mod select;
 mod selftest;
+mod step;
 mod tokens;
 mod toolchain;
 mod transfer;
