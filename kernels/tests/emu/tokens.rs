@@ -275,6 +275,10 @@ pub(crate) fn misuse() {
         error(&Case { group: 17, ..case.clone() }),
         "query heads of a KV head on the device: expected 1..=16, found 17"
     );
+    let none = run_with(&case, &build::<bf16>(&case), |queries, pool, pages, _, params| {
+        Work::new(queries, &Listed::Pages(pool, pages), params, ScoreSpec::rows(17), WORKERS)
+    });
+    assert_eq!(none.unwrap_err().to_string(), "rows of a unit: expected at least 1, found 0");
     assert_eq!(
         error(&Case { window: 4, ..case }),
         "votes of tokens on the device: expected no mask, found a mask"

@@ -143,7 +143,7 @@ impl Work {
     /// Cuts a call for `workers` blocks that run at once, in units of `rows` rows.
     ///
     /// # Errors
-    /// [`Error`] if queries and lists do not fit.
+    /// [`Error`] if queries and lists do not fit, or units have no rows.
     pub fn new(
         queries: &Queries,
         listed: &Listed,
@@ -152,6 +152,9 @@ impl Work {
         workers: usize,
     ) -> Result<Work, Error> {
         let kv_heads = listed.check(queries, params)?;
+        if rows == 0 {
+            return Err(Error::range("rows of a unit", "at least 1", rows));
+        }
         let (_, source) = listed.source();
         let group = queries.q.shape()[1] / kv_heads;
         let list = |sequence, head| source.list(sequence, head, kv_heads);
@@ -162,6 +165,9 @@ impl Work {
 
     /// The units of a call, uncut: up to `rows` of the rows that a sequence has for a KV head. Sequence `b` owns
     /// query rows `q_indptr[b]..q_indptr[b + 1]`; `list` names the list of a sequence and KV head.
+    ///
+    /// # Panics
+    /// If `rows` is 0.
     pub fn units(
         q_indptr: &[u32],
         (kv_heads, group): (usize, usize),
