@@ -82,6 +82,11 @@ pub fn all() -> &'static [Bench] {
             run: gpu::decode::run,
         },
         Bench {
+            name: "gpu-select",
+            about: "steps that choose on the GPU, against dense ones, as graphs",
+            run: gpu::select::run,
+        },
+        Bench {
             name: "gpu-copy",
             about: "scattered pages to a GPU against one large copy",
             run: gpu::link::run,

@@ -14,14 +14,14 @@ use std::process::Command;
 
 use kvist_bench::{Options, Sink};
 use kvist_kernels::DType;
-use kvist_kernels::cuda::work::AttendSpec;
-use kvist_kernels::cuda::{ATTEND_PAGES, MERGE, Macros, TRANSFER};
+use kvist_kernels::cuda::work::{AttendSpec, ScoreSpec};
+use kvist_kernels::cuda::{ATTEND_PAGES, MERGE, Macros, PLAN, SCORE, SELECT, TRANSFER};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 
 /// Names the benchmark for a process that has the driver.
 const CHILD: &str = "KVIST_BENCH_TEST";
-const BENCHES: [&str; 4] = ["gpu-check", "gpu-attend", "gpu-copy", "gpu-step"];
+const BENCHES: [&str; 5] = ["gpu-check", "gpu-attend", "gpu-select", "gpu-copy", "gpu-step"];
 
 fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
@@ -29,9 +29,16 @@ fn folder() -> TempDir {
         let spec = AttendSpec { dim: 64, dtype: DType::Bf16, slots, wide: false };
         ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()))
     });
-    let plain = [("merge.cu", &MERGE), ("transfer.cu", &TRANSFER)]
-        .map(|(source, kernel)| (source, Macros::new(), kernel.with(Macros::new())));
-    gpu::make(folder.path(), &[&attend[..], &plain[..]].concat());
+    let score = ScoreSpec { dim: 64, dtype: DType::Bf16, boxes: true }.macros();
+    let score = [("score.cu", score.clone(), SCORE.with(score))];
+    let plain = [
+        ("merge.cu", &MERGE),
+        ("transfer.cu", &TRANSFER),
+        ("plan.cu", &PLAN),
+        ("select.cu", &SELECT),
+    ];
+    let plain = plain.map(|(source, kernel)| (source, Macros::new(), kernel.with(Macros::new())));
+    gpu::make(folder.path(), &[&attend[..], &score[..], &plain[..]].concat());
     folder
 }
 
