@@ -1,7 +1,7 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ScoreSpec};
+use super::work::{AttendSpec, ExpwSpec, ScoreSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
@@ -24,6 +24,7 @@ const HEADERS: &[Header] = &[
     header!("numbers.cuh"),
     header!("ring.cuh"),
     header!("state.cuh"),
+    header!("params_codec.cuh"),
 ];
 
 macro_rules! kernel {
@@ -63,6 +64,11 @@ pub static SELECT: Kernel = kernel!("select.cu", &["top_k"], plain);
 pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 /// Copies between tiers.
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
+/// Lossless tiles, decoded to their places: [`ExpwSpec::macros`].
+pub static EXPW: Kernel = kernel!("expw.cu", &["expw_decode"], || {
+    variants(ExpwSpec::all().map(|spec| spec.macros()), MANY)
+});
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 6] = [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 7] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER, &EXPW];

@@ -9,11 +9,15 @@ mod attend;
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
+mod expw;
 mod machine;
 mod merge;
 mod score;
 mod select;
 mod selftest;
+#[path = "../entropy/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the codec")]
+mod tiles;
 mod toolchain;
 mod transfer;
 mod write;
@@ -57,6 +61,7 @@ fn small() {
     select::pages();
     write::append();
     transfer::items();
+    expw::small();
 }
 
 fn main() {
@@ -81,7 +86,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 19] = [
+    let plain: [(&str, fn()); 23] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -99,6 +104,10 @@ fn main() {
         ("select: barriers left out", select::planted),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
+        ("expw: grid", expw::grid),
+        ("expw: hostile bytes", expw::hostile),
+        ("expw: outside", expw::outside),
+        ("expw: barriers left out", expw::planted),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

@@ -2,9 +2,13 @@
 //!
 //! Addresses are `u64`, 0 where there is nothing. Strides count elements. Plain old data without padding.
 
+mod codec;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
+
+pub use codec::{ExpwParams, ExpwTile};
 
 /// Element types as kernels number them.
 #[must_use]

@@ -1,5 +1,7 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
+mod codec;
+
 use std::ops::Range;
 
 use bytemuck::Zeroable;
@@ -8,6 +10,8 @@ use super::Macros;
 use super::params::{AttendParams, MergeUnitsParams, Segment, Unit, type_code};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::{DType, Error, plan};
+
+pub use codec::{ExpwSpec, expw_status};
 
 /// Tokens of a tile.
 const TILE: usize = 64;
