@@ -33,3 +33,30 @@ KV_SIZE(ExpwParams, 64);
 #define KV_EXPW_COUNTS 4
 #define KV_EXPW_ESCAPES 5
 #define KV_EXPW_OUTSIDE 6 // it does not lie in the spans, or has no such shape
+
+/// Keys of a KV head that are clustered by themselves: tokens first..first + points of a page list.
+struct KMeansTask {
+    u32 list, head;    // the list's first item
+    u32 first, points;
+    u32 label;         // of the first point
+    u32 centroid, clusters;
+    u32 zero;
+};
+KV_SIZE(KMeansTask, 32);
+
+/// k-means. A piece is a task, and the first of the points or clusters of it that a block does.
+struct KMeansParams {
+    u64 k, items;       // pages of K; u32: their frames
+    u64 tasks, pieces;  // KMeansTask; two u32 per block
+    u64 middle;         // f32 [tasks][KV_D]: what is taken off the keys before they are compared, or 0
+    u64 centroids;      // f32 [centroids][KV_D]
+    u64 targets, bias;  // [centroids][1 or 2][KV_D] of the type of K; f32 [centroids]
+    u64 labels, counts; // u32 per point, KV_SKIP: not finite; u32 per centroid, or 0
+    i64 k_frame, k_head, k_token;
+    u32 page_tokens, metric; // metric: KV_COSINE, KV_EUCLIDEAN
+};
+KV_AT(KMeansParams, centroids, 40);
+KV_AT(KMeansParams, k_frame, 80);
+KV_SIZE(KMeansParams, 112);
+#define KV_COSINE 0
+#define KV_EUCLIDEAN 1

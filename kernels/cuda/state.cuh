@@ -61,6 +61,17 @@ template <class P, class Part> KV_FN u32x4 query_chunk(const P& p, i64 at, bool 
     return u32x4{pack(KV_TY, a.x, a.y), pack(KV_TY, a.z, a.w), pack(KV_TY, b.x, b.y), pack(KV_TY, b.z, b.w)};
 }
 
+/// Takes the warp's 16 rows, which lie at `at` in shared memory.
+KV_FN void keep(u32 at, Queries& q) {
+    q.at = at;
+#pragma unroll
+    for (u32 k = 0; k < Q_STEPS; k++) {
+        if (Q_KEPT) {
+            kv::ldm4(at + matrix_rows_first(2 * k), q.kept[k]);
+        }
+    }
+}
+
 /// Brings the warp's 16 query rows, first..first + 16 of the unit, through shared memory at `at`; `part` is
 /// what of them is wanted.
 template <class P, class Part>
@@ -72,13 +83,7 @@ KV_FN void load_queries(const P& p, const Unit& unit, u32 first, u32 at, Queries
         kv::sts(at + chunk_at(row, chunk), query_chunk(p, from, first + row < unit.rows, part));
     }
     KV_GUARD(1, kv::syncwarp());
-    q.at = at;
-#pragma unroll
-    for (u32 k = 0; k < Q_STEPS; k++) {
-        if (Q_KEPT) {
-            kv::ldm4(at + matrix_rows_first(2 * k), q.kept[k]);
-        }
-    }
+    keep(at, q);
 }
 
 #if KV_TY == KV_F32

@@ -1,13 +1,15 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ExpwSpec, ScoreSpec};
+use super::work::{AttendSpec, ExpwSpec, KMeansSpec, ScoreSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
 const TWO_BLOCKS: u32 = 255;
 /// Three blocks of 128 threads.
 const THREE_BLOCKS: u32 = 168;
+/// Two blocks of 256 threads.
+const TWO_WIDE_BLOCKS: u32 = 128;
 /// Kernels that hide latency by many warps.
 const MANY: u32 = 64;
 
@@ -68,7 +70,12 @@ pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 pub static EXPW: Kernel = kernel!("expw.cu", &["expw_decode"], || {
     variants(ExpwSpec::all().map(|spec| spec.macros()), MANY)
 });
+/// Clusters of keys: [`KMeansSpec::macros`].
+pub static KMEANS: Kernel =
+    kernel!("kmeans.cu", &["kmeans_targets", "kmeans_assign", "kmeans_update"], || {
+        variants(KMeansSpec::all().map(|spec| spec.macros()), TWO_WIDE_BLOCKS)
+    });
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 7] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER, &EXPW];
+pub static SHIPPED: [&Kernel; 8] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER, &EXPW, &KMEANS];

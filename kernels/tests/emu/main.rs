@@ -10,6 +10,7 @@ mod attend;
 mod common;
 mod device;
 mod expw;
+mod kmeans;
 mod machine;
 mod merge;
 mod score;
@@ -62,6 +63,7 @@ fn small() {
     write::append();
     transfer::items();
     expw::small();
+    kmeans::small();
 }
 
 fn main() {
@@ -86,7 +88,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 23] = [
+    let plain: [(&str, fn()); 26] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -108,6 +110,9 @@ fn main() {
         ("expw: hostile bytes", expw::hostile),
         ("expw: outside", expw::outside),
         ("expw: barriers left out", expw::planted),
+        ("kmeans: grid", kmeans::grid),
+        ("kmeans: whole runs", kmeans::lloyd),
+        ("kmeans: barriers left out", kmeans::planted),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

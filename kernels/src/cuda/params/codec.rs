@@ -44,9 +44,70 @@ pub struct ExpwParams {
     pub zero: u32,
 }
 
+/// Keys of a KV head that are clustered by themselves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct KMeansTask {
+    /// First item of the page list.
+    pub list: u32,
+    /// KV head.
+    pub head: u32,
+    /// First token of the list that is a point.
+    pub first: u32,
+    /// Number of points.
+    pub points: u32,
+    /// Label of the first point.
+    pub label: u32,
+    /// First centroid.
+    pub centroid: u32,
+    /// Number of centroids.
+    pub clusters: u32,
+    /// 0.
+    pub zero: u32,
+}
+
+/// Centroids, labels and means of keys in pages (`kmeans.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct KMeansParams {
+    /// Pages of keys.
+    pub k: u64,
+    /// u32: frames of the lists.
+    pub items: u64,
+    /// [`KMeansTask`]s.
+    pub tasks: u64,
+    /// Two u32 per block: task, and the first point or cluster of it.
+    pub pieces: u64,
+    /// f32 `[tasks][dim]`: taken off keys and centroids before they are compared by cosine, or 0.
+    pub middle: u64,
+    /// f32 `[centroids][dim]`.
+    pub centroids: u64,
+    /// Targets, `[centroids][numbers][dim]` of the type of the keys.
+    pub targets: u64,
+    /// f32: what is added to a target's scores.
+    pub bias: u64,
+    /// u32: cluster of each point, [`SKIP`](super::SKIP) where the key is not finite.
+    pub labels: u64,
+    /// u32: members of each cluster, or 0.
+    pub counts: u64,
+    /// Stride of frames.
+    pub k_frame: i64,
+    /// Stride of heads.
+    pub k_head: i64,
+    /// Stride of tokens.
+    pub k_token: i64,
+    /// Tokens of a frame.
+    pub page_tokens: u32,
+    /// 0 cosine, 1 Euclidean.
+    pub metric: u32,
+}
+
 /// The numbers of `cuda/params_codec.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
+    assert!(size_of::<KMeansTask>() == 32);
+    assert!(offset_of!(KMeansParams, centroids) == 40 && offset_of!(KMeansParams, k_frame) == 80);
+    assert!(size_of::<KMeansParams>() == 112);
     assert!(offset_of!(ExpwTile, bytes) == 16 && size_of::<ExpwTile>() == 32);
     assert!(offset_of!(ExpwParams, tiles) == 32 && size_of::<ExpwParams>() == 64);
 };

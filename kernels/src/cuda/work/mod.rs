@@ -1,5 +1,6 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
+mod cluster;
 mod codec;
 
 use std::ops::Range;
@@ -11,6 +12,7 @@ use super::params::{AttendParams, MergeUnitsParams, Segment, Unit, type_code};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::{DType, Error, plan};
 
+pub use cluster::{KMeansSpec, metric_code, pieces};
 pub use codec::{ExpwSpec, expw_status};
 
 /// Tokens of a tile.
