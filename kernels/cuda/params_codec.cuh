@@ -60,3 +60,22 @@ KV_AT(KMeansParams, k_frame, 80);
 KV_SIZE(KMeansParams, 112);
 #define KV_COSINE 0
 #define KV_EUCLIDEAN 1
+
+/// Tokens base..base + 256 of a list, and the query rows that look at them.
+struct ColumnsTile {
+    u32 list, head;      // KV head
+    u32 first_row, rows; // of the query tensor
+    u32 base, out;       // out: row of sums, of the first query head or of the KV head
+    u32 lo, hi;          // the list's tokens that any of the rows sees
+};
+KV_SIZE(ColumnsTile, 32);
+
+/// Column sums of attention probabilities.
+struct ColumnsParams {
+    AttendParams a; // its lse2 is read; o, v, sinks and work are not looked at
+    u64 tiles, out; // ColumnsTile per block; f32 [rows of sums][out_row]
+    i64 out_row;
+    u32 fold, zero; // KV_FOLD_NONE: a row per query head; KV_FOLD_SUM: per KV head
+};
+KV_AT(ColumnsParams, tiles, 248);
+KV_SIZE(ColumnsParams, 280);

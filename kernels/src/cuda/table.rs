@@ -1,7 +1,7 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ExpwSpec, KMeansSpec, ScoreSpec};
+use super::work::{AttendSpec, ColumnsSpec, ExpwSpec, KMeansSpec, ScoreSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
@@ -75,7 +75,11 @@ pub static KMEANS: Kernel =
     kernel!("kmeans.cu", &["kmeans_targets", "kmeans_assign", "kmeans_update"], || {
         variants(KMeansSpec::all().map(|spec| spec.macros()), TWO_WIDE_BLOCKS)
     });
+/// Column sums of attention probabilities: [`ColumnsSpec::macros`].
+pub static COLUMNS: Kernel = kernel!("columns.cu", &["columns"], || {
+    variants(ColumnsSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
+});
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 8] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER, &EXPW, &KMEANS];
+pub static SHIPPED: [&Kernel; 9] =
+    [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER, &EXPW, &KMEANS, &COLUMNS];

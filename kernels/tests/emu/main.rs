@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod attend;
+mod columns;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
@@ -64,6 +65,7 @@ fn small() {
     transfer::items();
     expw::small();
     kmeans::small();
+    columns::small();
 }
 
 fn main() {
@@ -88,7 +90,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 26] = [
+    let plain: [(&str, fn()); 29] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -113,6 +115,9 @@ fn main() {
         ("kmeans: grid", kmeans::grid),
         ("kmeans: whole runs", kmeans::lloyd),
         ("kmeans: barriers left out", kmeans::planted),
+        ("columns: grid", columns::grid),
+        ("columns: specials", columns::specials),
+        ("columns: barriers left out", columns::planted),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

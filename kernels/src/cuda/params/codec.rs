@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::AttendParams;
+
 /// A tile that `expw.cu` brings to its place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -102,12 +104,54 @@ pub struct KMeansParams {
     pub metric: u32,
 }
 
+/// 256 tokens of a list, and the query rows that look at them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct ColumnsTile {
+    /// The list.
+    pub list: u32,
+    /// The KV head.
+    pub head: u32,
+    /// First row of the query tensor.
+    pub first_row: u32,
+    /// Number of rows.
+    pub rows: u32,
+    /// First token.
+    pub base: u32,
+    /// Row of sums: of the KV head, or of its first query head.
+    pub out: u32,
+    /// First token of the list that any of the rows sees.
+    pub lo: u32,
+    /// Behind the last one.
+    pub hi: u32,
+}
+
+/// Column sums of attention probabilities (`columns.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct ColumnsParams {
+    /// Queries, keys and rules. `lse2` is read; output, values, sinks and work are not looked at.
+    pub attend: AttendParams,
+    /// [`ColumnsTile`] per block.
+    pub tiles: u64,
+    /// Sums, f32.
+    pub out: u64,
+    /// Between rows of sums.
+    pub out_row: i64,
+    /// [`Fold`](super::Fold): `None`, a row per query head; `Sum`, a row per KV head.
+    pub fold: u32,
+    /// 0.
+    pub zero: u32,
+}
+
 /// The numbers of `cuda/params_codec.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
     assert!(size_of::<KMeansTask>() == 32);
     assert!(offset_of!(KMeansParams, centroids) == 40 && offset_of!(KMeansParams, k_frame) == 80);
     assert!(size_of::<KMeansParams>() == 112);
+    assert!(size_of::<ColumnsTile>() == 32 && offset_of!(ColumnsParams, tiles) == 248);
+    assert!(size_of::<ColumnsParams>() == 280);
     assert!(offset_of!(ExpwTile, bytes) == 16 && size_of::<ExpwTile>() == 32);
     assert!(offset_of!(ExpwParams, tiles) == 32 && size_of::<ExpwParams>() == 64);
 };

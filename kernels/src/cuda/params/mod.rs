@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
 
-pub use codec::{ExpwParams, ExpwTile, KMeansParams, KMeansTask};
+pub use codec::{ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask};
 
 /// Element types as kernels number them.
 #[must_use]

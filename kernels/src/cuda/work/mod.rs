@@ -2,6 +2,7 @@
 
 mod cluster;
 mod codec;
+mod columns;
 
 use std::ops::Range;
 
@@ -14,6 +15,7 @@ use crate::{DType, Error, plan};
 
 pub use cluster::{KMeansSpec, metric_code, pieces};
 pub use codec::{ExpwSpec, expw_status};
+pub use columns::{ColumnsSpec, columns};
 
 /// Tokens of a tile.
 const TILE: usize = 64;
@@ -245,6 +247,26 @@ pub fn describe(
     out: &Out,
 ) -> Result<(AttendSpec, AttendParams), Error> {
     let kv_heads = listed.check_for(queries, params, out)?;
+    let (spec, p) = inputs(queries, listed, params, kv_heads)?;
+    let o = out.o.as_view();
+    aligned("out", o.row_ptr(0, 0), o.dtype(), &o.strides())?;
+    let p = AttendParams {
+        o: o.row_ptr(0, 0) as u64,
+        o_row: o.strides()[0],
+        o_head: o.strides()[1],
+        types: p.types | type_code(o.dtype()) << 8,
+        ..p
+    };
+    Ok((spec, p))
+}
+
+/// [`describe`] without an output, of a call that was checked.
+fn inputs(
+    queries: &Queries,
+    listed: &Listed,
+    params: &Params,
+    kv_heads: usize,
+) -> Result<(AttendSpec, AttendParams), Error> {
     let (pool, _) = listed.source();
     let layout = pool.layout();
     if layout.dim_v != layout.dim_k {
@@ -263,10 +285,9 @@ pub fn describe(
         wide: most > Some(16),
     };
     spec.check()?;
-    let (q, o) = (&queries.q, out.o.as_view());
+    let q = &queries.q;
     let (k, v) = (layout.k_strides, layout.v_strides);
     aligned("q", q.row_ptr(0, 0), q.dtype(), &q.strides())?;
-    aligned("out", o.row_ptr(0, 0), o.dtype(), &o.strides())?;
     aligned("k", pool.k_row(0, 0, 0), pool.dtype(), &k)?;
     aligned("v", pool.v_row(0, 0, 0), pool.dtype(), &v)?;
     // A pool of one head serves them all.
@@ -275,11 +296,8 @@ pub fn describe(
         q: q.row_ptr(0, 0) as u64,
         k: pool.k_row(0, 0, 0) as u64,
         v: pool.v_row(0, 0, 0) as u64,
-        o: o.row_ptr(0, 0) as u64,
         q_row: q.strides()[0],
         q_head: q.strides()[1],
-        o_row: o.strides()[0],
-        o_head: o.strides()[1],
         k_frame: k[0],
         k_head: head(k[1]),
         k_token: k[2],
@@ -293,7 +311,7 @@ pub fn describe(
         page_tokens: layout.page_tokens as u32,
         group: group as u32,
         q_heads: q.shape()[1] as u32,
-        types: type_code(q.dtype()) | type_code(o.dtype()) << 8,
+        types: type_code(q.dtype()),
         ..AttendParams::zeroed()
     };
     Ok((spec, params))
