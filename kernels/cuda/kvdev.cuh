@@ -10,7 +10,7 @@
 //   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..)   tensor-core fragments, sm_80
 //   lds<T>(at) sts(at, x) count(at)             shared memory, `at` in bytes from its start; count adds 1 at once
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
-//   popc sqrt exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//   popc sqrt rint exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //
 // Rules: no static shared memory, no collective under a condition that differs between lanes, one
 // parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
@@ -130,6 +130,8 @@ KV_FN u32x4 ldg_once(const u32x4* p) {
 
 KV_FN u32 popc(u32 x) { return __popc(x); }
 KV_FN float sqrt(float x) { return __fsqrt_rn(x); }
+/// To the nearest whole number, ties to even.
+KV_FN float rint(float x) { return rintf(x); }
 
 /// Within 2 ulp; exp2(-inf) = 0. Results below the normal numbers are 0.
 KV_FN float exp2(float x) {

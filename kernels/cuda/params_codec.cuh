@@ -79,3 +79,30 @@ struct ColumnsParams {
 };
 KV_AT(ColumnsParams, tiles, 248);
 KV_SIZE(ColumnsParams, 280);
+
+/// Rows of pages, and their codes and scales. Items are numbered by the lists, or 0, 1, 2, ... without.
+struct QuantParams {
+    u64 rows, codes, scales;            // scales: f16; with four bits pairs of scale and low end
+    u64 row_items, code_items, lens;    // u32 per item, the first two or 0; tokens of each, or 0: all full
+    i64 row_item, row_head, row_token;  // elements
+    i64 code_item, code_head, code_token; // bytes, multiples of 4
+    i64 scale_item, scale_head, scale_token; // numbers
+    u32 items, heads, page_tokens, dim; // dim: a multiple of 4
+    u32 group, bits, type, zero;        // group: 16, 32, 64, 128; bits: 8, 4
+};
+KV_AT(QuantParams, row_item, 48);
+KV_AT(QuantParams, items, 120);
+KV_SIZE(QuantParams, 152);
+
+/// Keys of pages, moved to other positions.
+struct RopeParams {
+    u64 k, frames, lens;        // u32 frame of each item, or 0; u32 tokens of each, or 0: all full
+    u64 differences, frequencies; // i32; f32 per pair
+    i64 k_item, k_head, k_token; // elements
+    i64 difference_item, difference_token; // between differences; 0: shared
+    u32 items, heads, page_tokens, pairs;
+    u32 neighbours, type;       // neighbours: pairs are 2i and 2i + 1, not i and i + pairs
+};
+KV_AT(RopeParams, k_item, 40);
+KV_AT(RopeParams, items, 80);
+KV_SIZE(RopeParams, 104);

@@ -79,7 +79,22 @@ pub static KMEANS: Kernel =
 pub static COLUMNS: Kernel = kernel!("columns.cu", &["columns"], || {
     variants(ColumnsSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
 });
+/// Codes of eight and four bits.
+pub static QUANT: Kernel = kernel!("quant.cu", &["quant_encode", "quant_decode"], plain);
+/// Keys moved to other positions.
+pub static ROPE: Kernel = kernel!("rope.cu", &["rope_shift"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 9] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER, &EXPW, &KMEANS, &COLUMNS];
+pub static SHIPPED: [&Kernel; 11] = [
+    &ATTEND_PAGES,
+    &MERGE,
+    &SCORE,
+    &SELECT,
+    &WRITE,
+    &TRANSFER,
+    &EXPW,
+    &KMEANS,
+    &COLUMNS,
+    &QUANT,
+    &ROPE,
+];

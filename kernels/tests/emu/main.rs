@@ -14,6 +14,8 @@ mod expw;
 mod kmeans;
 mod machine;
 mod merge;
+mod quant;
+mod rope;
 mod score;
 mod select;
 mod selftest;
@@ -66,6 +68,8 @@ fn small() {
     expw::small();
     kmeans::small();
     columns::small();
+    quant::small();
+    rope::small();
 }
 
 fn main() {
@@ -90,7 +94,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 29] = [
+    let plain: [(&str, fn()); 31] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -118,6 +122,8 @@ fn main() {
         ("columns: grid", columns::grid),
         ("columns: specials", columns::specials),
         ("columns: barriers left out", columns::planted),
+        ("quant: grid", quant::grid),
+        ("rope: grid", rope::grid),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

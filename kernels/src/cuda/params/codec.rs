@@ -144,6 +144,96 @@ pub struct ColumnsParams {
     pub zero: u32,
 }
 
+/// Rows of pages, and their codes and scales (`quant.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct QuantParams {
+    /// Rows.
+    pub rows: u64,
+    /// Codes.
+    pub codes: u64,
+    /// f16: scales; with four bits pairs of scale and low end.
+    pub scales: u64,
+    /// u32: number of each item's page of rows, or [`SKIP`](super::SKIP); 0 for 0, 1, 2, ...
+    pub row_items: u64,
+    /// u32: number of each item's page of codes, or [`SKIP`](super::SKIP); 0 for 0, 1, 2, ...
+    pub code_items: u64,
+    /// u32: tokens of each item; 0: all are full.
+    pub lens: u64,
+    /// Elements from one page of rows to the next.
+    pub row_item: i64,
+    /// Elements from one head to the next.
+    pub row_head: i64,
+    /// Elements from one token to the next.
+    pub row_token: i64,
+    /// Bytes from one page of codes to the next, like all of codes a multiple of 4.
+    pub code_item: i64,
+    /// Bytes from one head to the next.
+    pub code_head: i64,
+    /// Bytes from one token to the next.
+    pub code_token: i64,
+    /// Numbers from one page of scales to the next.
+    pub scale_item: i64,
+    /// Numbers from one head to the next.
+    pub scale_head: i64,
+    /// Numbers from one token to the next.
+    pub scale_token: i64,
+    /// Items.
+    pub items: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Tokens of a page.
+    pub page_tokens: u32,
+    /// Elements of a row, a multiple of 4.
+    pub dim: u32,
+    /// Elements that share a scale: 16, 32, 64 or 128.
+    pub group: u32,
+    /// 8 or 4.
+    pub bits: u32,
+    /// [`type_code`](super::type_code) of the rows.
+    pub dtype: u32,
+    /// 0.
+    pub zero: u32,
+}
+
+/// Keys of pages, moved to other positions (`rope_shift` of `rope.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RopeParams {
+    /// Keys.
+    pub k: u64,
+    /// u32: frame of each item, or [`SKIP`](super::SKIP); 0 for 0, 1, 2, ...
+    pub frames: u64,
+    /// u32: tokens of each item; 0: all are full.
+    pub lens: u64,
+    /// i32: by how many positions.
+    pub differences: u64,
+    /// f32: radians per position of each pair.
+    pub frequencies: u64,
+    /// Elements from one frame to the next.
+    pub k_item: i64,
+    /// Elements from one head to the next.
+    pub k_head: i64,
+    /// Elements from one token to the next.
+    pub k_token: i64,
+    /// Differences from one item to the next; 0: they share theirs.
+    pub difference_item: i64,
+    /// Differences from one token to the next; 0: they share theirs.
+    pub difference_token: i64,
+    /// Items.
+    pub items: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Tokens of a frame.
+    pub page_tokens: u32,
+    /// Pairs that are turned.
+    pub pairs: u32,
+    /// 1: pairs are elements 2i and 2i + 1; 0: i and i + `pairs`.
+    pub neighbours: u32,
+    /// [`type_code`](super::type_code) of the keys.
+    pub dtype: u32,
+}
+
 /// The numbers of `cuda/params_codec.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
@@ -152,6 +242,10 @@ const _: () = {
     assert!(size_of::<KMeansParams>() == 112);
     assert!(size_of::<ColumnsTile>() == 32 && offset_of!(ColumnsParams, tiles) == 248);
     assert!(size_of::<ColumnsParams>() == 280);
+    assert!(offset_of!(QuantParams, row_item) == 48 && offset_of!(QuantParams, items) == 120);
+    assert!(size_of::<QuantParams>() == 152);
+    assert!(offset_of!(RopeParams, k_item) == 40 && offset_of!(RopeParams, items) == 80);
+    assert!(size_of::<RopeParams>() == 104);
     assert!(offset_of!(ExpwTile, bytes) == 16 && size_of::<ExpwTile>() == 32);
     assert!(offset_of!(ExpwParams, tiles) == 32 && size_of::<ExpwParams>() == 64);
 };

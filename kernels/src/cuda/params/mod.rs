@@ -8,7 +8,10 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
 
-pub use codec::{ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask};
+pub use codec::{
+    ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask, QuantParams,
+    RopeParams,
+};
 
 /// Element types as kernels number them.
 #[must_use]
