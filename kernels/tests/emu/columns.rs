@@ -118,7 +118,7 @@ fn want<T: Element>(case: &Case, built: &Built<T>, fold: Fold) -> Vec<f64> {
             if fold == Fold::None && case.lens.len() == 1 && !rows.is_empty() {
                 let len = case.lens[0];
                 let mut cpu = vec![0f32; q_heads * len];
-                let keys = Listed::Pages(pool, &pages);
+                let keys = Listed::Pages(pool, pages);
                 prefill::lines(&alone, &keys, params, &Executor::inline(), &mut cpu, &mut [])
                     .unwrap();
                 for (row, cpu) in out.chunks(width).zip(cpu.chunks(len)) {
