@@ -106,3 +106,14 @@ struct RopeParams {
 KV_AT(RopeParams, k_item, 40);
 KV_AT(RopeParams, items, 80);
 KV_SIZE(RopeParams, 104);
+
+/// K1 over K and V in eight bits: `a` with codes for k and v, strides in bytes, multiples of 16.
+struct AttendCodesParams {
+    AttendParams a;
+    u64 k_scales, v_scales;   // f16 [frame][head][token][groups]; the last two without gaps, from a multiple of 16 bytes
+    i64 k_scale_frame, k_scale_head, v_scale_frame, v_scale_head; // numbers
+    u32 group, zero;          // group: 16, 32, 64, 128
+};
+KV_AT(AttendCodesParams, k_scales, 248);
+KV_AT(AttendCodesParams, group, 296);
+KV_SIZE(AttendCodesParams, 304);

@@ -10,13 +10,18 @@
 
 #include "numbers.cuh"
 
+#ifndef KV_BITS
+#define KV_BITS 0
+#endif
+
 constexpr u32 GROUP = 16, WARPS = 4, TILE = GROUP * WARPS;
 constexpr u32 ELEMENT = KV_TY == KV_F32 ? 4 : 2;
 constexpr u32 CHUNKS = KV_D * ELEMENT / 16;
 constexpr bool SWAPPED = CHUNKS % 8 == 0;
 constexpr u32 PITCH = (SWAPPED ? CHUNKS : CHUNKS + 1) * 16;
 constexpr u32 SIDE = GROUP * PITCH;
-constexpr u32 STAGE = 2 * SIDE;
+/// Of codes in eight bits: the codes, and a scale of two bytes for 16 of them at most.
+constexpr u32 STAGE = KV_BITS ? 2 * GROUP * (KV_D + KV_D / 8) : 2 * SIDE;
 constexpr u32 RING = KV_STAGES * STAGE;
 
 /// Byte of a chunk in a side.

@@ -48,8 +48,8 @@ pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use table::{
-    ATTEND_PAGES, COLUMNS, EXPW, KMEANS, MERGE, QUANT, ROPE, SCORE, SELECT, SHIPPED, TRANSFER,
-    WRITE,
+    ATTEND_CODES, ATTEND_PAGES, COLUMNS, EXPW, KMEANS, MERGE, QUANT, ROPE, SCORE, SELECT, SHIPPED,
+    TRANSFER, WRITE,
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

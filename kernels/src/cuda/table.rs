@@ -1,7 +1,7 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ColumnsSpec, ExpwSpec, KMeansSpec, ScoreSpec};
+use super::work::{AttendCodesSpec, AttendSpec, ColumnsSpec, ExpwSpec, KMeansSpec, ScoreSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
@@ -27,6 +27,7 @@ const HEADERS: &[Header] = &[
     header!("ring.cuh"),
     header!("state.cuh"),
     header!("params_codec.cuh"),
+    header!("codes.cuh"),
 ];
 
 macro_rules! kernel {
@@ -66,6 +67,10 @@ pub static SELECT: Kernel = kernel!("select.cu", &["top_k"], plain);
 pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 /// Copies between tiers.
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
+/// The same over K and V in eight bits: [`AttendCodesSpec::macros`].
+pub static ATTEND_CODES: Kernel = kernel!("attend_pages.cu", &["attend_codes"], || {
+    variants(AttendCodesSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
 /// Lossless tiles, decoded to their places: [`ExpwSpec::macros`].
 pub static EXPW: Kernel = kernel!("expw.cu", &["expw_decode"], || {
     variants(ExpwSpec::all().map(|spec| spec.macros()), MANY)
@@ -85,13 +90,14 @@ pub static QUANT: Kernel = kernel!("quant.cu", &["quant_encode", "quant_decode"]
 pub static ROPE: Kernel = kernel!("rope.cu", &["rope_shift"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 11] = [
+pub static SHIPPED: [&Kernel; 12] = [
     &ATTEND_PAGES,
     &MERGE,
     &SCORE,
     &SELECT,
     &WRITE,
     &TRANSFER,
+    &ATTEND_CODES,
     &EXPW,
     &KMEANS,
     &COLUMNS,

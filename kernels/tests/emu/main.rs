@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod attend;
+mod codes;
 mod columns;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
@@ -70,6 +71,7 @@ fn small() {
     columns::small();
     quant::small();
     rope::small();
+    codes::small();
 }
 
 fn main() {
@@ -94,7 +96,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 31] = [
+    let plain: [(&str, fn()); 34] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -124,6 +126,9 @@ fn main() {
         ("columns: barriers left out", columns::planted),
         ("quant: grid", quant::grid),
         ("rope: grid", rope::grid),
+        ("codes: grid", codes::grid),
+        ("codes: specials", codes::specials),
+        ("codes: barriers left out", codes::planted),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

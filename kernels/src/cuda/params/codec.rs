@@ -144,6 +144,30 @@ pub struct ColumnsParams {
     pub zero: u32,
 }
 
+/// Attention over K and V in eight bits (`attend_codes` of `attend_pages.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct AttendCodesParams {
+    /// As for `attend_pages`, with codes for K and V; their strides in bytes, multiples of 16.
+    pub attend: AttendParams,
+    /// f16: scales of K, `[frame][head][token][groups]`, the last two without gaps, from a multiple of 16 bytes.
+    pub k_scales: u64,
+    /// Those of V.
+    pub v_scales: u64,
+    /// Scales from one frame to the next.
+    pub k_scale_frame: i64,
+    /// Scales from one head to the next.
+    pub k_scale_head: i64,
+    /// Those of V from one frame to the next.
+    pub v_scale_frame: i64,
+    /// Those of V from one head to the next.
+    pub v_scale_head: i64,
+    /// Elements that share a scale: 16, 32, 64 or 128.
+    pub group: u32,
+    /// 0.
+    pub zero: u32,
+}
+
 /// Rows of pages, and their codes and scales (`quant.cu`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -242,6 +266,8 @@ const _: () = {
     assert!(size_of::<KMeansParams>() == 112);
     assert!(size_of::<ColumnsTile>() == 32 && offset_of!(ColumnsParams, tiles) == 248);
     assert!(size_of::<ColumnsParams>() == 280);
+    assert!(offset_of!(AttendCodesParams, k_scales) == 248);
+    assert!(offset_of!(AttendCodesParams, group) == 296 && size_of::<AttendCodesParams>() == 304);
     assert!(offset_of!(QuantParams, row_item) == 48 && offset_of!(QuantParams, items) == 120);
     assert!(size_of::<QuantParams>() == 152);
     assert!(offset_of!(RopeParams, k_item) == 40 && offset_of!(RopeParams, items) == 80);

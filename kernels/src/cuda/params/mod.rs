@@ -9,8 +9,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::DType;
 
 pub use codec::{
-    ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask, QuantParams,
-    RopeParams,
+    AttendCodesParams, ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask,
+    QuantParams, RopeParams,
 };
 
 /// Element types as kernels number them.

@@ -14,7 +14,7 @@ use crate::attend::{Listed, Out, Params, Queries};
 use crate::{DType, Error, plan};
 
 pub use cluster::{KMeansSpec, metric_code, pieces};
-pub use codec::{ExpwSpec, expw_status};
+pub use codec::{AttendCodesSpec, ExpwSpec, expw_status};
 pub use columns::{ColumnsSpec, columns};
 
 /// Tokens of a tile.
