@@ -7,8 +7,8 @@
 //   KV_SLOTS    0 pages, 1 slots
 //   KV_WIDE     0: warps share the tokens of a tile; 1: warps share the rows
 //   KV_STAGES   3 up to 256 bytes a row, 2 above
-//   KV_BITS     8: K and V are codes of eight bits (kvist_kernels::quant), pages only, KV_D <= 128; KV_TY is then the
-//               type that they are widened to, 1 or 2; not defined: K and V are of type KV_TY
+//   KV_BITS     8: K and V are codes of eight bits (kvist_kernels::quant), pages only, KV_D <= 128; KV_TY
+//               is then the type of queries and of widened keys, 1 or 2. Not defined: K and V have KV_TY
 //
 //   entry             parameters           blocks                  threads   shared memory
 //   attend_pages      AttendParams         workers of the plan     128       AttendSpec::shared_bytes

@@ -1,9 +1,9 @@
 // Attention over K and V in eight bits: codes and scales on their way to a warp, and the arithmetic with them.
 //
-// A stage of the ring holds codes as they lie in memory, and the scales of its tokens. Before it is used, the warp
-// widens its codes to 16 bits in a tile of its own, exactly: whole numbers up to 127. Scales never meet codes. Those
-// of K multiply the partial products of their group of dimensions, those of V the weights. K is widened to KV_TY, V to
-// bf16: a small weight times a small scale is below what f16 can tell apart.
+// A stage of the ring holds codes as they lie in memory, and the scales of its tokens. Before it is used,
+// the warp widens its codes to 16 bits in a tile of its own, exactly: whole numbers up to 127. Scales never
+// meet codes. Those of K multiply the partial products of their group of dimensions, those of V the weights.
+// K is widened to KV_TY, V to bf16: a small weight times a small scale is below what f16 can tell apart.
 #pragma once
 
 #include "params_codec.cuh"
@@ -24,8 +24,10 @@ KV_FN u32 scales_at(u32 stage, u32 side) { return stage + 2 * CODES + side * SCA
 KV_FN void fetch_codes(const AttendCodesParams& p, const List& list, const Range& wanted, u32 token, u32 item,
                        u32 stage) {
     u32 offset = token % p.a.page_tokens, groups = groups_of(p);
-    const u8* k = reinterpret_cast<const u8*>(p.a.k) + list.head * p.a.k_head + item * p.a.k_frame + offset * p.a.k_token;
-    const u8* v = reinterpret_cast<const u8*>(p.a.v) + list.head * p.a.v_head + item * p.a.v_frame + offset * p.a.v_token;
+    const u8* k = reinterpret_cast<const u8*>(p.a.k) + list.head * p.a.k_head;
+    const u8* v = reinterpret_cast<const u8*>(p.a.v) + list.head * p.a.v_head;
+    k += item * p.a.k_frame + offset * p.a.k_token;
+    v += item * p.a.v_frame + offset * p.a.v_token;
     for (u32 at = kv::lane(); at < CODES / 16; at += 32) {
         u32 row = at / (KV_D / 16), chunk = at % (KV_D / 16);
         bool real = has(wanted, token + row);

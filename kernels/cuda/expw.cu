@@ -23,7 +23,8 @@ constexpr u32 WIDE = 16 / SIZE;
 
 /// Coded bytes lie in shared memory at their position modulo the ring, which holds the longest head and band.
 constexpr u32 RING = KV_TY == KV_F32 ? 32768 : 16384;
-constexpr u32 HEAD_MAX = 2 + DIM_MAX, BAND_MAX = 6 + BAND * 3 / 4 + BAND + (REST_PLANES + 8 * REST_BYTES) * BAND / 8;
+constexpr u32 HEAD_MAX = 2 + DIM_MAX;
+constexpr u32 BAND_MAX = 6 + BAND * 3 / 4 + BAND + (REST_PLANES + 8 * REST_BYTES) * BAND / 8;
 static_assert(HEAD_MAX + BAND_MAX + 16 <= RING, "ring");
 /// A byte per channel.
 constexpr u32 BASES_AT = RING;

@@ -144,7 +144,8 @@ KV_FN u32 side_at(u32 stage, u32 half, u32 part) {
 
 /// Starts the block's copies of targets first..first + 32.
 KV_FN void fetch_targets(const KMeansParams& p, const KMeansTask& task, u32 first, u32 stage) {
-    const u8* from = reinterpret_cast<const u8*>(p.targets) + static_cast<u64>(task.centroid) * PARTS * KV_D * ELEMENT;
+    u64 before = static_cast<u64>(task.centroid) * PARTS * KV_D * ELEMENT;
+    const u8* from = reinterpret_cast<const u8*>(p.targets) + before;
     for (u32 i = kv::tid(); i < TARGETS * PARTS * CHUNKS; i += POINT_WARPS * 32) {
         u32 chunk = i % CHUNKS, part = i / CHUNKS % PARTS, target = i / CHUNKS / PARTS;
         bool real = first + target < task.clusters;

@@ -110,7 +110,7 @@ KV_SIZE(RopeParams, 104);
 /// K1 over K and V in eight bits: `a` with codes for k and v, strides in bytes, multiples of 16.
 struct AttendCodesParams {
     AttendParams a;
-    u64 k_scales, v_scales;   // f16 [frame][head][token][groups]; the last two without gaps, from a multiple of 16 bytes
+    u64 k_scales, v_scales;   // f16 [frame][head][token][groups]; the last two without gaps, 16-byte aligned
     i64 k_scale_frame, k_scale_head, v_scale_frame, v_scale_head; // numbers
     u32 group, zero;          // group: 16, 32, 64, 128
 };

@@ -1,5 +1,5 @@
-// K14: rows of pages to codes of eight or four bits with f16 scales per group of a row, and back. The bits are those
-// of kvist_kernels::quant, which says what codes and scales mean.
+// K14: rows of pages to codes of eight or four bits with f16 scales per group of a row, and back. The bits
+// are those of kvist_kernels::quant, which says what codes and scales mean.
 //
 //   entry           parameters     blocks                                       threads   shared memory
 //   quant_encode    QuantParams    ceil(items * page_tokens * heads / 4)        128       0

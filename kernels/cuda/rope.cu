@@ -1,5 +1,5 @@
-// K14: keys in pages moved to other positions, in place: rotary embeddings turned on by differences. What
-// kvist_kernels::rope does; sines and cosines are within 2 units of the last place of f32 for any difference.
+// K14: keys in pages moved to other positions, in place: rotary embeddings turned on by differences, as
+// kvist_kernels::rope does it. Angles are reduced in f64, so that any difference is as exact as the first.
 //
 //   entry         parameters    blocks                               threads   shared memory
 //   rope_shift    RopeParams    ceil(items * page_tokens / 4)        128       0

@@ -155,8 +155,8 @@ KV_FN float rounded(float x) { return wide(KV_TY, static_cast<u16>(pack(KV_TY, x
 #endif
 
 /// o += p v by ordinary arithmetic, row by row only what the row sees: with f32, and where rows of the tile
-/// see different tokens (0 times a NaN that another row sees would be NaN). Tokens are numbered from `base`; `value` gives
-/// the lane's two elements of a token and chunk of eight.
+/// see different tokens (0 times a NaN that another row sees would be NaN). Tokens are numbered from `base`;
+/// `value` gives the lane's two elements of a token and chunk of eight.
 template <class Value>
 KV_FN void add_values_seen(const Scores& p, u32 base, const Range (&rows)[2], State& x, Value value) {
 #pragma unroll 1

@@ -2,9 +2,9 @@
 //! layout of values (arXiv 2402.02750), used for both.
 //!
 //! A group of eight bits has a scale: `x = scale * code`, codes -127 to 127. One of four bits has a scale and a
-//! low end: `x = low + scale * code`, codes 0 to 15. Scales are f16, rounded up, low ends down, so that no element is
-//! out of reach and none is off by more than half a scale (and what the element type rounds). All arithmetic is f32
-//! in one order: every build and the CUDA kernel (`quant.cu`) write the same bits.
+//! low end: `x = low + scale * code`, codes 0 to 15. Scales are f16, rounded up, low ends down, so that no
+//! element is out of reach and none is off by more than half a scale (and what the element type rounds). All
+//! arithmetic is f32 in one order: every build and the CUDA kernel (`quant.cu`) write the same bits.
 
 use half::f16;
 
@@ -96,9 +96,9 @@ impl Quant {
     }
 
     /// Encodes `rows`, `[tokens, heads, dim]`, to `codes` `[tokens, heads, code_bytes]` and `scales`
-    /// `[tokens, heads, scales]`. A group with an element that is not finite has a scale of NaN and decodes to NaN; the
-    /// scale ends at the largest f16, so that elements beyond 127 (above the low end 15) times 65504 are cut off, as
-    /// are low ends beyond it.
+    /// `[tokens, heads, scales]`. A group with an element that is not finite has a scale of NaN and decodes to
+    /// NaN. Scales end at the largest f16, so that elements beyond 127 (above the low end 15) times 65504 are cut
+    /// off, as are low ends beyond it.
     ///
     /// # Errors
     /// [`Error::Shape`] if anything has another shape; nothing is written then.

@@ -52,7 +52,8 @@ impl Rope<'_> {
     }
 }
 
-/// Moves row `t` of `rows`, `[tokens, heads, dim]`, by `differences[t]` positions. A row that moves by 0 keeps its bits.
+/// Moves row `t` of `rows`, `[tokens, heads, dim]`, by `differences[t]` positions. A row that moves by 0 keeps
+/// its bits.
 ///
 /// # Errors
 /// [`Error::Shape`] if there is not one difference per token, [`Error::Range`] if `dim` is above 576; those of

@@ -159,7 +159,7 @@ fn cases(dim: usize) -> Vec<Case> {
     vec![
         Case { lens: vec![300], queries: vec![17], ..start.clone() },
         Case {
-            lens: vec![0, 1, 15, 40, 0],
+            lens: vec![0, 1, 15, 40, 7],
             queries: vec![1, 1, 3, 5, 0],
             per_head: false,
             first_pos: 9,

@@ -1,11 +1,12 @@
 //! Column sums of attention probabilities: specialisations, and the cut into blocks.
 
+use bytemuck::Zeroable;
+
 use super::{AttendSpec, inputs, side_bytes};
 use crate::attend::{Listed, Params, Queries};
 use crate::cuda::Macros;
 use crate::cuda::params::{ColumnsParams, ColumnsTile, Fold, type_code};
 use crate::{DType, Error};
-use bytemuck::Zeroable;
 
 /// A specialisation of `columns.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,8 +51,8 @@ impl ColumnsSpec {
 /// of the list. Addresses of lists, log-sum-exps, tiles and sums are left at 0, for the caller to fill in.
 ///
 /// # Errors
-/// [`Error`] if shapes do not fit, there is no kernel for the dimensions, slots are listed in place of pages, another
-/// fold is wanted, pages are no multiple of 16 tokens, or a row does not start at 16 bytes.
+/// [`Error`] if shapes do not fit, there is no kernel for the dimensions, slots are listed in place of pages,
+/// another fold is wanted, pages are no multiple of 16 tokens, or a row does not start at 16 bytes.
 pub fn columns(
     queries: &Queries,
     listed: &Listed,

@@ -364,5 +364,10 @@ mod tests {
                 assert!(spec.check().is_err() || spec.shared_bytes() <= 163 << 10, "{spec:?}");
             }
         }
+        let clusters = KMeansSpec::all().map(|s| s.shared_bytes());
+        let columns = ColumnsSpec::all().map(|s| s.shared_bytes());
+        assert!(clusters.chain(columns).all(|bytes| bytes <= 163 << 10));
+        let two = |s: AttendCodesSpec| 2 * (s.shared_bytes() + 1024) <= 228 << 10;
+        assert!(AttendCodesSpec::all().all(two));
     }
 }
