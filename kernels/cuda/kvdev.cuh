@@ -11,7 +11,7 @@
 //   lds<T>(at) sts(at, x)                       shared memory, `at` in bytes from its start
 //   count(at) add(at, x)                        there, at once: 1 more in 32 bits, x more in 64
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
-//   popc exp2 log2 sqrt max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//   popc exp2 log2 sqrt rint max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //
 // Rules: no static shared memory, no collective under a condition that differs between lanes, one
 // parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
@@ -138,6 +138,8 @@ KV_FN u32x4 ldg_once(const u32x4* p) {
 }
 
 KV_FN u32 popc(u32 x) { return __popc(x); }
+/// To the nearest whole number, ties to even.
+KV_FN float rint(float x) { return rintf(x); }
 
 /// Within 2 ulp; exp2(-inf) = 0. Results below the normal numbers are 0.
 KV_FN float exp2(float x) {

@@ -553,6 +553,7 @@ template <int N> KV_FN void cp_wait() {
 // --- Arithmetic -----------------------------------------------------------------------------------
 
 KV_FN u32 popc(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+KV_FN float rint(float x) { return ::rintf(x); }
 KV_FN float exp2(float x) { return ::exp2f(x); }
 KV_FN float log2(float x) { return ::log2f(x); }
 KV_FN float sqrt(float x) { return ::sqrtf(x); }

@@ -14,6 +14,9 @@
 #ifndef KV_SIDES
 #define KV_SIDES 2
 #endif
+#ifndef KV_BITS
+#define KV_BITS 0
+#endif
 
 constexpr u32 GROUP = 16, WARPS = 4, TILE = GROUP * WARPS;
 constexpr u32 ELEMENT = KV_TY == KV_F32 ? 4 : 2;
@@ -21,7 +24,8 @@ constexpr u32 CHUNKS = KV_D * ELEMENT / 16;
 constexpr bool SWAPPED = CHUNKS % 8 == 0;
 constexpr u32 PITCH = (SWAPPED ? CHUNKS : CHUNKS + 1) * 16;
 constexpr u32 SIDE = GROUP * PITCH;
-constexpr u32 STAGE = KV_SIDES * SIDE;
+/// Of codes in eight bits: the codes, and a scale of two bytes for 16 of them at most.
+constexpr u32 STAGE = KV_BITS ? 2 * GROUP * (KV_D + KV_D / 8) : KV_SIDES * SIDE;
 constexpr u32 RING = KV_STAGES * STAGE;
 
 /// Byte of a chunk in a side.

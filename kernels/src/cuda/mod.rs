@@ -58,7 +58,8 @@ pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use step::{SelectedStep, StepMemory, StepShape};
 pub use table::{
-    ATTEND_PAGES, BOXED, MERGE, PLAN, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
+    ATTEND_CODES, ATTEND_PAGES, BOXED, COLUMNS, EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE,
+    SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

@@ -1,13 +1,18 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, BoxedScoreSpec, ScoreSpec, TokensSpec};
+use super::work::{
+    AttendCodesSpec, AttendSpec, BoxedScoreSpec, ColumnsSpec, ExpwSpec, KMeansSpec, ScoreSpec,
+    TokensSpec,
+};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
 const TWO_BLOCKS: u32 = 255;
 /// Three blocks of 128 threads.
 const THREE_BLOCKS: u32 = 168;
+/// Two blocks of 256 threads.
+const TWO_WIDE_BLOCKS: u32 = 128;
 /// Kernels that hide latency by many warps.
 const MANY: u32 = 64;
 
@@ -26,6 +31,8 @@ const HEADERS: &[Header] = &[
     header!("state.cuh"),
     header!("params_select.cuh"),
     header!("scan.cuh"),
+    header!("params_codec.cuh"),
+    header!("codes.cuh"),
 ];
 
 macro_rules! kernel {
@@ -77,7 +84,44 @@ pub static PLAN: Kernel = kernel!("plan.cu", &["plan"], plain);
 pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 /// Copies between tiers.
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
+/// The same over K and V in eight bits: [`AttendCodesSpec::macros`].
+pub static ATTEND_CODES: Kernel = kernel!("attend_pages.cu", &["attend_codes"], || {
+    variants(AttendCodesSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
+/// Lossless tiles, decoded to their places: [`ExpwSpec::macros`].
+pub static EXPW: Kernel = kernel!("expw.cu", &["expw_decode"], || {
+    variants(ExpwSpec::all().map(|spec| spec.macros()), MANY)
+});
+/// Clusters of keys: [`KMeansSpec::macros`].
+pub static KMEANS: Kernel =
+    kernel!("kmeans.cu", &["kmeans_targets", "kmeans_assign", "kmeans_update"], || {
+        variants(KMeansSpec::all().map(|spec| spec.macros()), TWO_WIDE_BLOCKS)
+    });
+/// Column sums of attention probabilities: [`ColumnsSpec::macros`].
+pub static COLUMNS: Kernel = kernel!("columns.cu", &["columns"], || {
+    variants(ColumnsSpec::all().map(|spec| spec.macros()), THREE_BLOCKS)
+});
+/// Codes of eight and four bits.
+pub static QUANT: Kernel = kernel!("quant.cu", &["quant_encode", "quant_decode"], plain);
+/// Keys moved to other positions.
+pub static ROPE: Kernel = kernel!("rope.cu", &["rope_shift"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 10] =
-    [&ATTEND_PAGES, &MERGE, &SCORE, &TOKENS, &BOXED, &VOTE, &SELECT, &PLAN, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 16] = [
+    &ATTEND_PAGES,
+    &MERGE,
+    &SCORE,
+    &TOKENS,
+    &BOXED,
+    &VOTE,
+    &SELECT,
+    &PLAN,
+    &WRITE,
+    &TRANSFER,
+    &ATTEND_CODES,
+    &EXPW,
+    &KMEANS,
+    &COLUMNS,
+    &QUANT,
+    &ROPE,
+];

@@ -7,21 +7,30 @@
 mod attend;
 mod boxed;
 mod chain;
+mod codes;
+mod columns;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
+mod expw;
 mod gpu;
 #[path = "../score/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod keys;
+mod kmeans;
 mod machine;
 mod merge;
 mod plan;
+mod quant;
+mod rope;
 mod score;
 mod select;
 mod selftest;
 mod step;
+#[path = "../entropy/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the codec")]
+mod tiles;
 mod tokens;
 mod toolchain;
 mod transfer;
@@ -70,6 +79,12 @@ fn small() {
     select::pages();
     write::append();
     transfer::items();
+    expw::small();
+    kmeans::small();
+    columns::small();
+    quant::small();
+    rope::small();
+    codes::small();
 }
 
 fn main() {
@@ -93,7 +108,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 37] = [
+    let plain: [(&str, fn()); 52] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -129,6 +144,21 @@ fn main() {
         ("chain: slots", chain::slots),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
+        ("expw: grid", expw::grid),
+        ("expw: hostile bytes", expw::hostile),
+        ("expw: outside", expw::outside),
+        ("expw: barriers left out", expw::planted),
+        ("kmeans: grid", kmeans::grid),
+        ("kmeans: whole runs", kmeans::lloyd),
+        ("kmeans: barriers left out", kmeans::planted),
+        ("columns: grid", columns::grid),
+        ("columns: specials", columns::specials),
+        ("columns: barriers left out", columns::planted),
+        ("quant: grid", quant::grid),
+        ("rope: grid", rope::grid),
+        ("codes: grid", codes::grid),
+        ("codes: specials", codes::specials),
+        ("codes: barriers left out", codes::planted),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

@@ -2,12 +2,17 @@
 //!
 //! Addresses are `u64`, 0 where there is nothing. Strides count elements. Plain old data without padding.
 
+mod codec;
 mod select;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
 
+pub use codec::{
+    AttendCodesParams, ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask,
+    QuantParams, RopeParams,
+};
 pub use select::{BoxedParams, PlanParams, TokensParams, TopPParams, Vote, VoteParams};
 
 /// Element types as kernels number them.

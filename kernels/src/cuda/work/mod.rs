@@ -1,6 +1,9 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
 mod boxed;
+mod cluster;
+mod codec;
+mod columns;
 mod plan;
 mod score;
 mod tokens;
@@ -19,6 +22,10 @@ pub use boxed::BoxedScoreSpec;
 pub use plan::PlanRoom;
 pub use score::ScoreSpec;
 pub use tokens::TokensSpec;
+
+pub use cluster::{KMeansSpec, metric_code, pieces};
+pub use codec::{AttendCodesSpec, ExpwSpec, expw_status};
+pub use columns::{ColumnsSpec, columns};
 
 /// Tokens of a tile.
 pub const TILE: usize = 64;
@@ -343,5 +350,10 @@ mod tests {
                 assert!(spec.check().is_err() || spec.shared_bytes() <= 163 << 10, "{spec:?}");
             }
         }
+        let clusters = KMeansSpec::all().map(|s| s.shared_bytes());
+        let columns = ColumnsSpec::all().map(|s| s.shared_bytes());
+        assert!(clusters.chain(columns).all(|bytes| bytes <= 163 << 10));
+        let two = |s: AttendCodesSpec| 2 * (s.shared_bytes() + 1024) <= 228 << 10;
+        assert!(AttendCodesSpec::all().all(two));
     }
 }
