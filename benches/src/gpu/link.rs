@@ -9,7 +9,7 @@ use super::Gpu;
 use crate::{Error, Line, Options, Params, Rng, Sample, Sink};
 
 /// Bytes that one call copies, at most an eighth of the GPU's memory.
-const BYTES: usize = 64 << 20;
+const BYTES: usize = 256 << 20;
 /// Bytes of a piece: a row, units, pages of 64 tokens of one and of more heads.
 const PIECES: [usize; 5] = [256, 4 << 10, 16 << 10, 32 << 10, 256 << 10];
 /// Blocks that copy.
@@ -21,7 +21,7 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     let memory = Memory::new(&gpu, bytes).map_err(TrialError::from)?;
     let whole = timed(&gpu, options, || {
         // SAFETY: both stay until the copies are waited for.
-        unsafe { gpu.stream.send(memory.device.address(), memory.host.bytes()) }
+        unsafe { gpu.stream.send(memory.device.address(), memory.host.bytes().as_ptr(), bytes) }
     })?;
     let limit = bytes as f64 / whole.median * 1e-9;
     let copy = gpu.device.function(&TRANSFER.with(Macros::new()), "copy_items", &gpu.stream);
@@ -58,8 +58,13 @@ impl Memory {
             let numbers = [Rng::new(1).permutation(n), Rng::new(2).permutation(n)].concat();
             Ok((piece, gpu.device.buffer_of(&gpu.stream, &numbers)?))
         };
+        let mut host = gpu.device.pinned(bytes)?;
+        let drawn: Vec<f32> = Rng::new(3).normals(1 << 20);
+        for part in host.bytes_mut().chunks_mut(drawn.len() * 4) {
+            part.copy_from_slice(&bytemuck::cast_slice(&drawn)[..part.len()]);
+        }
         Ok(Memory {
-            host: gpu.device.pinned(bytes)?,
+            host,
             device: gpu.device.buffer(bytes)?,
             numbers: PIECES.into_iter().map(permuted).collect::<Result<_, GpuError>>()?,
         })

@@ -132,7 +132,7 @@ pub fn runs(driver: Version, compiler: Version, ptx: bool, what: &str) -> Result
 }
 
 /// Whether every function that will be called is there; asked once.
-fn present() -> Result<(), Error> {
+pub(super) fn present() -> Result<(), Error> {
     static PRESENT: OnceLock<Result<(), Error>> = OnceLock::new();
     PRESENT.get_or_init(look).clone()
 }
@@ -190,6 +190,9 @@ pub(super) fn told(what: &'static str) -> impl Fn(DriverError) -> Error {
     use CUresult as R;
     move |error| match error.0 {
         R::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what },
+        R::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED | R::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => {
+            Error::Capturing { what }
+        }
         // After these every later call in the context fails, too.
         R::CUDA_ERROR_ILLEGAL_ADDRESS
         | R::CUDA_ERROR_LAUNCH_FAILED

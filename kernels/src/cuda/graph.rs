@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    CUgraphExec, CUgraphInstantiate_flags_enum as Flags, CUstreamCaptureMode,
+    CUgraph, CUgraphExec, CUgraphInstantiate_flags_enum as Flags, CUstreamCaptureMode,
 };
 use cudarc::driver::{CudaContext, result};
 
@@ -23,6 +23,23 @@ unsafe impl Send for Graph {}
 // SAFETY: nothing can be done with a shared one.
 unsafe impl Sync for Graph {}
 
+/// What was captured, until it is made ready.
+struct Template {
+    raw: CUgraph,
+    context: Arc<CudaContext>,
+}
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        let bound = self.context.bind_to_thread();
+        // SAFETY: made once, given back once.
+        let gone = bound.and_then(|()| unsafe { result::graph::destroy(self.raw) });
+        if let Err(e) = gone {
+            tracing::debug!("a graph is not given back: {e}");
+        }
+    }
+}
+
 impl Stream {
     /// Captures what `queue` puts on this stream, which is not done now. The default stream cannot be
     /// captured.
@@ -40,17 +57,14 @@ impl Stream {
         unsafe { result::stream::begin_capture(self.raw(), mode) }.map_err(told(what))?;
         let queued = queue();
         // SAFETY: begun above; ends in any case, or the stream could not be used any more.
-        let graph = unsafe { result::stream::end_capture(self.raw()) };
+        let ended = unsafe { result::stream::end_capture(self.raw()) };
+        let made = ended.map(|raw| Template { raw, context: context.clone() });
         queued?;
-        let graph = graph.map_err(told(what))?;
+        let template = made.map_err(told(what))?;
         let flags = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        // SAFETY: the graph was just made, and is not needed behind this.
-        let raw = unsafe {
-            let raw = result::graph::instantiate(graph, flags);
-            result::graph::destroy(graph).map_err(told(what))?;
-            raw.map_err(told("making a graph ready"))?
-        };
-        Ok(Graph { raw, context })
+        // SAFETY: the template was just made.
+        let raw = unsafe { result::graph::instantiate(template.raw, flags) };
+        Ok(Graph { raw: raw.map_err(told("making a graph ready"))?, context })
     }
 }
 

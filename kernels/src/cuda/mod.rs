@@ -43,7 +43,7 @@ pub use arch::{Arch, Target, Version};
 pub use attention::{Attention, Capacity, DevicePart, Replay};
 pub use cache::{CAP_BYTES, Cache};
 pub use compiler::{Compiler, Counts, PrebuildError};
-pub use device::{Device, Warmed};
+pub use device::{Device, KeepContext, Warmed};
 pub use driver::{DeviceInfo, DriverInfo, driver, runs};
 pub use error::Error;
 pub use event::Event;

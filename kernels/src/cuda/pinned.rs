@@ -3,7 +3,6 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use bytemuck::Pod;
 use cudarc::driver::sys::{
     self, CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_DEVICEMAP,
     CU_MEMHOSTREGISTER_PORTABLE,
@@ -119,31 +118,24 @@ impl Pinned {
         // SAFETY: as above, and nobody else has it.
         unsafe { std::slice::from_raw_parts_mut(self.host, self.bytes) }
     }
-
-    /// Numbers from byte `at` on.
-    ///
-    /// # Panics
-    /// If they are not inside, or not aligned.
-    #[must_use]
-    pub fn numbers<T: Pod>(&self, at: usize, count: usize) -> &[T] {
-        bytemuck::cast_slice(&self.bytes()[at..at + count * size_of::<T>()])
-    }
 }
 
 impl Stream {
-    /// Queues a copy to memory of the GPU, and does not wait.
+    /// Queues a copy to memory of the GPU, and does not wait. What is written at its source meanwhile arrives
+    /// or does not.
     ///
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::Driver`].
     ///
     /// # Safety
-    /// From `to` on there is as much memory of the GPU; it stays there, and the bytes stay as they are,
-    /// until the copy is done.
-    pub unsafe fn send(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
+    /// There are so many bytes of pinned memory at `from` and of the GPU's memory at `to`, and both stay until
+    /// the copy is done.
+    pub unsafe fn send(&self, to: u64, from: *const u8, bytes: usize) -> Result<(), Error> {
         let what = "copying to a GPU";
         self.context().bind_to_thread().map_err(told(what))?;
         // SAFETY: promised by the caller.
-        unsafe { result::memcpy_htod_async(to, bytes, self.raw()) }.map_err(told(what))
+        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.raw()) };
+        status.result().map_err(told(what))
     }
 
     /// Queues a copy from memory of the GPU, and does not wait.

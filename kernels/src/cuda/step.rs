@@ -413,7 +413,8 @@ impl SelectedStep {
         // SAFETY: parameters are those of the sources; their addresses are of buffers that this keeps or the
         // caller's.
         unsafe {
-            stream.send(self.lengths.device.address(), self.lengths.host.bytes())?;
+            let lengths = self.lengths.host.bytes();
+            stream.send(self.lengths.device.address(), lengths.as_ptr(), lengths.len())?;
             let [(scoring, plan), (attending, _)] = &self.plans;
             plan.launch(stream, by_row(1, PLAN_LAUNCH), scoring)?;
             self.score.1.launch(stream, self.score.2, &self.score.0)?;

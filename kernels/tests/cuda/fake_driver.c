@@ -80,8 +80,8 @@ struct Kernel {
     uint64_t value;
 };
 
-static void* current;
-static int context, module, function, shared = 48 << 10;
+static __thread void* current;
+static int contexts[8], module, function, shared = 48 << 10;
 
 struct Event {
     int recorded, done; // how often
@@ -164,7 +164,7 @@ int cuDriverGetVersion(int* v) { CHECK; *v = number("FAKE_VERSION", 13000); retu
 int cuDeviceGetCount(int* n) { CHECK; *n = number("FAKE_DEVICES", 2); return 0; }
 int cuDeviceGet(int* d, int n) { CHECK; *d = n; return 0; }
 int cuDeviceGetName(char* name, int len, int d) { CHECK; snprintf(name, len, "Fake %d", d); return 0; }
-int cuDevicePrimaryCtxRetain(void** c, int d) { (void)d; CHECK; *c = &context; return 0; }
+int cuDevicePrimaryCtxRetain(void** c, int d) { CHECK; *c = &contexts[d & 7]; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; CHECK; return 0; }
 int cuCtxGetCurrent(void** c) { CHECK; *c = current; return 0; }
 int cuCtxSetCurrent(void* c) { CHECK; current = c; return 0; }

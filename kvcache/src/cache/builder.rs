@@ -182,7 +182,6 @@ impl Builder {
         self
     }
 
-    /// Keeps what the host budget does not hold in this tier.
     /// A GPU that keeps copies of pages and attends to them. Default none.
     #[cfg(feature = "cuda")]
     #[must_use]
@@ -191,6 +190,7 @@ impl Builder {
         self
     }
 
+    /// Keeps what the host budget does not hold in this tier.
     #[cfg(test)]
     #[must_use]
     pub(crate) fn below(mut self, below: Arc<dyn Below>) -> Builder {

@@ -8,16 +8,12 @@ use kvist_kernels::cuda::{
 };
 
 use super::frames::Move;
+use super::options::Limits;
 use crate::Geometry;
 use crate::arena::Arena;
 
-/// Bytes of pinned memory that pages pass through at a time, one page at least.
-const STAGE_BYTES: usize = 4 << 20;
 /// Blocks of a copying kernel: enough for a link, few enough to leave the GPU to the model.
 const QUOTA: u32 = 32;
-/// A run of neighbours from so many bytes on goes by the copy engine, which takes some microseconds to
-/// start; below, by the kernel.
-const ENGINE_BYTES: usize = 1 << 20;
 const THREADS: u32 = 128;
 
 /// Numbers of a piece at its source and at its target.
@@ -52,6 +48,7 @@ pub(super) struct Copies {
     page_tokens: usize,
     row_bytes: usize,
     stage_bytes: usize,
+    engine_bytes: usize,
 }
 
 impl Copies {
@@ -60,13 +57,14 @@ impl Copies {
         stream: &Stream,
         geometry: &Geometry,
         mapped: Option<(Registered, usize)>,
+        limits: &Limits,
     ) -> Result<Copies, Error> {
         let page_bytes = geometry.page_bytes();
         let row_bytes = geometry.dim_k * geometry.dtype.size();
-        let stage_bytes = STAGE_BYTES.max(page_bytes) / row_bytes * row_bytes;
+        let stage_bytes = Copies::stage_bytes(geometry, limits);
         let stage = || {
-            let numbers = stage_bytes / row_bytes * 2 * size_of::<u32>();
-            Ok(Stage { host: device.pinned(stage_bytes + numbers)?, done: device.event()? })
+            let bytes = Copies::pinned_bytes(geometry, limits) as usize / 2;
+            Ok(Stage { host: device.pinned(bytes)?, done: device.event()? })
         };
         let transfer = TRANSFER.with(Macros::new());
         Ok(Copies {
@@ -78,7 +76,21 @@ impl Copies {
             page_tokens: geometry.page_tokens,
             row_bytes,
             stage_bytes,
+            engine_bytes: limits.engine_bytes,
         })
+    }
+
+    /// Bytes of pages that pass through at a time: whole rows, one page at least.
+    fn stage_bytes(geometry: &Geometry, limits: &Limits) -> usize {
+        let row_bytes = geometry.dim_k * geometry.dtype.size();
+        limits.stage_bytes.max(geometry.page_bytes()) / row_bytes * row_bytes
+    }
+
+    /// Bytes of pinned memory that it takes: pieces, and two numbers for each row.
+    pub(super) fn pinned_bytes(geometry: &Geometry, limits: &Limits) -> u64 {
+        let stage = Copies::stage_bytes(geometry, limits);
+        let rows = stage / (geometry.dim_k * geometry.dtype.size());
+        2 * (stage + rows * 2 * size_of::<u32>()) as u64
     }
 
     /// Where the GPU reads pages in place, and how many of the first there.
@@ -133,7 +145,8 @@ impl Copies {
             stage.done.synchronize()?;
             for (to, &(from, _)) in stage.host.bytes_mut().chunks_exact_mut(bytes).zip(part) {
                 let from = arena.at(0).wrapping_add(from as usize * bytes);
-                // SAFETY: a piece of a page that the caller's sequences hold, up to what was written.
+                // SAFETY: a piece of a page that the caller's sequences hold, so that nobody writes it now.
+                // Memory of the arena is defined, whatever was written.
                 unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), bytes) }
             }
             let numbered = part.iter().zip(0..).map(|(&(_, to), i)| (i, to)).collect();
@@ -148,15 +161,14 @@ impl Copies {
         if all.list.is_empty() {
             return Ok(());
         }
-        let (runs, single) = runs(all.list, ENGINE_BYTES.div_ceil(all.bytes));
+        let (runs, single) = runs(all.list, self.engine_bytes.div_ceil(all.bytes).max(1));
         for ((from, to), n) in runs {
             let at = all.from.1.wrapping_add(from as usize * all.bytes);
+            let target = base + u64::from(to) * all.bytes as u64;
             // SAFETY: neighbouring pieces in pinned memory, which stays until `done`, or in the arena, which is
-            // mapped as long as this is there; frames are the GPU's.
-            unsafe {
-                let bytes = std::slice::from_raw_parts(at, n * all.bytes);
-                stream.send(base + u64::from(to) * all.bytes as u64, bytes)?;
-            }
+            // mapped as long as this is there. What is written there meanwhile is copied again, as the arena's
+            // account has it. Frames are the GPU's.
+            unsafe { stream.send(target, at, n * all.bytes)? }
         }
         let most = self.stage_bytes / self.row_bytes;
         let staged = all.from.0 == self.stages[self.next].host.address();

@@ -17,8 +17,6 @@ use super::wanted::{self, Lists, Pages, Part, View};
 use crate::Geometry;
 use crate::arena::Arena;
 
-/// Copies of so many bytes are worth a kernel of their own, so that what is there is read meanwhile.
-const SPLIT_BYTES: usize = 256 << 10;
 /// One kernel call: over the host tier, or not.
 pub(crate) struct Job<'a> {
     pub(crate) layer: usize,
@@ -26,6 +24,22 @@ pub(crate) struct Job<'a> {
     pub(crate) listed: Listed<'a>,
     pub(crate) params: &'a Params<'a>,
     pub(crate) exec: &'a Executor,
+}
+
+impl Job<'_> {
+    /// The rows of its results.
+    pub(super) fn rows(&self) -> Rows {
+        let [rows, heads, dim] = self.queries.q.shape();
+        Rows { rows, heads, dim }
+    }
+
+    /// Entries of its lists.
+    pub(super) fn items(&self) -> usize {
+        match self.listed {
+            Listed::Pages(_, lists) => lists.frames.len(),
+            Listed::Slots(_, lists) => lists.slots.len(),
+        }
+    }
 }
 
 /// The end of the copies that were queued last, and how often copies were.
@@ -68,6 +82,16 @@ pub(super) struct Counts {
     pub(super) calls: u64,
 }
 
+impl Counts {
+    /// Adds what was done since `before` to the metrics.
+    pub(super) fn report(&self, before: &Counts) {
+        metrics::counter!("kvist_device_page_hits").increment(self.hits - before.hits);
+        metrics::counter!("kvist_device_page_misses").increment(self.misses - before.misses);
+        let copied = self.copied_bytes - before.copied_bytes;
+        metrics::counter!("kvist_device_copied_bytes").increment(copied);
+    }
+}
+
 /// A GPU with frames.
 #[derive(Debug)]
 pub(super) struct Gpu {
@@ -82,6 +106,7 @@ pub(super) struct Gpu {
     memory: Frame,
     frame_count: usize,
     geometry: Geometry,
+    split_bytes: u64,
     pub(super) counts: Counts,
     pub(super) device: Arc<Device>,
     /// What is mapped of it stays mapped.
@@ -95,20 +120,17 @@ impl Gpu {
         geometry: &Geometry,
         arena: &Arc<Arena>,
         mapped: u64,
+        lent: Option<(u64, u64)>,
     ) -> Result<Gpu, Error> {
         let compiler = options.compiler.clone().unwrap_or_else(|| Arc::new(Compiler::from_env()));
         let device = Arc::new(Device::open(options.ordinal, compiler)?);
         let (compute, copy) = (device.new_stream()?, device.new_stream()?);
         let mut attention = Attention::new(&device, &compute)?;
-        for slots in [false, true] {
-            attention.warm_up(&spec(geometry, slots), &compute)?;
+        for (slots, wide) in [(false, false), (true, false), (false, true), (true, true)] {
+            attention.warm_up(&spec(geometry, slots, wide), &compute)?;
         }
-        let cells = (mapped / arena.cell_bytes() as u64) as usize;
-        let mapped = match options.zero_copy && cells > 0 {
-            true => Some((register(&device, arena, cells)?, cells)),
-            false => None,
-        };
-        let copies = Copies::new(&device, &copy, geometry, mapped)?;
+        let mapped = map(&device, arena, if options.zero_copy { mapped } else { 0 });
+        let copies = Copies::new(&device, &copy, geometry, mapped, &options.limits)?;
         let arrival = Arrival { event: device.event()?, queued: 0, awaited: 0 };
         let outputs = Outputs::new(&device)?;
         // Last, so that it is known what is left.
@@ -117,15 +139,16 @@ impl Gpu {
             None => device.free_bytes()? / 2,
         };
         let page = geometry.page_bytes();
-        let (memory, bytes) = match options.memory {
-            Some((address, bytes)) => (Frame::Lent(address), bytes),
-            None => (Frame::Own(device.buffer(bytes as usize / page * page)?), bytes),
+        // Rows are numbered in 32 bits, and no frame is for a page that there cannot be.
+        let most = (u32::MAX as usize / (2 * geometry.page_tokens)).min(arena.cells());
+        let count = |bytes: u64| ((bytes / page as u64) as usize).min(most);
+        let (memory, frame_count) = match lent {
+            Some((address, bytes)) => (Frame::Lent(address), count(bytes)),
+            None => (Frame::Own(device.buffer(count(bytes) * page)?), count(bytes)),
         };
-        let most = u32::MAX as usize / (2 * geometry.page_tokens);
-        let frame_count = (bytes as usize / page).min(most);
         Ok(Gpu {
             attention,
-            frames: Frames::new(frame_count, arena.cells()),
+            frames: Frames::new(frame_count, arena.cells(), geometry.layers),
             pages: Pages::new(arena.cells()),
             copies,
             outputs,
@@ -135,6 +158,7 @@ impl Gpu {
             memory,
             frame_count,
             geometry: geometry.clone(),
+            split_bytes: options.limits.split_bytes,
             counts: Counts::default(),
             device,
             arena: arena.clone(),
@@ -177,21 +201,21 @@ impl Gpu {
         self.frames.begin(job.layer);
         let copies = self.arrival.queued + 1;
         let plan = self.frames.arrange(&mut self.pages, page, arena, copies);
-        self.copy(&plan, arena)?;
-        self.counts.hits += plan.hits;
-        self.counts.misses += plan.misses;
-        let away = self.pages.away().count();
-        let masked = matches!(job.listed, Listed::Pages(..))
-            && !wanted::sees_all(job.queries, &job.listed, job.params);
-        if masked && away > 0 {
+        // What came ahead is waited for before more is queued behind it.
+        self.arrival.wait(&self.compute, plan.copies)?;
+        let copied = self.copy(&plan, arena)?;
+        let sees_all = wanted::sees_all(job.queries, &job.listed, job.params);
+        let masked = matches!(job.listed, Listed::Pages(..)) && !sees_all;
+        if masked && self.pages.away().next().is_some() {
             return Ok(false);
         }
-        let [rows, heads, _] = job.queries.q.shape();
-        let rows = Rows { rows, heads, dim: self.geometry.dim_v };
+        self.counts.hits += plan.hits;
+        self.counts.misses += plan.misses;
+        let rows = job.rows();
         self.outputs.make_room(&self.device, &rows)?;
         let q = self.queries(job)?;
-        let split = !masked && plan.moves.len() * self.geometry.page_bytes() >= SPLIT_BYTES;
-        let (done, rest) = self.parts(job, &q, &plan, split, &rows)?;
+        let split = !masked && copied >= self.split_bytes;
+        let (done, rest) = self.parts(job, &q, split, sees_all, &rows)?;
         let part = match done.len() {
             0 => None,
             1 => Some(0),
@@ -206,7 +230,8 @@ impl Gpu {
             self.outputs.fetch(&self.compute, part, &rows)?;
         }
         // The CPU reads its part while the GPU reads the others.
-        let on_cpu = rest.map(|rest| on_cpu(job, &rest, done.is_empty(), &rows)).transpose()?;
+        let params = |lists: &View| of_part(job, lists, sees_all, done.is_empty());
+        let on_cpu = rest.map(|rest| on_cpu(job, &rest, params, &rows)).transpose()?;
         self.compute.synchronize()?;
         let mut views = Vec::new();
         let shape = [rows.rows, rows.heads, rows.dim];
@@ -222,28 +247,25 @@ impl Gpu {
         Ok(true)
     }
 
-    /// Queues the copies of a plan. The last call is over, so that nobody reads what they overwrite.
-    fn copy(&mut self, plan: &Arrangement, arena: &Arena) -> Result<(), Error> {
-        if !plan.moves.is_empty() {
-            let base = self.base();
-            self.counts.copied_bytes += self.copies.queue(&self.copy, arena, base, &plan.moves)?;
-            self.arrival.event.record(&self.copy)?;
-            self.arrival.queued += 1;
+    /// Queues the copies of a plan, and returns their bytes. The last call is over, so that nobody reads what
+    /// they overwrite.
+    fn copy(&mut self, plan: &Arrangement, arena: &Arena) -> Result<u64, Error> {
+        if plan.moves.is_empty() {
+            return Ok(0);
         }
-        Ok(())
+        let base = self.base();
+        let bytes = self.copies.queue(&self.copy, arena, base, &plan.moves)?;
+        self.arrival.event.record(&self.copy)?;
+        self.arrival.queued += 1;
+        self.counts.copied_bytes += bytes;
+        Ok(bytes)
     }
 
     /// The call's queries on the GPU.
     fn queries(&mut self, job: &Job) -> Result<Tensor3<'static>, Error> {
         let q = &job.queries.q;
-        let ([rows, heads, dim], dtype) = (q.shape(), q.dtype());
-        let row = dim * dtype.size();
-        let mut packed = Vec::with_capacity(rows * heads * row);
-        for (r, h) in (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h))) {
-            // SAFETY: a row of the caller's queries.
-            packed.extend_from_slice(unsafe { std::slice::from_raw_parts(q.row_ptr(r, h), row) });
-        }
-        let at = self.outputs.send(&self.device, &self.compute, &packed)?;
+        let ([_, heads, dim], dtype) = (q.shape(), q.dtype());
+        let at = self.outputs.send(&self.device, &self.compute, q)?;
         let strides = [(heads * dim) as i64, dim as i64];
         // SAFETY: memory of the GPU; nobody reads it here.
         Ok(unsafe { Tensor3::from_raw(at as *const u8, dtype, q.shape(), strides) })
@@ -254,29 +276,28 @@ impl Gpu {
         &mut self,
         job: &Job,
         q: &Tensor3,
-        plan: &Arrangement,
         split: bool,
+        sees_all: bool,
         rows: &Rows,
     ) -> Result<(Vec<DevicePart>, Option<Lists>), TrialError> {
         let page = self.geometry.page_tokens as u32;
         let lists = |gpu: &Gpu, part| Lists::new(&job.listed, &gpu.pages, part, page);
         let frames = self.pool(self.base(), self.frame_count)?;
         let mut done = Vec::new();
-        self.arrival.wait(&self.compute, plan.copies)?;
         let parts: &[Part] = if split { &[Part::Here, Part::Coming] } else { &[Part::Device] };
         for &part in parts {
-            if part != Part::Here && !plan.moves.is_empty() {
+            if part != Part::Here {
                 self.arrival.wait(&self.compute, self.arrival.queued)?;
             }
             let lists = lists(self, part);
-            self.part(job, q, &lists, &frames, rows, &mut done)?;
+            self.part(job, q, &lists, &frames, sees_all, rows, &mut done)?;
         }
         let away = lists(self, Part::Away);
         let pages = self.pages.away().count() as u64;
         if away.is_empty() {
             // Rows that read nothing have a result, too.
             if done.is_empty() {
-                self.launch(job, q, &away, &frames, rows, &mut done)?;
+                self.launch(job, q, &away, &frames, sees_all, rows, &mut done)?;
             }
             return Ok((done, None));
         }
@@ -285,38 +306,45 @@ impl Gpu {
         {
             self.counts.in_place += pages;
             let host = self.pool(base, cells)?;
-            self.part(job, q, &away, &host, rows, &mut done)?;
+            self.part(job, q, &away, &host, sees_all, rows, &mut done)?;
             return Ok((done, None));
         }
         self.counts.on_cpu += pages;
         Ok((done, Some(away)))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what a call is made of")]
     fn part(
         &mut self,
         job: &Job,
         q: &Tensor3,
         lists: &Lists,
         pool: &KvPool,
+        sees_all: bool,
         rows: &Rows,
         done: &mut Vec<DevicePart>,
     ) -> Result<(), TrialError> {
-        if lists.is_empty() { Ok(()) } else { self.launch(job, q, lists, pool, rows, done) }
+        if lists.is_empty() {
+            return Ok(());
+        }
+        self.launch(job, q, lists, pool, sees_all, rows, done)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "as above")]
     fn launch(
         &mut self,
         job: &Job,
         q: &Tensor3,
         lists: &Lists,
         pool: &KvPool,
+        sees_all: bool,
         rows: &Rows,
         done: &mut Vec<DevicePart>,
     ) -> Result<(), TrialError> {
         let (part, view) = (done.len(), lists.view());
         let listed = view.over(pool);
         let queries = Queries { q: *q, ..*job.queries };
-        let params = of_part(job, &view, done.is_empty());
+        let params = of_part(job, &view, sees_all, done.is_empty());
         let (out, to) = (self.outputs.view(part, rows), self.outputs.part(part, rows));
         // SAFETY: memory of the GPU that stays until the call is over; frames are not written before.
         unsafe {
@@ -335,13 +363,20 @@ impl Gpu {
         let page = self.geometry.page_tokens as u32;
         let plan = self.frames.ahead(pages, page, arena, self.arrival.queued + 1);
         self.counts.ahead += plan.moves.len() as u64;
-        self.copy(&plan, arena)
+        self.copy(&plan, arena).map(drop)
+    }
+
+    /// Bytes of host memory for a call of so many rows and list entries, as far as they grow with it: results,
+    /// queries, and the tables of the calls on their way.
+    pub(super) fn host_bytes(rows: &Rows, items: usize) -> u64 {
+        let tables = (items * 8 + rows.rows * rows.heads * 64).next_power_of_two();
+        (Outputs::host_bytes(rows) + 4 * tables) as u64
     }
 }
 
 impl Gpu {
     /// Waits for all that is queued.
-    fn drain(&self) {
+    pub(super) fn drain(&self) {
         for stream in [&self.compute, &self.copy] {
             if let Err(e) = stream.synchronize() {
                 tracing::debug!("work on a GPU did not end well: {e}");
@@ -352,7 +387,8 @@ impl Gpu {
     /// Forgets all copies: after a fault nobody knows which of them were made.
     pub(super) fn forget(&mut self) {
         self.drain();
-        self.frames = Frames::new(self.frame_count, self.arena.cells());
+        let cells = self.arena.cells();
+        self.frames = Frames::new(self.frame_count, cells, self.geometry.layers);
     }
 }
 
@@ -362,38 +398,34 @@ impl Drop for Gpu {
     }
 }
 
-/// The kernel of decoding.
-pub(super) fn spec(geometry: &Geometry, slots: bool) -> AttendSpec {
-    AttendSpec { dim: geometry.dim_k, dtype: geometry.dtype, slots, wide: geometry.group() > 16 }
+/// A kernel for calls of a geometry: `wide` for those of more than 16 rows of a KV head.
+pub(super) fn spec(geometry: &Geometry, slots: bool, wide: bool) -> AttendSpec {
+    AttendSpec { dim: geometry.dim_k, dtype: geometry.dtype, slots, wide }
 }
 
 /// A mask is left out where the part's pages have no positions: all of them are seen then. Learned sinks join
 /// once.
-fn of_part<'a>(job: &Job<'a>, view: &View, first: bool) -> Params<'a> {
-    let plain = match view {
-        View::Pages(lists) => lists.first_pos.is_none(),
-        View::Slots(_) => false,
-    };
-    let sees_all = plain && wanted::sees_all(job.queries, &job.listed, job.params);
+fn of_part<'a>(job: &Job<'a>, view: &View, sees_all: bool, first: bool) -> Params<'a> {
+    let unplaced = matches!(view, View::Pages(lists) if lists.first_pos.is_none());
     Params {
-        causal: job.params.causal && !sees_all,
+        causal: job.params.causal && !(unplaced && sees_all),
         sinks: job.params.sinks.filter(|_| first),
         ..*job.params
     }
 }
 
 /// Attention on the CPU over some of a call's pages.
-fn on_cpu(
+fn on_cpu<'a>(
     job: &Job,
     lists: &Lists,
-    first: bool,
+    params: impl FnOnce(&View) -> Params<'a>,
     rows: &Rows,
 ) -> Result<(Vec<f32>, Vec<f32>), TrialError> {
     let shape = [rows.rows, rows.heads, rows.dim];
     let (mut o, mut lse) = (vec![0f32; shape.iter().product()], vec![0f32; shape[0] * shape[1]]);
     let mut to = Out { o: Tensor3Mut::contiguous(&mut o, shape)?, lse2: Some(&mut lse) };
     let view = lists.view();
-    let params = of_part(job, &view, first);
+    let params = params(&view);
     let (Listed::Pages(pool, _) | Listed::Slots(pool, _)) = job.listed;
     match &view {
         View::Pages(lists) => attend::pages(job.queries, pool, lists, &params, job.exec, &mut to)?,
@@ -402,8 +434,15 @@ fn on_cpu(
     Ok((o, lse))
 }
 
-/// Maps the first cells of the host tier.
-fn register(device: &Device, arena: &Arena, cells: usize) -> Result<Registered, Error> {
+/// Maps the cells in the first `bytes` of the host tier, and says how many. Without, pages pass through pinned
+/// memory, and the CPU reads what has no frame.
+fn map(device: &Device, arena: &Arena, bytes: u64) -> Option<(Registered, usize)> {
+    let cells = (bytes / arena.cell_bytes() as u64) as usize;
+    if cells == 0 {
+        return None;
+    }
     // SAFETY: the arena's memory stays while it lives, and whoever has the result holds it.
-    unsafe { device.register(arena.base(), cells * arena.cell_bytes()) }
+    let mapped = unsafe { device.register(arena.base(), cells * arena.cell_bytes()) };
+    let warn = |e: &Error| tracing::warn!("the GPU cannot read host memory by itself: {e}");
+    mapped.inspect_err(warn).ok().map(|mapped| (mapped, cells))
 }

@@ -14,13 +14,14 @@ mod outputs;
 mod wanted;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use copies::Copies;
 use frames::Frames;
 pub(crate) use gpu::Job;
 use gpu::{Counts, Gpu};
 use kvist_kernels::attend::Out;
-use kvist_kernels::cuda::{Error as GpuError, TrialError};
+use kvist_kernels::cuda::{Error as GpuError, KeepContext, TrialError};
 use parking_lot::Mutex;
 
 pub use options::DeviceOptions;
@@ -32,6 +33,12 @@ use crate::{Error, Geometry};
 
 /// After the GPU's memory was used up, so many calls are done by the CPU before it is tried again.
 const REST_CALLS: u32 = 64;
+/// Host memory that is set aside for what grows with calls, so that a full budget does not keep the GPU from small
+/// ones: so much, or this share of the budget.
+const CALL_BYTES: u64 = 4 << 20;
+const CALL_SHARE: u64 = 64;
+/// A call waits so long for another one to end; then the CPU does it.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// What the device tier holds and has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +95,9 @@ struct State {
     counts: Counts,
     name: String,
     on_cpu: u64,
+    /// Host memory: tables and pinned memory, and how much of it is for what grows with calls.
+    charge: Option<Charge>,
+    reserve: u64,
 }
 
 /// A GPU beside the host tier.
@@ -95,7 +105,15 @@ struct State {
 pub(crate) struct DeviceTier {
     state: Mutex<State>,
     ahead: bool,
-    _charge: Charge,
+    /// What it held and had done when the last call ended: who asks need not wait for a call.
+    last: Mutex<Snapshot>,
+}
+
+/// The state at the end of a call.
+#[derive(Debug, Default)]
+struct Snapshot {
+    usage: DeviceUse,
+    since: Option<Instant>,
 }
 
 impl DeviceTier {
@@ -107,13 +125,22 @@ impl DeviceTier {
         budget: &Arc<Budget>,
         mapped: u64,
     ) -> Result<DeviceTier, Error> {
+        let _context = KeepContext::new();
         check(geometry, arena)?;
-        let mut charge = Charge::none(budget.clone());
+        let lent = options.memory.as_ref().map(|lent| lent.lock().take());
+        if lent == Some(None) {
+            return Err(Error::setting("device memory", "one cache's", "taken by another one"));
+        }
         let cells = arena.cells();
-        charge.grow_to(arena.watch_bytes() + Pages::bytes(cells) + Frames::bytes(cells))?;
+        let options = &options.within(budget.limit());
+        let mut charge = Charge::none(budget.clone());
+        let tables = arena.watch_bytes() + Pages::bytes(cells) + Frames::bytes(cells, cells);
+        let reserve = CALL_BYTES.min(budget.limit() / CALL_SHARE);
+        let pinned = Copies::pinned_bytes(geometry, &options.limits) + reserve;
+        charge.grow_to(tables + pinned)?;
         arena.watch();
-        let mut state = State::default();
-        match Gpu::open(options, geometry, arena, mapped) {
+        let mut state = State { charge: Some(charge), reserve, ..State::default() };
+        match Gpu::open(options, geometry, arena, mapped, lent.flatten()) {
             Ok(gpu) => {
                 state.name.clone_from(&gpu.device.info().name);
                 state.gpu = Some(Box::new(gpu));
@@ -121,27 +148,20 @@ impl DeviceTier {
             Err(e) if !options.optional => return Err(e.into()),
             Err(e) => state.fail(e),
         }
-        Ok(DeviceTier { state: Mutex::new(state), ahead: options.ahead, _charge: charge })
+        let last = Mutex::new(state.snapshot());
+        Ok(DeviceTier { state: Mutex::new(state), ahead: options.ahead, last })
     }
 
     /// Does a call; `false` if the CPU has to, with nothing written.
     pub(crate) fn attend(&self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
-        let mut state = self.state.lock();
-        let done = match state.ready() {
-            Some(gpu) => gpu.attend(job, arena, out),
-            None => Ok(false),
-        };
-        let done = match done {
-            Ok(done) => done,
-            Err(TrialError::Device(e)) => {
-                state.fail(e);
-                false
-            }
-            Err(TrialError::Arguments(e)) => return Err(e.into()),
-            Err(e) => return Err(Error::System { what: "the device tier", reason: e.to_string() }),
-        };
-        state.on_cpu += u64::from(!done);
-        Ok(done)
+        // A thread of a pool that waits for its part of a call may be given another call to do: it would wait
+        // for itself for ever.
+        let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(false) };
+        let _context = KeepContext::new();
+        let done = state.attend(job, arena, out);
+        state.on_cpu += u64::from(!matches!(done, Ok(true)));
+        *self.last.lock() = state.snapshot();
+        done
     }
 
     /// Copies those of these full pages that the last step read and that have no frame.
@@ -149,26 +169,79 @@ impl DeviceTier {
         if !self.ahead {
             return;
         }
-        let mut state = self.state.lock();
+        let Some(mut state) = self.state.try_lock() else { return };
+        let _context = KeepContext::new();
         if state.fault.is_none()
             && let Some(gpu) = &mut state.gpu
             && let Err(e) = gpu.ahead(pages, arena)
         {
             state.fail(e);
         }
+        *self.last.lock() = state.snapshot();
     }
 
     /// What it holds and has done.
     pub(crate) fn usage(&self) -> DeviceUse {
-        let state = self.state.lock();
-        let counts = state.gpu.as_ref().map_or(state.counts, |gpu| gpu.counts);
-        let (budget_bytes, used_bytes) = state.gpu.as_ref().map_or((0, 0), |gpu| gpu.bytes());
-        let degraded = state.fault.as_ref().map(|fault| DeviceDegraded {
-            seconds: fault.since.elapsed().as_secs(),
-            cause: fault.cause.clone(),
-        });
-        DeviceUse {
-            name: state.name.clone(),
+        let last = self.last.lock();
+        let mut usage = last.usage.clone();
+        if let (Some(degraded), Some(since)) = (&mut usage.degraded, last.since) {
+            degraded.seconds = since.elapsed().as_secs();
+        }
+        usage
+    }
+}
+
+impl Drop for DeviceTier {
+    fn drop(&mut self) {
+        let _context = KeepContext::new();
+        self.state.get_mut().gpu = None;
+    }
+}
+
+impl State {
+    /// Does a call, if there is a GPU for it.
+    fn attend(&mut self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
+        let needed = Gpu::host_bytes(&job.rows(), job.items());
+        if !self.ready() || !self.charged(needed) {
+            return Ok(false);
+        }
+        let Some(gpu) = &mut self.gpu else { return Ok(false) };
+        let (before, done) = (gpu.counts, gpu.attend(job, arena, out));
+        gpu.counts.report(&before);
+        match done {
+            Ok(done) => Ok(done),
+            Err(TrialError::Device(e)) => {
+                self.fail(e);
+                Ok(false)
+            }
+            Err(e) => {
+                // What was queued shall not outlive the call.
+                gpu.drain();
+                match e {
+                    TrialError::Arguments(e) => Err(e.into()),
+                    e => Err(Error::System { what: "the device tier", reason: e.to_string() }),
+                }
+            }
+        }
+    }
+
+    /// Whether the budget has so many bytes for what grows with a call.
+    fn charged(&mut self, call: u64) -> bool {
+        let more = call.saturating_sub(self.reserve);
+        let Some(charge) = &mut self.charge else { return true };
+        let had = charge.bytes();
+        let grown = charge.grow_to(had + more).is_ok();
+        self.reserve += charge.bytes() - had;
+        grown
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let counts = self.gpu.as_ref().map_or(self.counts, |gpu| gpu.counts);
+        let (budget_bytes, used_bytes) = self.gpu.as_ref().map_or((0, 0), |gpu| gpu.bytes());
+        let fault = self.fault.as_ref();
+        let degraded = fault.map(|fault| DeviceDegraded { seconds: 0, cause: fault.cause.clone() });
+        let usage = DeviceUse {
+            name: self.name.clone(),
             budget_bytes,
             used_bytes,
             page_hits: counts.hits,
@@ -178,33 +251,31 @@ impl DeviceTier {
             pages_in_place: counts.in_place,
             pages_on_cpu: counts.on_cpu,
             calls: counts.calls,
-            calls_on_cpu: state.on_cpu,
+            calls_on_cpu: self.on_cpu,
             degraded,
-        }
+        };
+        Snapshot { usage, since: fault.map(|fault| fault.since) }
     }
-}
 
-impl State {
-    /// The GPU, if it is to be used for this call.
-    fn ready(&mut self) -> Option<&mut Gpu> {
+    /// Whether the GPU is to be used for this call.
+    fn ready(&mut self) -> bool {
         if let Some(fault) = &mut self.fault {
-            let rest = fault.rest.as_mut()?;
-            *rest = rest.saturating_sub(1);
+            let Some(rest) = &mut fault.rest else { return false };
             if *rest > 0 {
-                return None;
+                *rest -= 1;
+                return false;
             }
             tracing::info!("the GPU is tried again");
             self.fault = None;
         }
-        self.gpu.as_deref_mut()
+        self.gpu.is_some()
     }
 
     /// The CPU takes over: for a while where memory was used up, else for good.
     fn fail(&mut self, cause: GpuError) {
         tracing::warn!("the CPU attends in place of the GPU: {cause}");
         metrics::counter!("kvist_device_faults").increment(1);
-        let passing = matches!(cause, GpuError::OutOfMemory { .. } | GpuError::NotWarm { .. });
-        let rest = (passing && self.gpu.is_some()).then_some(REST_CALLS);
+        let rest = (cause.is_passing() && self.gpu.is_some()).then_some(REST_CALLS);
         match (&mut self.gpu, rest) {
             (Some(gpu), Some(_)) => gpu.forget(),
             (Some(gpu), None) => {
@@ -227,7 +298,7 @@ fn check(geometry: &Geometry, arena: &Arena) -> Result<(), Error> {
     if !g.page_tokens.is_multiple_of(16) {
         return Err(Error::setting("device: page_tokens", "a multiple of 16", g.page_tokens));
     }
-    gpu::spec(g, false).check()?;
+    gpu::spec(g, false, false).check()?;
     let rows = arena.cells() as u64 * 2 * g.page_tokens as u64;
     if rows > u64::from(u32::MAX) {
         let expected = format!("at most {} rows of keys and values", u32::MAX);

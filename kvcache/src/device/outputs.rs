@@ -2,7 +2,7 @@
 
 use kvist_kernels::attend::Out;
 use kvist_kernels::cuda::{Buffer, Device, DevicePart, Error, Pinned, Stream};
-use kvist_kernels::{DType, Tensor3Mut};
+use kvist_kernels::{DType, Tensor3, Tensor3Mut};
 
 /// Parts that a call is computed in at most.
 pub(super) const PARTS: usize = 3;
@@ -61,22 +61,33 @@ impl Outputs {
         Ok(())
     }
 
-    /// Sends queries `[rows, heads, dim]` of this type, packed; returns where they are.
+    /// Sends queries, packed; returns where they are.
     pub(super) fn send(
         &mut self,
         device: &Device,
         stream: &Stream,
-        packed: &[u8],
+        q: &Tensor3,
     ) -> Result<u64, Error> {
-        if self.queries.bytes().len() < packed.len() {
-            self.queries = device.pinned(packed.len().next_power_of_two())?;
-            self.there = device.buffer(packed.len().next_power_of_two())?;
+        let [rows, heads, dim] = q.shape();
+        let (row, bytes) = (dim * q.dtype().size(), rows * heads * dim * q.dtype().size());
+        if self.queries.bytes().len() < bytes {
+            self.queries = device.pinned(bytes.next_power_of_two())?;
+            self.there = device.buffer(bytes.next_power_of_two())?;
         }
-        self.queries.bytes_mut()[..packed.len()].copy_from_slice(packed);
+        let each = (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h)));
+        for ((r, h), to) in each.zip(self.queries.bytes_mut().chunks_exact_mut(row)) {
+            // SAFETY: a row of the caller's queries.
+            to.copy_from_slice(unsafe { std::slice::from_raw_parts(q.row_ptr(r, h), row) });
+        }
         let at = self.there.address();
         // SAFETY: calls before this one are over, and the next one comes when this one is.
-        unsafe { stream.send(at, &self.queries.bytes()[..packed.len()])? }
+        unsafe { stream.send(at, self.queries.bytes().as_ptr(), bytes)? }
         Ok(at)
+    }
+
+    /// Bytes of pinned memory for so many rows: results, and queries of 4 bytes an element at most.
+    pub(super) fn host_bytes(rows: &Rows) -> usize {
+        2 * (rows.numbers() * NUMBER).next_power_of_two()
     }
 
     /// Where a part's results go; part [`PARTS`] is all together.
@@ -104,7 +115,7 @@ impl Outputs {
 
     /// What came back, once the stream is done: outputs and log-sum-exps.
     pub(super) fn fetched(&self, rows: &Rows) -> (&[f32], &[f32]) {
-        let numbers = self.host.numbers(0, rows.numbers());
+        let numbers: &[f32] = bytemuck::cast_slice(&self.host.bytes()[..rows.numbers() * NUMBER]);
         let (o, lse2) = numbers.split_at(rows.outputs());
         (o, &lse2[..rows.sums()])
     }

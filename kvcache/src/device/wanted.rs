@@ -69,13 +69,26 @@ impl Pages {
         Pages { named: vec![(0, 0); frames], ..Pages::default() }
     }
 
-    /// Bytes of what is kept for a host tier of so many frames.
+    /// Bytes of what is kept for a host tier of so many frames, all of which a call may name.
     pub(super) fn bytes(frames: usize) -> u64 {
-        (frames * size_of::<(u32, u32)>()) as u64
+        let each = size_of::<(u32, u32)>() + size_of::<Want>() + size_of::<Place>();
+        (frames * each) as u64
+    }
+
+    /// Begins a call over such pages.
+    #[cfg(test)]
+    pub(super) fn name(&mut self, wanted: impl Iterator<Item = Want>) {
+        self.begin();
+        wanted.for_each(|want| self.add(want.host, want.end, want.tokens, want.tokens));
     }
 
     /// Begins another call.
     pub(super) fn want(&mut self, listed: &Listed, page: u32) {
+        self.begin();
+        each_page(listed, page, |host, end, tokens| self.add(host, end, tokens, page));
+    }
+
+    fn begin(&mut self) {
         self.wanted.clear();
         self.places.clear();
         self.call = self.call.wrapping_add(1);
@@ -84,7 +97,6 @@ impl Pages {
             self.named.fill((0, 0));
             self.call = 1;
         }
-        each_page(listed, page, |host, end, tokens| self.add(host, end, tokens, page));
     }
 
     fn add(&mut self, host: u32, end: u32, tokens: u32, page: u32) {

@@ -45,7 +45,14 @@ fn live(call: usize, code: u32, optional: bool) -> bool {
 
 pub(crate) fn every_call() {
     for code in [719, 2] {
-        let faults = (1..).take_while(|&call| live(call, code, true)).count();
+        // The first and the last call of each attention ask for the thread's context: if that is not told, it
+        // is not put back, and that is all.
+        let (mut faults, mut quiet, mut call) = (0, 0, 0);
+        while quiet < 20 {
+            call += 1;
+            let fault = live(call, code, true);
+            (faults, quiet) = if fault { (faults + 1, 0) } else { (faults, quiet + 1) };
+        }
         assert!(faults > 60, "{faults} calls with {code}");
     }
     for call in [1, 5, 20, 40] {

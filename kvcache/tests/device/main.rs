@@ -27,7 +27,7 @@ use tempfile::TempDir;
 const CHILD: &str = "KVIST_DEVICE_TEST";
 
 /// Tests that run where there is a GPU.
-const PLAYED: [(&str, fn()); 9] = [
+const PLAYED: [(&str, fn()); 10] = [
     ("all pages have frames", play::roomy),
     ("the CPU reads what has no frame", play::tight),
     ("kernels read what has no frame", play::mapped),
@@ -35,6 +35,7 @@ const PLAYED: [(&str, fn()); 9] = [
     ("pages lie below host memory, too", play::below),
     ("memory of the caller", play::lent),
     ("two GPUs hold one sequence", play::parallel),
+    ("two threads", play::threads),
     ("every call that fails", faults::every_call),
     ("impossible geometries", absent::geometries),
 ];

@@ -90,7 +90,11 @@ pub(crate) struct Pair {
 impl Pair {
     /// `gpu` and `cpu` are the same but for the device.
     pub(crate) fn new(gpu: Builder, cpu: Builder, seed: u64) -> Pair {
-        let (gpu, cpu) = (gpu.build().unwrap(), cpu.build().unwrap());
+        Pair::of(&gpu.build().unwrap(), &cpu.build().unwrap(), seed)
+    }
+
+    pub(crate) fn of(gpu: &Cache, cpu: &Cache, seed: u64) -> Pair {
+        let (gpu, cpu) = (gpu.clone(), cpu.clone());
         let sequences = vec![(gpu.sequence(), cpu.sequence())];
         Pair { gpu, cpu, sequences, random: Random(seed), attended: 0 }
     }
@@ -134,7 +138,7 @@ impl Pair {
             let n = self.sequences.len();
             let of = self.random.below(n);
             let len = self.sequences[of].0.len();
-            match self.random.below(12) {
+            match self.random.below(14) {
                 0 if n < 4 => {
                     let (a, b) = &self.sequences[of];
                     let fork = (a.fork(), b.fork());
@@ -166,11 +170,38 @@ impl Pair {
                     let options = AttendOptions { sinks: Some(&sinks), ..AttendOptions::default() };
                     self.attend(of, 1, &options);
                 }
+                7 | 8 => self.batch(),
                 _ => {
                     self.append(of, 1);
                     self.attend(of, 1, &AttendOptions::default());
                 }
             }
+        }
+    }
+
+    /// All sequences in one call, some of them with several queries or none: forks share pages, which are
+    /// read once.
+    fn batch(&mut self) {
+        let queries: Vec<usize> = self.sequences.iter().map(|_| self.random.below(3)).collect();
+        let short = |(s, &n): (&(Sequence, Sequence), &usize)| s.0.len() < n;
+        if self.sequences.iter().zip(&queries).any(short) {
+            return;
+        }
+        let q = self.random.queries(queries.iter().sum());
+        for layer in 0..LAYERS {
+            let of = |cache: &Cache, sequences: &[&Sequence]| {
+                let shape = q.view().shape();
+                let mut out = vec![f32::NAN; shape.iter().product()];
+                let mut view = Tensor3Mut::contiguous(&mut out, shape).unwrap();
+                let options = AttendOptions::default();
+                cache
+                    .attend_batch(layer, &q.view(), sequences, &queries, &options, &mut view)
+                    .unwrap();
+                out
+            };
+            let a: Vec<&Sequence> = self.sequences.iter().map(|(a, _)| a).collect();
+            let b: Vec<&Sequence> = self.sequences.iter().map(|(_, b)| b).collect();
+            same_rows(&of(&self.gpu, &a), &of(&self.cpu, &b));
         }
     }
 }

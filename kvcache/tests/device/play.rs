@@ -54,7 +54,15 @@ fn wander(gpu: impl Fn(Builder) -> Builder) -> DeviceUse {
     all
 }
 
+/// With limits that small calls come past: parts of their own, runs by the copy engine, several stages.
+fn small(options: DeviceOptions) -> DeviceOptions {
+    let page = geometry().page_bytes();
+    options.limits(1, 2 * page, page)
+}
+
 pub(crate) fn roomy() {
+    let done = wander(|builder| builder.device(small(frames(256))));
+    assert_eq!((done.calls_on_cpu, done.pages_on_cpu, done.pages_in_place), (0, 0, 0));
     let done = wander(|builder| builder.device(frames(256)));
     assert_eq!((done.calls_on_cpu, done.pages_on_cpu, done.pages_in_place), (0, 0, 0));
     assert!(done.page_hits > 2 * done.page_misses, "{done:?}");
@@ -66,6 +74,8 @@ pub(crate) fn tight() {
     // A mask over pages without frames is the CPU's.
     assert!(done.calls_on_cpu > 0 && done.calls > done.calls_on_cpu, "{done:?}");
     assert_eq!(done.pages_in_place, 0);
+    let again = wander(|builder| builder.device(small(frames(9))));
+    assert_eq!((again.page_hits, again.pages_on_cpu), (done.page_hits, done.pages_on_cpu));
     let none = wander(|builder| builder.device(frames(0)));
     assert_eq!((none.page_hits, none.copied_bytes, none.used_bytes), (0, 0, 0));
 }
@@ -74,6 +84,8 @@ pub(crate) fn mapped() {
     let done = wander(|builder| builder.prefault(true).device(frames(9)));
     assert!(done.pages_in_place > 0 && done.page_hits > 0, "{done:?}");
     assert_eq!(done.pages_on_cpu, 0, "{done:?}");
+    wander(|builder| builder.prefault(true).device(small(frames(9))));
+    wander(|builder| builder.prefault(true).device(small(frames(256))));
     let done = wander(|builder| builder.prefault(true).device(frames(9).zero_copy(false)));
     assert_eq!(done.pages_in_place, 0);
 }
@@ -104,10 +116,10 @@ pub(crate) fn below() {
     for (i, select) in selects().iter().filter(by_summaries).enumerate() {
         let at = |name: &str| {
             let disk = DiskOptions::new(folder.path().join(format!("{name}{i}")), 64 << 20);
-            base(select).host_bytes(200 << 10).whole_pages(true).disk(disk)
+            base(select).host_bytes(400 << 10).whole_pages(true).disk(disk)
         };
         let mut pair = Pair::new(at("gpu").device(frames(40)), at("cpu"), 3);
-        pair.append(0, 16 * 14);
+        pair.append(0, 16 * 28);
         for _ in 0..12 {
             pair.append(0, 1);
             pair.attend(0, 1, &AttendOptions::default());
@@ -124,7 +136,10 @@ pub(crate) fn lent() {
     let memory = device.buffer(bytes).unwrap();
     // SAFETY: dropped behind the caches, and used by nobody else.
     let options = unsafe { DeviceOptions::default().memory(memory.address(), bytes as u64) };
+    let again = base(&Select::Full).device(options.clone());
     let mut pair = Pair::new(base(&Select::Full).device(options), base(&Select::Full), 5);
+    let text = again.build().unwrap_err().to_string();
+    assert_eq!(text, "device memory must be one cache's, found taken by another one");
     pair.wander(STEPS);
     assert_eq!(pair.gpu.device().unwrap().budget_bytes, bytes as u64);
     drop(pair);
@@ -132,9 +147,13 @@ pub(crate) fn lent() {
     // By itself it takes half of what is free.
     // SAFETY: no other thread runs.
     unsafe { std::env::set_var("FAKE_MEMORY", (8u64 << 20).to_string()) }
-    let cache = base(&Select::Full).device(DeviceOptions::default()).build().unwrap();
-    let taken = cache.device().unwrap().budget_bytes;
-    assert!((3 << 20..4 << 20).contains(&taken), "{taken}");
+    let large = base(&Select::Full).host_bytes(64 << 20);
+    let taken = |builder: Builder| {
+        let cache = builder.device(DeviceOptions::default()).build().unwrap();
+        cache.device().unwrap().budget_bytes
+    };
+    assert!((3 << 20..=4 << 20).contains(&taken(large)));
+    assert!(taken(base(&Select::Full)) < 2 << 20, "no more than the host tier has pages");
 }
 
 /// KV-parallel over two GPUs: each holds part of the tokens, and partial results are merged.
@@ -172,4 +191,25 @@ pub(crate) fn parallel() {
             assert!(done.calls > 0 && done.calls_on_cpu == 0, "{done:?}");
         }
     }
+}
+
+/// Two threads with a sequence each: whoever finds the GPU busy for long goes to the CPU.
+pub(crate) fn threads() {
+    let select = Select::Full;
+    let (gpu, cpu) =
+        (base(&select).device(frames(64)).build().unwrap(), base(&select).build().unwrap());
+    let one = |seed: u64| {
+        let mut pair = Pair::of(&gpu, &cpu, seed);
+        pair.append(0, 40);
+        for _ in 0..10 {
+            pair.append(0, 1);
+            pair.attend(0, 1, &AttendOptions::default());
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| one(1));
+        one(2);
+    });
+    let done = gpu.device().unwrap();
+    assert!(done.calls > 0 && done.calls + done.calls_on_cpu <= 40, "{done:?}");
 }

@@ -5,7 +5,7 @@ use super::{Attention, MERGED, Room, grid};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::cuda::params::AttendParams;
 use crate::cuda::work::{self, AttendSpec, PlanRoom, Work};
-use crate::cuda::{Error, Graph, Stream, TrialError};
+use crate::cuda::{Error, Function, Graph, Stream, TrialError};
 
 /// What a [`Replay`] has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Capacity {
 #[derive(Debug)]
 pub struct Replay {
     graph: Graph,
+    /// What the graph launches stays loaded.
+    _kernels: [Function; 2],
     room: Room,
     layout: Layout,
     /// What stays: the kernel, the addresses, and the size of the plan.
@@ -72,7 +74,8 @@ impl Attention {
             }
         })?;
         room.done.record(stream)?;
-        Ok(Replay { graph, room, layout, spec, params: p, workers, units })
+        let _kernels = [function, self.merge_units.clone()];
+        Ok(Replay { graph, _kernels, room, layout, spec, params: p, workers, units })
     }
 }
 

@@ -45,7 +45,7 @@ impl Room {
     /// They are not written before `done`.
     pub(super) unsafe fn send(&self, stream: &Stream, bytes: usize) -> Result<(), Error> {
         // SAFETY: promised by the caller.
-        unsafe { stream.send(self.device.address(), &self.host.bytes()[..bytes]) }
+        unsafe { stream.send(self.device.address(), self.host.bytes()[..bytes].as_ptr(), bytes) }
     }
 
     /// Where so many partial results go.
