@@ -75,7 +75,7 @@ mod view;
 
 pub use attend::{AttendInfo, AttendOptions, BytesRead, Drafts, Scores};
 pub use cache::{Builder, Cache};
-pub use codec::Codec;
+pub use codec::{Codec, DiskCodec};
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};
 pub use error::Error;
 pub use geometry::{Geometry, parse_bytes};

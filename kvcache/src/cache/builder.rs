@@ -9,7 +9,7 @@ use kvist_policies::{Profile, Select};
 use super::{Cache, Shared};
 use crate::arena::{Arena, CELL_OVERHEAD, Care};
 use crate::budget::Budget;
-use crate::codec::Codec;
+use crate::codec::DiskCodec;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
@@ -37,7 +37,7 @@ pub struct Builder {
     below: Option<Arc<dyn Below>>,
     live: live::Options,
     disk: Option<DiskOptions>,
-    disk_codec: Codec,
+    disk_codec: DiskCodec,
     vfs: Option<Arc<dyn Vfs>>,
     model: Vec<u8>,
 }
@@ -55,7 +55,7 @@ impl Builder {
             exec: None,
             below: None,
             disk: None,
-            disk_codec: Codec::lossless(),
+            disk_codec: DiskCodec::default(),
             vfs: None,
             model: Vec::new(),
             live: live::Options::default(),
@@ -154,10 +154,11 @@ impl Builder {
         self
     }
 
-    /// How pages are stored on disk. Default [`Codec::lossless`].
+    /// How pages are stored on disk: a [`Codec`](crate::Codec), or the one that is back sooner. Default
+    /// [`Codec::lossless`](crate::Codec::lossless).
     #[must_use]
-    pub fn disk_codec(mut self, codec: Codec) -> Builder {
-        self.disk_codec = codec;
+    pub fn disk_codec(mut self, codec: impl Into<DiskCodec>) -> Builder {
+        self.disk_codec = codec.into();
         self
     }
 
@@ -233,7 +234,7 @@ impl Builder {
         let tier =
             |below| Tier::new(below, self.live, &self.geometry, pages.clone(), budget.clone());
         let open =
-            |options| open_shelf(self.vfs, options, &self.geometry, &self.disk_codec, &self.model);
+            |options| open_shelf(self.vfs, options, &self.geometry, self.disk_codec, &self.model);
         let shelf = match self.below {
             None => self.disk.map(open).transpose()?,
             Some(_) => None,
@@ -289,7 +290,7 @@ fn open_shelf(
     vfs: Option<Arc<dyn Vfs>>,
     options: DiskOptions,
     geometry: &Geometry,
-    codec: &Codec,
+    codec: DiskCodec,
     model: &[u8],
 ) -> Result<Arc<Shelf>, Error> {
     if options.is_sealed() {

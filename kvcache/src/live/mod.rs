@@ -13,6 +13,7 @@ mod extent;
 mod fetch;
 mod flight;
 mod shelf;
+mod pace;
 mod stripe;
 mod table;
 mod tier;

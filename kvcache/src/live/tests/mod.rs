@@ -1,6 +1,7 @@
 //! Live sequences over two tiers, against sequences that are all in memory.
 
 mod clusters;
+mod codecs;
 #[expect(dead_code, reason = "shared with the tests outside, which use all of it")]
 #[path = "../../../tests/store/common.rs"]
 mod common;
