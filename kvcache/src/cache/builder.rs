@@ -13,7 +13,7 @@ use crate::codec::DiskCodec;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
-use crate::live::{self, Below, Clustered, Shelf, Tier};
+use crate::live::{self, Below, Clustered, Copies, Shelf, Tier};
 use crate::selector::{For, Selector};
 use crate::stats::Counters;
 use crate::summaries::{Store, Stores, TILE};
@@ -40,6 +40,7 @@ pub struct Builder {
     disk_codec: DiskCodec,
     vfs: Option<Arc<dyn Vfs>>,
     model: Vec<u8>,
+    cluster_order: bool,
 }
 
 impl Builder {
@@ -59,6 +60,7 @@ impl Builder {
             vfs: None,
             model: Vec::new(),
             live: live::Options::default(),
+            cluster_order: false,
         }
     }
 
@@ -136,6 +138,17 @@ impl Builder {
     #[must_use]
     pub fn whole_pages(mut self, on: bool) -> Builder {
         self.live.whole_pages = on;
+        self
+    }
+
+    /// Whether keys and values of clustered tokens (`clusterkv`, `retroinfer`) are held a second time, in pages
+    /// in the order of clusters, so that a cluster is one contiguous read. Default no. Copies are made where the
+    /// budget has room for them when clusters are made, and are the first to go when it is needed for anything
+    /// else; tokens are read from where they were appended then. Results are the same up to rounding. Of no
+    /// account with a lower tier, where clusters are stored in any case.
+    #[must_use]
+    pub fn cluster_order(mut self, on: bool) -> Builder {
+        self.cluster_order = on;
         self
     }
 
@@ -246,6 +259,8 @@ impl Builder {
             (None, Some(shelf)) => Some(Arc::new(shelf.of_clusters(&of_clusters)?)),
             (None, None) => None,
         };
+        let copies = (self.cluster_order && clusters_below.is_none())
+            .then(|| Copies::new(pages.clone(), budget.clone(), self.geometry.page_tokens));
         let clustered = |below| Clustered::new(below, self.live, of_clusters, budget.clone());
         let clustered = clusters_below.map(clustered).transpose()?;
         let below = self.below.or(shelf.clone().map(|shelf| shelf as Arc<dyn Below>));
@@ -254,6 +269,7 @@ impl Builder {
         let shared = Shared {
             pages,
             tier,
+            copies,
             lenders: Lenders::default(),
             shelf,
             model: self.model,

@@ -5,6 +5,7 @@ mod codecs;
 #[expect(dead_code, reason = "shared with the tests outside, which use all of it")]
 #[path = "../../../tests/store/common.rs"]
 mod common;
+mod copies;
 mod drafts;
 mod faults;
 mod hints;
