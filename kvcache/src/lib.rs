@@ -77,7 +77,7 @@ mod view;
 
 pub use attend::{AttendInfo, AttendOptions, BytesRead, Drafts, Scores};
 pub use cache::{Builder, Cache};
-pub use codec::Codec;
+pub use codec::{Codec, DiskCodec};
 #[cfg(feature = "cuda")]
 pub use device::{DeviceDegraded, DeviceOptions, DeviceUse};
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};

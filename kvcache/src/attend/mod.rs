@@ -26,6 +26,7 @@ mod parts;
 mod predict;
 mod proof;
 mod share;
+mod slots;
 mod sparse;
 mod support;
 mod tree;

@@ -9,13 +9,13 @@ use kvist_policies::{Profile, Select};
 use super::{Cache, Shared};
 use crate::arena::{Arena, CELL_OVERHEAD, Care};
 use crate::budget::Budget;
-use crate::codec::Codec;
+use crate::codec::DiskCodec;
 #[cfg(feature = "cuda")]
 use crate::device::DeviceTier;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
-use crate::live::{self, Below, Clustered, Shelf, Tier};
+use crate::live::{self, Below, Clustered, Copies, Shelf, Tier};
 use crate::selector::{For, Selector};
 use crate::stats::Counters;
 use crate::summaries::{Store, Stores, TILE};
@@ -39,11 +39,12 @@ pub struct Builder {
     below: Option<Arc<dyn Below>>,
     live: live::Options,
     disk: Option<DiskOptions>,
-    disk_codec: Codec,
+    disk_codec: DiskCodec,
     vfs: Option<Arc<dyn Vfs>>,
     model: Vec<u8>,
     #[cfg(feature = "cuda")]
     device: Option<crate::DeviceOptions>,
+    cluster_order: bool,
 }
 
 impl Builder {
@@ -59,12 +60,13 @@ impl Builder {
             exec: None,
             below: None,
             disk: None,
-            disk_codec: Codec::lossless(),
+            disk_codec: DiskCodec::default(),
             vfs: None,
             model: Vec::new(),
             live: live::Options::default(),
             #[cfg(feature = "cuda")]
             device: None,
+            cluster_order: false,
         }
     }
 
@@ -145,6 +147,17 @@ impl Builder {
         self
     }
 
+    /// Whether keys and values of clustered tokens (`clusterkv`, `retroinfer`) are held a second time, in pages
+    /// in the order of clusters, so that a cluster is one contiguous read. Default no. Copies are made where the
+    /// budget has room for them when clusters are made, and are the first to go when it is needed for anything
+    /// else; tokens are read from where they were appended then. Results are the same up to rounding. Of no
+    /// account with a lower tier, where clusters are stored in any case.
+    #[must_use]
+    pub fn cluster_order(mut self, on: bool) -> Builder {
+        self.cluster_order = on;
+        self
+    }
+
     /// Reads from below that take longer are [`MissReason::Timeout`](crate::MissReason). Default 10 s.
     #[must_use]
     pub fn read_deadline(mut self, deadline: Duration) -> Builder {
@@ -160,10 +173,11 @@ impl Builder {
         self
     }
 
-    /// How pages are stored on disk. Default [`Codec::lossless`].
+    /// How pages are stored on disk: a [`Codec`](crate::Codec), or the one that is back sooner. Default
+    /// [`Codec::lossless`](crate::Codec::lossless).
     #[must_use]
-    pub fn disk_codec(mut self, codec: Codec) -> Builder {
-        self.disk_codec = codec;
+    pub fn disk_codec(mut self, codec: impl Into<DiskCodec>) -> Builder {
+        self.disk_codec = codec.into();
         self
     }
 
@@ -257,7 +271,7 @@ impl Builder {
         let tier =
             |below| Tier::new(below, self.live, &self.geometry, pages.clone(), budget.clone());
         let open =
-            |options| open_shelf(self.vfs, options, &self.geometry, &self.disk_codec, &self.model);
+            |options| open_shelf(self.vfs, options, &self.geometry, self.disk_codec, &self.model);
         let shelf = match self.below {
             None => self.disk.map(open).transpose()?,
             Some(_) => None,
@@ -269,6 +283,8 @@ impl Builder {
             (None, Some(shelf)) => Some(Arc::new(shelf.of_clusters(&of_clusters)?)),
             (None, None) => None,
         };
+        let copies = (self.cluster_order && clusters_below.is_none())
+            .then(|| Copies::new(pages.clone(), budget.clone(), self.geometry.page_tokens));
         let clustered = |below| Clustered::new(below, self.live, of_clusters, budget.clone());
         let clustered = clusters_below.map(clustered).transpose()?;
         let below = self.below.or(shelf.clone().map(|shelf| shelf as Arc<dyn Below>));
@@ -279,6 +295,7 @@ impl Builder {
             tier,
             #[cfg(feature = "cuda")]
             device,
+            copies,
             lenders: Lenders::default(),
             shelf,
             model: self.model,
@@ -317,7 +334,7 @@ fn open_shelf(
     vfs: Option<Arc<dyn Vfs>>,
     options: DiskOptions,
     geometry: &Geometry,
-    codec: &Codec,
+    codec: DiskCodec,
     model: &[u8],
 ) -> Result<Arc<Shelf>, Error> {
     if options.is_sealed() {
