@@ -132,7 +132,7 @@ pub fn runs(driver: Version, compiler: Version, ptx: bool, what: &str) -> Result
 }
 
 /// Whether every function that will be called is there; asked once.
-fn present() -> Result<(), Error> {
+pub(super) fn present() -> Result<(), Error> {
     static PRESENT: OnceLock<Result<(), Error>> = OnceLock::new();
     PRESENT.get_or_init(look).clone()
 }
