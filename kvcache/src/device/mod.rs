@@ -19,7 +19,7 @@ use std::time::Instant;
 pub(crate) use gpu::Job;
 use gpu::{Counts, Gpu};
 use kvist_kernels::attend::Out;
-use kvist_kernels::cuda::{Error as GpuError, TrialError};
+use kvist_kernels::cuda::{Error as GpuError, TrialError, Visit};
 use parking_lot::Mutex;
 
 pub use options::DeviceOptions;
@@ -106,6 +106,7 @@ impl DeviceTier {
         mapped: u64,
     ) -> Result<DeviceTier, Error> {
         check(geometry, arena)?;
+        let _visit = Visit::new();
         let mut charge = Charge::none(budget.clone());
         charge.grow_to(arena.watch_bytes())?;
         arena.watch();
@@ -123,6 +124,7 @@ impl DeviceTier {
 
     /// Does a call; `false` if the CPU has to, with nothing written.
     pub(crate) fn attend(&self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
+        let _visit = Visit::new();
         let mut state = self.state.lock();
         let done = match state.ready() {
             Some(gpu) => gpu.attend(job, arena, out),
@@ -146,6 +148,7 @@ impl DeviceTier {
         if !self.ahead {
             return;
         }
+        let _visit = Visit::new();
         let mut state = self.state.lock();
         if state.fault.is_none()
             && let Some(gpu) = &mut state.gpu
@@ -178,6 +181,13 @@ impl DeviceTier {
             calls_on_cpu: state.on_cpu,
             degraded,
         }
+    }
+}
+
+impl Drop for DeviceTier {
+    fn drop(&mut self) {
+        let _visit = Visit::new();
+        self.state.get_mut().gpu = None;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Settings of the device tier.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use kvist_kernels::cuda::Compiler;
@@ -10,6 +11,7 @@ pub struct DeviceOptions {
     pub(super) ordinal: usize,
     pub(super) bytes: Option<u64>,
     pub(super) memory: Option<(u64, u64)>,
+    pub(super) owner: Option<Arc<dyn Any + Send + Sync>>,
     pub(super) zero_copy: bool,
     pub(super) optional: bool,
     pub(super) ahead: bool,
@@ -22,6 +24,7 @@ impl Default for DeviceOptions {
             ordinal: 0,
             bytes: None,
             memory: None,
+            owner: None,
             zero_copy: true,
             optional: false,
             ahead: true,
@@ -55,6 +58,13 @@ impl DeviceOptions {
     #[must_use]
     pub unsafe fn memory(mut self, address: u64, bytes: u64) -> DeviceOptions {
         self.memory = Some((address, bytes));
+        self
+    }
+
+    /// Whoever that memory belongs to: held until no work uses it any more, so that nobody else has to know when.
+    #[must_use]
+    pub fn owner(mut self, owner: Arc<dyn Any + Send + Sync>) -> DeviceOptions {
+        self.owner = Some(owner);
         self
     }
 
