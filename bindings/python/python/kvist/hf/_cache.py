@@ -23,7 +23,7 @@ from .._errors import OptionError, RangeError, ShapeError, UnsupportedError
 from ._attention import NAME
 from ._masks import KvLength
 from ._report import Report, report_of
-from ._store import Handle, Options, Scorer, Store
+from ._store import Handle, Options, Scorer, Store, check_device
 
 _pending = threading.local()
 
@@ -134,6 +134,10 @@ class KvistCache(Cache):
         page_tokens: int = 64,
         scorer: Scorer | None = None,
         prefill: str | kvist.Prefill = "dense",
+        device: str | int | None = None,
+        device_bytes: str | int | None = None,
+        device_memory: torch.Tensor | None = None,
+        device_optional: bool = False,
     ) -> KvistCache:
         """A cache for `model`, whose attention implementation becomes "kvist".
 
@@ -144,7 +148,9 @@ class KvistCache(Cache):
         for selectors that go by a trained indexer's scores ("nsa", "dsa"), called at every decode step
         with the layer, the queries `[batch, q_heads, dim]` and the tokens there are, returns
         `[batch, heads, units]`; `prefill`: how prompts read their keys, by the name of a pattern (see
-        `kvist.prefill_presets()`) or an object, dense layers densely.
+        `kvist.prefill_presets()`) or an object, dense layers densely; `device`: the GPU that keeps copies of
+        pages and attends to them, by default none (the model may be on a GPU all the same), "cuda" for the
+        model's own; `device_bytes`, `device_memory`, `device_optional`: as for `kvist.Cache`.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
@@ -162,6 +168,10 @@ class KvistCache(Cache):
             page_tokens=page_tokens,
             scorer=scorer,
             prefill=prefill,
+            device=device,
+            device_bytes=device_bytes,
+            device_memory=device_memory,
+            device_optional=device_optional,
         )
         _switch(model, config)
         return cache
@@ -180,6 +190,10 @@ class KvistCache(Cache):
         page_tokens: int = 64,
         scorer: Scorer | None = None,
         prefill: str | kvist.Prefill = "dense",
+        device: str | int | None = None,
+        device_bytes: str | int | None = None,
+        device_memory: torch.Tensor | None = None,
+        device_optional: bool = False,
     ) -> KvistCache:
         """Like `for_model`, for a model that already uses attention implementation "kvist".
 
@@ -197,6 +211,10 @@ class KvistCache(Cache):
             page_tokens=page_tokens,
             scorer=scorer,
             prefill=prefill,
+            device=device,
+            device_bytes=device_bytes,
+            device_memory=device_memory,
+            device_optional=device_optional,
         )
 
     @classmethod
@@ -214,6 +232,10 @@ class KvistCache(Cache):
         page_tokens: int,
         scorer: Scorer | None,
         prefill: str | kvist.Prefill,
+        device: str | int | None,
+        device_bytes: str | int | None,
+        device_memory: torch.Tensor | None,
+        device_optional: bool,
     ) -> KvistCache:
         types, kwargs = get_layer_types_and_kwargs(config)
         types = _without_useless_windows(types, config)
@@ -249,6 +271,10 @@ class KvistCache(Cache):
                 scorer=scorer,
                 prefill=kvist.Prefill(prefill) if isinstance(prefill, str) else prefill,
                 layers=tuple(slots),
+                device=device,
+                device_bytes=device_bytes,
+                device_memory=device_memory,
+                device_optional=device_optional,
             )
         )
         store.foreign = len(slots) < len(types)
@@ -447,11 +473,7 @@ def _check_model(model: PreTrainedModel) -> None:
         raise UnsupportedError(
             f"model: expected a decoder-only model, found encoder-decoder {name}"
         )
-    device = model.device
-    if device.type != "cpu":
-        raise UnsupportedError(
-            f"device: expected a model on the CPU, found {device} (CUDA comes later); model.to('cpu')"
-        )
+    check_device(model.device)
     if getattr(model.config, "output_attentions", False):
         raise UnsupportedError("output_attentions: expected False in the config, found True")
     if not model._can_set_attn_implementation():
