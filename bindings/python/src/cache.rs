@@ -8,6 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use crate::device::{DeviceArgs, device_object};
 use crate::dlpack::{Input, Kind, Library, Storage};
 use crate::drafts::{self, Nodes, Parents};
 use crate::error::{Failure, from_store, shape_error};
@@ -44,11 +45,13 @@ impl PyCache {
     #[pyo3(
         signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None,
                      page_tokens=Whole::from(64), host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None,
-                     disk=None, disk_codec="lossless", model=None, profile=None, cluster_order=false),
+                     disk=None, disk_codec="lossless", model=None, profile=None, cluster_order=false, device=None,
+                     device_bytes=None, device_memory=None, device_optional=false),
         text_signature = "(*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, \
                           page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None, \
                           disk=None, disk_codec='lossless', model=None, profile=None, \
-                          cluster_order=False)"
+                          cluster_order=False, device=None, device_bytes=None, device_memory=None, \
+                          device_optional=False)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
@@ -70,6 +73,10 @@ impl PyCache {
         model: Option<Identity>,
         profile: Option<&Bound<PyAny>>,
         cluster_order: bool,
+        device: Option<&Bound<PyAny>>,
+        device_bytes: Option<&Bound<PyAny>>,
+        device_memory: Option<&Bound<PyAny>>,
+        device_optional: bool,
     ) -> PyResult<PyCache> {
         let head_dim = head_dim.get("head_dim")?;
         let mut geometry = Geometry::new(
@@ -104,6 +111,15 @@ impl PyCache {
             builder = builder.model(model);
         } else if let Some(Identity::Bytes(model)) = &model {
             builder = builder.model(model);
+        }
+        let device = DeviceArgs {
+            device,
+            bytes: device_bytes,
+            memory: device_memory,
+            optional: device_optional,
+        };
+        if let Some(options) = device.options()? {
+            builder = builder.device(options);
         }
         let cache = py.detach(|| builder.build()).map_err(from_store)?;
         Ok(PyCache { inner: RwLock::new(Some(cache)) })
@@ -161,7 +177,7 @@ impl PyCache {
         let (cache, layer) = (self.get()?, layer.layer()?);
         let args = AttendArgs::new(scale, soft_cap, window)?.told(info, selected, bound);
         let args = args.sinks(sinks)?.scores(scores)?.prefill(prefill)?;
-        let input = Input::new(q, "q")?;
+        let input = Input::anywhere(q, "q")?;
         let rows = input.rows3("[sum of queries, q_heads, head_dim]")?;
         let queries = match queries {
             Some(queries) => {
@@ -186,7 +202,7 @@ impl PyCache {
                 Ok(cache.attend_batch(layer, &rows, open, &queries, &options, &mut out)?)
             })
         })?;
-        let out = Library::of(q).give(py, storage)?.into_bound(py);
+        let out = Library::of(q).give(py, storage.on(py, input.gpu())?)?.into_bound(py);
         if !info {
             return Ok(out);
         }
@@ -215,7 +231,7 @@ impl PyCache {
     ) -> PyResult<usize> {
         let (cache, layer) = (self.get()?, layer.layer()?);
         let args = AttendArgs::new(scale, soft_cap, window)?.scores(scores)?;
-        let input = Input::new(q, "q")?;
+        let input = Input::anywhere(q, "q")?;
         let rows = input.rows3("[sequences, q_heads, head_dim]")?;
         let held: Vec<&PySequence> = sequences.iter().map(Bound::get).collect();
         let sent = py.detach(|| {
@@ -286,6 +302,13 @@ impl PyCache {
                 ("bytes_read", s.bytes_read),
             ],
         )
+    }
+
+    /// What the GPU beside it holds and has done; `None` without one.
+    #[getter]
+    fn device<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let cache = self.get()?;
+        py.detach(|| cache.device()).map(|used| device_object(py, used)).transpose()
     }
 
     #[getter]

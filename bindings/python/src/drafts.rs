@@ -63,8 +63,8 @@ impl<'py> Nodes<'_, 'py> {
         ) -> Result<Vec<AttendInfo>, Failure>
         + Send,
     ) -> PyResult<Verified<'py>> {
-        let q = Input::new(self.q, "q")?;
-        let (k, v) = (Input::new(self.k, "keys")?, Input::new(self.v, "values")?);
+        let q = Input::anywhere(self.q, "q")?;
+        let (k, v) = (Input::anywhere(self.k, "keys")?, Input::anywhere(self.v, "values")?);
         let rows = q.rows3("[nodes, q_heads, head_dim]")?;
         let expected = "[nodes, kv_heads, head_dim]";
         let drafts = Drafts { trees: &self.trees, k: k.rows3(expected)?, v: v.rows3(expected)? };
@@ -72,7 +72,7 @@ impl<'py> Nodes<'_, 'py> {
         let mut storage = Storage::new(Kind::Float(q.dtype()), &shape);
         let mut out = storage.rows(shape);
         let infos = py.detach(|| attend(&rows, &drafts, &args.options(), &mut out))?;
-        let out = Library::of(self.q).give(py, storage)?.into_bound(py);
+        let out = Library::of(self.q).give(py, storage.on(py, q.gpu())?)?.into_bound(py);
         let infos = infos.into_iter().map(|i| PyAttendInfo::new(py, i, shape[1], false));
         Ok((out, infos.collect::<PyResult<_>>()?))
     }

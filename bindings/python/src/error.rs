@@ -52,6 +52,7 @@ pub(crate) fn from_store(error: kvist::Error) -> PyErr {
         E::Forked => "ForkedError",
         E::Select(e) => return from_policy(e),
         E::Kernel(e) => return from_kernel(e),
+        E::Gpu(e) => return from_gpu(e),
         _ => "KvistError",
     };
     raise(class, error.to_string())
@@ -76,6 +77,11 @@ pub(crate) fn from_kernel(error: &kernels::Error) -> PyErr {
         _ => "KvistError",
     };
     raise(class, error.to_string())
+}
+
+/// An error of a GPU or of what it needs.
+pub(crate) fn from_gpu(error: &kernels::cuda::Error) -> PyErr {
+    raise("DeviceError", error.to_string())
 }
 
 /// What can go wrong while a lock is held: turned into a Python exception only after it is released,

@@ -3,6 +3,7 @@
 
 mod cache;
 mod cuda;
+mod device;
 mod dlpack;
 mod drafts;
 mod error;

@@ -53,7 +53,7 @@ impl AttendArgs {
 
     /// Learned sink logits, `[q_heads]`.
     pub(crate) fn sinks(self, sinks: Option<&Bound<PyAny>>) -> PyResult<Self> {
-        let sinks = sinks.map(|s| Input::new(s, "sinks")).transpose()?;
+        let sinks = sinks.map(|s| Input::anywhere(s, "sinks")).transpose()?;
         if let Some(sinks) = &sinks
             && sinks.shape().len() != 1
         {
@@ -64,7 +64,7 @@ impl AttendArgs {
 
     /// Scores of a trained indexer, `[queries, heads, units]`.
     pub(crate) fn scores(self, scores: Option<&Bound<PyAny>>) -> PyResult<Self> {
-        let scores = scores.map(|s| Input::new(s, "scores")).transpose()?;
+        let scores = scores.map(|s| Input::anywhere(s, "scores")).transpose()?;
         let scores = scores.map(|s| match *s.shape() {
             [queries, heads, units] => Ok((s.floats(), [queries, heads, units])),
             ref other => Err(shape_error("scores", "[queries, heads, units]", other)),
@@ -162,7 +162,7 @@ impl PySequence {
     ) -> PyResult<()> {
         let layer = layer.layer()?;
         let position = position.map(|p| p.position("position")).transpose()?;
-        let (k, v) = (Input::new(k, "keys")?, Input::new(v, "values")?);
+        let (k, v) = (Input::anywhere(k, "keys")?, Input::anywhere(v, "values")?);
         let expected = "[tokens, kv_heads, head_dim]";
         let (k, v) = (k.rows3(expected)?, v.rows3(expected)?);
         let appended = py.detach(|| {
@@ -199,7 +199,7 @@ impl PySequence {
         let layer = layer.layer()?;
         let args = AttendArgs::new(scale, soft_cap, window)?.told(info, selected, bound);
         let args = args.sinks(sinks)?.scores(scores)?.prefill(prefill)?;
-        let input = Input::new(q, "q")?;
+        let input = Input::anywhere(q, "q")?;
         let rows = input.rows()?;
         let flat = input.shape().len() == 2;
         let dim_v = self.look(py, |s| Ok(s.cache().geometry().dim_v))?;
@@ -209,7 +209,7 @@ impl PySequence {
         let mut out = storage.rows(shape);
         let found =
             py.detach(|| self.with(|s| Ok(s.attend(layer, &rows, &args.options(), &mut out)?)))?;
-        let out = Library::of(q).give(py, storage)?.into_bound(py);
+        let out = Library::of(q).give(py, storage.on(py, input.gpu())?)?.into_bound(py);
         if !info {
             return Ok(out);
         }
@@ -234,7 +234,7 @@ impl PySequence {
     ) -> PyResult<usize> {
         let layer = layer.layer()?;
         let args = AttendArgs::new(scale, soft_cap, window)?.scores(scores)?;
-        let input = Input::new(q, "q")?;
+        let input = Input::anywhere(q, "q")?;
         let rows = input.rows()?;
         self.look(py, |s| Ok(s.hint(layer, &rows, &args.options())?))
     }

@@ -203,8 +203,10 @@ def test_wrong_dtypes_are_named():
 def test_other_devices_and_byte_orders_are_refused():
     seq = sequence()
     x = torch.zeros(3, 2, 32)
+    with pytest.raises(BufferError, match="expected a CPU or CUDA tensor, found metal:1"):
+        seq.append(0, Exporter(x, device=(8, 1)), x)
     with pytest.raises(BufferError, match="expected a CPU tensor, found cuda:1"):
-        seq.append(0, Exporter(x, device=(2, 1)), x)
+        kvist.kernels.Summary(Exporter(x, device=(2, 1)))
     for bad in (torch.zeros(3, 2, 32, device="meta"), x.to_sparse()):
         with pytest.raises(BufferError, match=r"^keys: expected a dense CPU tensor, found .*\)$"):
             seq.append(0, bad, x)

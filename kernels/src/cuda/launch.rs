@@ -33,6 +33,12 @@ impl Stream {
         self.0.context()
     }
 
+    /// The driver's handle (`CUstream`), for others to order their work by.
+    #[must_use]
+    pub fn handle(&self) -> u64 {
+        self.raw().addr() as u64
+    }
+
     /// Whether what is queued goes into a graph in place of being run.
     ///
     /// # Errors

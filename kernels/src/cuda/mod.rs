@@ -33,17 +33,19 @@ mod nvrtc;
 pub mod params;
 mod pinned;
 mod probe;
+mod reader;
 mod step;
 mod table;
 mod trial;
 mod usage;
+mod visit;
 pub mod work;
 
 pub use arch::{Arch, Target, Version};
 pub use attention::{Attention, Capacity, DevicePart, Replay};
 pub use cache::{CAP_BYTES, Cache};
 pub use compiler::{Compiler, Counts, PrebuildError};
-pub use device::{Device, KeepContext, Warmed};
+pub use device::{Device, Warmed};
 pub use driver::{DeviceInfo, DriverInfo, driver, runs};
 pub use error::Error;
 pub use event::Event;
@@ -56,6 +58,7 @@ pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
+pub use reader::{Reader, Strided};
 pub use step::{SelectedStep, StepMemory, StepShape};
 pub use table::{
     ATTEND_CODES, ATTEND_PAGES, BOXED, COLUMNS, EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE,
@@ -63,3 +66,4 @@ pub use table::{
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;
+pub use visit::Visit;

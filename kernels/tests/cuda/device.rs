@@ -5,7 +5,9 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use kvist_kernels::cuda::{Cache, Compiler, Device, Error, Grid, Stream, Version, driver};
+use cudarc::driver::result::ctx;
+use cudarc::driver::sys;
+use kvist_kernels::cuda::{Cache, Compiler, Device, Error, Grid, Stream, Version, Visit, driver};
 use tempfile::TempDir;
 
 use crate::fakes::{KERNEL, NO_MACROS, child, library, prebuilt, shop};
@@ -47,6 +49,26 @@ fn open() -> (TempDir, Device) {
 fn stream(device: &Device, raw: usize) -> Stream {
     // SAFETY: the fake driver's streams are numbers.
     unsafe { device.stream(raw as *mut c_void) }
+}
+
+#[test]
+fn a_visit_leaves_the_thread_as_it_was() {
+    played("device::a_visit_leaves_the_thread_as_it_was", &[], &[], || {
+        let work = |before| {
+            let visit = Visit::new();
+            let (_keep, device) = open();
+            drop(device.buffer(16).unwrap());
+            assert!(ctx::get_current().unwrap().is_some());
+            drop(visit);
+            assert_eq!(ctx::get_current().unwrap(), before);
+        };
+        work(None);
+        // Another library's.
+        let other = 0x70usize as sys::CUcontext;
+        // SAFETY: the fake driver's contexts are numbers.
+        unsafe { ctx::set_current(other).unwrap() };
+        work(Some(other));
+    });
 }
 
 #[test]

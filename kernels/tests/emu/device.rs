@@ -12,7 +12,7 @@ use kvist_kernels::cuda::params::MergeUnitsParams;
 use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
     ATTEND_PAGES, Attention, Buffer, Cache, Capacity, Compiler, Device, Grid, MERGE, Macros,
-    Memory, Specialisation, Stream, Trial,
+    Memory, Reader, Specialisation, Stream, Strided, TRANSFER, Trial,
 };
 use kvist_kernels::{DType, Element, KvPool, PageLists, Tensor3, Tensor3Mut, reference};
 use tempfile::TempDir;
@@ -24,7 +24,7 @@ use crate::step;
 
 /// Names the folder of images in the process that has the driver.
 pub(crate) const CHILD: &str = "KVIST_EMU_DEVICE";
-/// Names a folder that is to be filled with a GPU for all of the kernels over pages.
+/// Names a folder that is to be filled with a GPU: all kernels over pages for few rows, and of d 64 all.
 pub(crate) const FOLDER: &str = "KVIST_EMU_GPU";
 const SPECS: [AttendSpec; 3] = [
     AttendSpec { dim: 64, dtype: DType::Bf16, slots: false, wide: false },
@@ -37,12 +37,14 @@ fn kernels(specs: &[AttendSpec]) -> Vec<Played> {
     let attend =
         |spec: &AttendSpec| ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()));
     let merge = ("merge.cu", Macros::new(), MERGE.with(Macros::new()));
-    specs.iter().map(attend).chain([merge]).collect()
+    let transfer = ("transfer.cu", Macros::new(), TRANSFER.with(Macros::new()));
+    specs.iter().map(attend).chain([merge, transfer]).collect()
 }
 
-/// Fills a folder with a GPU that has all kernels over pages, for few rows.
+/// Fills a folder with a GPU that has all kernels over pages for few rows, and what a device tier of d 64 needs.
 pub(crate) fn folder(folder: &Path) {
-    let specs: Vec<AttendSpec> = AttendSpec::all().filter(|s| !s.slots && !s.wide).collect();
+    let wanted = |s: &AttendSpec| s.dim == 64 || (!s.slots && !s.wide);
+    let specs: Vec<AttendSpec> = AttendSpec::all().filter(wanted).collect();
     gpu::make(folder, &kernels(&specs));
 }
 
@@ -68,7 +70,7 @@ pub(crate) fn child(folder: &Path) {
     // SAFETY: the default stream is always there.
     let stream = unsafe { device.stream(null_mut()) };
     let mut all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
-    assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 1);
+    assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 2);
     all = step::STEP.kernels();
     assert_eq!(device.warm_up(&all).unwrap().loaded, 3, "those that are not there yet");
     let device = Arc::new(device);
@@ -87,6 +89,7 @@ pub(crate) fn child(folder: &Path) {
     }
     gpu.replays();
     gpu.selects();
+    gpu.reads();
     gpu.refuses();
     println!("{calls} calls");
 }
@@ -208,6 +211,56 @@ impl Gpu {
             trial.launch().unwrap();
             trial.read().unwrap()
         })
+    }
+
+    /// Tensors of any strides, as a walk over their elements finds them.
+    fn reads(&self) {
+        let numbers: Vec<u16> = (0..30_000).collect();
+        let mut buffer = self.device.buffer(2 * numbers.len()).unwrap();
+        let mut reader = Reader::new(Arc::clone(&self.device)).unwrap();
+        let mut check = |first: usize, shape: &[usize], strides: &[i64]| {
+            let address = buffer.address() + 2 * first as u64;
+            let from = Strided { address, element_bytes: 2, shape, strides };
+            let mut want = vec![first as i64];
+            for (&n, &stride) in shape.iter().zip(strides) {
+                let along = |&at: &i64| (0..n as i64).map(move |i| at + i * stride);
+                want = want.iter().flat_map(along).collect();
+            }
+            let want: Vec<u16> = want.iter().map(|&at| numbers[at as usize]).collect();
+            // What is queued before is done before.
+            buffer.write(&self.stream, 0, &vec![0u16; numbers.len()]).unwrap();
+            // SAFETY: the buffer and the numbers stay.
+            unsafe {
+                let bytes: &[u8] = bytemuck::cast_slice(&numbers);
+                reader.stream().send(buffer.address(), bytes.as_ptr(), bytes.len()).unwrap();
+                let mut got = vec![7u16; want.len()];
+                reader.read(&from, bytemuck::cast_slice_mut(&mut got)).unwrap();
+                assert!(got == want, "{first} {shape:?} {strides:?}");
+            }
+        };
+        check(0, &[], &[]);
+        check(8, &[4, 0, 8], &[64, 8, 1]);
+        check(64, &[5, 4, 64], &[256, 64, 1]);
+        // By the kernel: heads before tokens, gaps, backwards, over and over, three dimensions over rows.
+        check(0, &[37, 4, 64], &[64, 37 * 64, 1]);
+        check(8, &[9, 4, 32], &[256, 48, 1]);
+        check(4096, &[9, 4, 32], &[-256, 48, 1]);
+        check(0, &[3, 5, 16], &[0, 16, 1]);
+        check(0, &[3, 4, 5, 16], &[4000, 1000, 24, 1]);
+        // Row by row: rows of 10 bytes, between multiples of 16 bytes, and single elements.
+        check(0, &[3, 4, 5], &[100, 20, 1]);
+        check(1, &[3, 4, 8], &[64, 16, 1]);
+        check(0, &[3, 4, 8], &[64, 16, 2]);
+        // More than passes through pinned memory at once, and items that are longer.
+        check(0, &[1100, 2, 1024], &[0, 2048, 1]);
+        check(0, &[2, 2100, 1024], &[8, 0, 1]);
+        let from = Strided { address: 0, element_bytes: 2, shape: &[3], strides: &[1] };
+        // SAFETY: nothing is read.
+        let told = unsafe { reader.read(&from, &mut [0; 5]) }.unwrap_err().to_string();
+        assert_eq!(told, "tensor to copy: expected the 5 bytes to copy to, found [3] of 2 bytes");
+        // SAFETY: the driver refuses what nobody has.
+        let told = unsafe { reader.read(&from, &mut [0; 6]) }.unwrap_err().to_string();
+        assert!(told.contains("the driver says"), "{told}");
     }
 
     /// Memory outside a buffer is refused by the host, and outside all of them by the driver.

@@ -1,5 +1,6 @@
 //! Attention on the GPU over pages of the host tier that it has copies of.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use kvist_kernels::attend::{self, Listed, Out, Params, Queries};
@@ -111,6 +112,8 @@ pub(super) struct Gpu {
     pub(super) device: Arc<Device>,
     /// What is mapped of it stays mapped.
     arena: Arc<Arena>,
+    /// Of memory that is lent.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Gpu {
@@ -162,6 +165,7 @@ impl Gpu {
             counts: Counts::default(),
             device,
             arena: arena.clone(),
+            _owner: options.owner.clone(),
         })
     }
 

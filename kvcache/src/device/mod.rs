@@ -21,7 +21,7 @@ use frames::Frames;
 pub(crate) use gpu::Job;
 use gpu::{Counts, Gpu};
 use kvist_kernels::attend::Out;
-use kvist_kernels::cuda::{Error as GpuError, KeepContext, TrialError};
+use kvist_kernels::cuda::{Error as GpuError, TrialError, Visit};
 use parking_lot::Mutex;
 
 pub use options::DeviceOptions;
@@ -125,7 +125,7 @@ impl DeviceTier {
         budget: &Arc<Budget>,
         mapped: u64,
     ) -> Result<DeviceTier, Error> {
-        let _context = KeepContext::new();
+        let _visit = Visit::new();
         check(geometry, arena)?;
         let lent = options.memory.as_ref().map(|lent| lent.lock().take());
         if lent == Some(None) {
@@ -157,7 +157,7 @@ impl DeviceTier {
         // A thread of a pool that waits for its part of a call may be given another call to do: it would wait
         // for itself for ever.
         let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(false) };
-        let _context = KeepContext::new();
+        let _visit = Visit::new();
         let done = state.attend(job, arena, out);
         state.on_cpu += u64::from(!matches!(done, Ok(true)));
         *self.last.lock() = state.snapshot();
@@ -170,7 +170,7 @@ impl DeviceTier {
             return;
         }
         let Some(mut state) = self.state.try_lock() else { return };
-        let _context = KeepContext::new();
+        let _visit = Visit::new();
         if state.fault.is_none()
             && let Some(gpu) = &mut state.gpu
             && let Err(e) = gpu.ahead(pages, arena)
@@ -193,7 +193,7 @@ impl DeviceTier {
 
 impl Drop for DeviceTier {
     fn drop(&mut self) {
-        let _context = KeepContext::new();
+        let _visit = Visit::new();
         self.state.get_mut().gpu = None;
     }
 }

@@ -1,5 +1,6 @@
 //! Settings of the device tier.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use kvist_kernels::cuda::Compiler;
@@ -32,6 +33,7 @@ pub struct DeviceOptions {
     pub(super) ordinal: usize,
     pub(super) bytes: Option<u64>,
     pub(super) memory: Option<Lent>,
+    pub(super) owner: Option<Arc<dyn Any + Send + Sync>>,
     pub(super) zero_copy: bool,
     pub(super) optional: bool,
     pub(super) ahead: bool,
@@ -45,6 +47,7 @@ impl Default for DeviceOptions {
             ordinal: 0,
             bytes: None,
             memory: None,
+            owner: None,
             zero_copy: true,
             optional: false,
             ahead: true,
@@ -90,6 +93,13 @@ impl DeviceOptions {
     #[must_use]
     pub unsafe fn memory(mut self, address: u64, bytes: u64) -> DeviceOptions {
         self.memory = Some(Arc::new(Mutex::new(Some((address, bytes)))));
+        self
+    }
+
+    /// Whoever that memory belongs to: held until no work uses it any more, so that nobody else has to know when.
+    #[must_use]
+    pub fn owner(mut self, owner: Arc<dyn Any + Send + Sync>) -> DeviceOptions {
+        self.owner = Some(owner);
         self
     }
 

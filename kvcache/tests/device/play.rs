@@ -134,16 +134,23 @@ pub(crate) fn lent() {
     let device = Device::open(0, std::sync::Arc::new(Compiler::from_env())).unwrap();
     let bytes = 40 * geometry().page_bytes();
     let memory = device.buffer(bytes).unwrap();
-    // SAFETY: dropped behind the caches, and used by nobody else.
+    // SAFETY: held by its owner, and used by nobody else.
     let options = unsafe { DeviceOptions::default().memory(memory.address(), bytes as u64) };
+    let owner = std::sync::Arc::new(memory);
+    let options = options.owner(owner.clone());
     let again = base(&Select::Full).device(options.clone());
     let mut pair = Pair::new(base(&Select::Full).device(options), base(&Select::Full), 5);
     let text = again.build().unwrap_err().to_string();
     assert_eq!(text, "device memory must be one cache's, found taken by another one");
     pair.wander(STEPS);
     assert_eq!(pair.gpu.device().unwrap().budget_bytes, bytes as u64);
+    assert_eq!(std::sync::Arc::strong_count(&owner), 2);
+    let last = pair.sequences[0].0.fork();
     drop(pair);
-    drop(memory);
+    assert_eq!(std::sync::Arc::strong_count(&owner), 2, "a sequence uses it");
+    drop(last);
+    assert_eq!(std::sync::Arc::strong_count(&owner), 1);
+    drop(owner);
     // By itself it takes half of what is free.
     // SAFETY: no other thread runs.
     unsafe { std::env::set_var("FAKE_MEMORY", (8u64 << 20).to_string()) }

@@ -17,7 +17,8 @@
     started = space.start(cache, token_ids)                    # one that has what is known of these
 
 Tensors are NumPy arrays (with `ml_dtypes.bfloat16`) or anything that speaks DLPack on the CPU, and
-are read in place. `kvist.hf` plugs into transformers, `kvist.kernels` is for people who keep their
+are read in place. `append`, `attend`, `hint` and their like take CUDA tensors too: they are copied to the
+host, and results come back to the GPU. `kvist.hf` plugs into transformers, `kvist.kernels` is for people who keep their
 own cache, `kvist.cuda` says what the machine has for kernels on GPUs.
 """
 
@@ -26,6 +27,7 @@ from ._errors import (
     BudgetError,
     ClosedError,
     CorruptError,
+    DeviceError,
     DTypeError,
     ForkedError,
     InUseError,
@@ -72,7 +74,7 @@ from ._prefix import (
     verify,
     why,
 )
-from ._stats import Saved, SequenceStats, SessionInfo, Stats
+from ._stats import DeviceUse, Saved, SequenceStats, SessionInfo, Stats
 
 __all__ = [
     "AttendInfo",
@@ -81,6 +83,8 @@ __all__ = [
     "ClosedError",
     "CorruptError",
     "DTypeError",
+    "DeviceError",
+    "DeviceUse",
     "DiskStats",
     "ForkedError",
     "InUseError",

@@ -61,5 +61,9 @@ class CorruptError(StoreError):
     """The directory is damaged; seen on an explicit check, or so that it cannot be opened at all."""
 
 
+class DeviceError(KvistError, RuntimeError):
+    """A GPU cannot be used, or what it needs (driver, compiler, memory) is missing."""
+
+
 class UnsupportedError(KvistError, NotImplementedError):
     """A model, device or mode kvist cannot serve; the message says what to do instead."""

@@ -7,7 +7,7 @@ from numpy import float32, uint8, uint32
 from numpy.typing import NDArray
 
 from ._prefix import PrefixStats, Published, Restored, Started, Stored
-from ._stats import Saved, SequenceStats, SessionInfo, Stats
+from ._stats import DeviceUse, Saved, SequenceStats, SessionInfo, Stats
 
 __version__: str
 __all__ = [
@@ -164,7 +164,14 @@ class AttendInfo:
 
 @final
 class Cache:
-    """The KV cache of one model: pages of all its sequences under one byte budget."""
+    """The KV cache of one model: pages of all its sequences under one byte budget.
+
+    `device`: a GPU (its number, "cuda" for 0, or "cuda:1") that keeps copies of pages and attends to them;
+    `device_bytes`: most bytes of its memory for them, by default half of what is free; or `device_memory`: a
+    contiguous uint8 tensor on that GPU to keep them in, which nobody else touches while the cache or a
+    sequence of it lives. With `device_optional` the cache works on the CPU where the GPU cannot be used (see
+    `Cache.device`); else `DeviceError`.
+    """
 
     def __new__(
         cls,
@@ -186,6 +193,10 @@ class Cache:
         model: str | bytes | None = None,
         profile: _Profile | None = None,
         cluster_order: bool = False,
+        device: str | int | None = None,
+        device_bytes: str | int | None = None,
+        device_memory: Any = None,
+        device_optional: bool = False,
     ) -> Cache: ...
     def sequence(self) -> Sequence: ...
     def open_session(self, name: str) -> Sequence: ...
@@ -272,6 +283,8 @@ class Cache:
         sinks: Any = None,
         selected: bool | None = None,
     ) -> tuple[Any, list[AttendInfo]]: ...
+    @property
+    def device(self) -> DeviceUse | None: ...
     def stats(self) -> Stats: ...
     def close(self) -> None: ...
     @property

@@ -35,6 +35,38 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class DeviceUse:
+    """What the GPU beside a cache holds and has done."""
+
+    name: str
+    """The GPU's name; empty if there never was one."""
+    budget_bytes: int
+    """Bytes of all its frames."""
+    used_bytes: int
+    """Bytes of those in use."""
+    page_hits: int
+    """Pages that calls found in frames."""
+    page_misses: int
+    """Pages that they did not."""
+    copied_bytes: int
+    """Bytes copied to frames."""
+    prefetched: int
+    """Pages copied before anybody asked for them."""
+    pages_in_place: int
+    """Pages that kernels read in host memory."""
+    pages_on_cpu: int
+    """Pages that the CPU read beside the GPU."""
+    calls: int
+    """Calls that the GPU did."""
+    calls_on_cpu: int
+    """Calls that the CPU did in its place."""
+    degraded: str | None
+    """Why the CPU does its work now, if it does."""
+    degraded_seconds: int | None
+    """How long it has."""
+
+
+@dataclass(frozen=True)
 class SequenceStats:
     """One sequence's bytes, shared pages included."""
 

@@ -4,10 +4,12 @@ use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
 use kvist_kernels::{DType, Tensor3Mut};
+use pyo3::exceptions::{PyAttributeError, PyBufferError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{ffi, intern};
 
+use super::gpu::{Link, OnGpu};
 use super::{raw, view};
 
 /// A cache line: keeps results aligned for everyone's vector loads.
@@ -51,9 +53,15 @@ impl Kind {
     }
 }
 
+/// Where a result is.
+enum Memory {
+    Host(Vec<Line>),
+    Gpu(OnGpu),
+}
+
 /// Row-major memory of a result.
 pub(crate) struct Storage {
-    lines: Vec<Line>,
+    memory: Memory,
     kind: Kind,
     shape: Vec<usize>,
 }
@@ -62,7 +70,8 @@ impl Storage {
     /// Zeros.
     pub(crate) fn new(kind: Kind, shape: &[usize]) -> Storage {
         let bytes = shape.iter().product::<usize>() * kind.size();
-        Storage { lines: vec![Line([0; 64]); bytes.div_ceil(64)], kind, shape: shape.to_vec() }
+        let memory = Memory::Host(vec![Line([0; 64]); bytes.div_ceil(64)]);
+        Storage { memory, kind, shape: shape.to_vec() }
     }
 
     /// A copy of `data`, as long as `shape` says.
@@ -89,8 +98,42 @@ impl Storage {
         self.shape.iter().product()
     }
 
+    /// The first byte, to be written on the host.
     fn ptr(&mut self) -> *mut u8 {
-        self.lines.as_mut_ptr().cast()
+        match &mut self.memory {
+            Memory::Host(lines) => lines.as_mut_ptr().cast(),
+            Memory::Gpu(_) => self.address(),
+        }
+    }
+
+    /// The first byte, wherever it is.
+    fn address(&self) -> *mut u8 {
+        match &self.memory {
+            Memory::Host(lines) => lines.as_ptr().cast_mut().cast(),
+            Memory::Gpu(memory) => std::ptr::without_provenance_mut(memory.address() as usize),
+        }
+    }
+
+    /// Copies it to a GPU, if there is one.
+    pub(crate) fn on(self, py: Python, gpu: Option<&Arc<Link>>) -> PyResult<Storage> {
+        let (Some(gpu), Memory::Host(lines)) = (gpu, &self.memory) else { return Ok(self) };
+        let bytes = self.count() * self.kind.size();
+        // SAFETY: the lines hold this many bytes, all written, and are borrowed.
+        let bytes = unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<u8>(), bytes) };
+        Ok(Storage { memory: Memory::Gpu(gpu.put(py, bytes)?), ..self })
+    }
+
+    fn device(&self) -> raw::Device {
+        match &self.memory {
+            Memory::Host(_) => raw::Device { kind: raw::DEVICE_CPU, id: 0 },
+            Memory::Gpu(memory) => {
+                raw::Device { kind: raw::DEVICE_CUDA, id: memory.ordinal as i32 }
+            }
+        }
+    }
+
+    fn is_on_gpu(&self) -> bool {
+        matches!(self.memory, Memory::Gpu(_))
     }
 
     /// The memory as `[rows, heads, dim]`.
@@ -136,6 +179,8 @@ impl Library {
         match self {
             Library::Exchange(api) => give_exchange(py, api, storage),
             Library::FromDlpack(f) => f.call1(py, (Buffer::new(py, storage)?,)),
+            // Whoever it is for speaks DLPack.
+            Library::Numpy(_) if storage.is_on_gpu() => Ok(Buffer::new(py, storage)?.into_any()),
             Library::Numpy(dtype) => give_numpy(py, storage, dtype.as_ref()),
         }
     }
@@ -204,7 +249,8 @@ impl Buffer {
 #[pymethods]
 impl Buffer {
     fn __dlpack_device__(&self) -> (i32, i32) {
-        (raw::DEVICE_CPU, 0)
+        let raw::Device { kind, id } = self.storage.device();
+        (kind, id)
     }
 
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
@@ -213,10 +259,16 @@ impl Buffer {
         py: Python,
         stream: Option<Py<PyAny>>,
         max_version: Option<(u32, u32)>,
-        dl_device: Option<Py<PyAny>>,
+        dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
-        let _cpu_has_no_streams = (stream, dl_device, copy);
+        // It was written and waited for before anybody had it.
+        let _nothing_to_order = (stream, copy);
+        let here = self.__dlpack_device__();
+        if let Some(other) = dl_device.filter(|&other| other != here) {
+            let text = format!("dl_device: expected {here:?}, where it is, found {other:?}");
+            return Err(PyBufferError::new_err(text));
+        }
         let storage = Arc::clone(&self.storage);
         if max_version.is_some_and(|(major, _)| major >= raw::MAJOR) {
             capsule(py, Export::versioned(storage).cast(), raw::VERSIONED, destroy_versioned)
@@ -227,6 +279,9 @@ impl Buffer {
 
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        if self.storage.is_on_gpu() {
+            return Err(PyAttributeError::new_err("__array_interface__ of memory on a GPU"));
+        }
         let dict = PyDict::new(py);
         dict.set_item("version", 3)?;
         dict.set_item("typestr", self.storage.kind.typestr())?;
@@ -295,8 +350,8 @@ impl<T> Export<T> {
             strides[d] = strides[d + 1] * shape[d + 1].max(1);
         }
         let tensor = raw::Tensor {
-            data: storage.lines.as_ptr().cast_mut().cast(),
-            device: raw::Device { kind: raw::DEVICE_CPU, id: 0 },
+            data: storage.address().cast(),
+            device: storage.device(),
             ndim: shape.len() as i32,
             dtype: storage.kind.data_type(),
             shape: shape.as_ptr().cast_mut(),

@@ -1,8 +1,12 @@
 //! Tensors that kernels read: f32, f16 and bf16, compact where they must be.
 
+use std::sync::Arc;
+
+use kvist_kernels::cuda::Strided;
 use kvist_kernels::{DType, Tensor3};
 use pyo3::prelude::*;
 
+use super::gpu::Link;
 use super::view::{Hold, RANK_MAX, View, row_major};
 use crate::error::{dtype_error, shape_error};
 
@@ -18,21 +22,40 @@ pub(crate) struct Input {
     /// In elements.
     pub(super) strides: [i64; RANK_MAX],
     pub(super) what: &'static str,
+    gpu: Option<Arc<Link>>,
     _hold: Hold,
 }
 
 impl Input {
-    /// Borrows `object`; `what` names it in errors.
+    /// Borrows `object`, which is in host memory; `what` names it in errors.
     pub(crate) fn new(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
-        let view = View::new(object, what)?;
+        Input::of(object.py(), View::new(object, what)?)
+    }
+
+    /// As [`Input::new`]; a tensor on a GPU is copied to the host.
+    pub(crate) fn anywhere(object: &Bound<PyAny>, what: &'static str) -> PyResult<Input> {
+        Input::of(object.py(), View::anywhere(object, what)?)
+    }
+
+    fn of(py: Python, view: View) -> PyResult<Input> {
+        let what = view.what;
         let Some(dtype) = view.element.dtype() else {
             return Err(dtype_error(what, "f32, f16 or bf16", &view.element.name()));
         };
         if view.rank > DIMS_MAX {
             return Err(shape_error(what, &format!("at most {DIMS_MAX} dimensions"), view.shape()));
         }
-        let View { ptr, rank, shape, strides, hold: _hold, .. } = view;
-        Input { ptr, dtype, rank, shape, strides, what, _hold }.compact()
+        let View { ptr, rank, shape, strides, gpu, hold: _hold, .. } = view;
+        let input = Input { ptr, dtype, rank, shape, strides, what, gpu, _hold };
+        match input.gpu.clone() {
+            Some(link) => input.fetch(py, &link),
+            None => input.compact(),
+        }
+    }
+
+    /// The GPU that it came from.
+    pub(crate) fn gpu(&self) -> Option<&Arc<Link>> {
+        self.gpu.as_ref()
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -93,6 +116,23 @@ impl Input {
             i /= self.shape[d];
         }
         self.ptr.wrapping_offset(at as isize * self.dtype.size() as isize)
+    }
+
+    /// The same in host memory.
+    fn fetch(self, py: Python, link: &Link) -> PyResult<Input> {
+        let size = self.dtype.size();
+        let bytes = self.shape().iter().try_fold(size, |n, &d| n.checked_mul(d));
+        let bytes = bytes.filter(|&n| n <= isize::MAX as usize);
+        let bytes = bytes.ok_or_else(|| {
+            shape_error(self.what, "a tensor that fits into memory", self.shape())
+        })?;
+        let (shape, strides) = (self.shape(), self.strides());
+        let address = self.ptr.addr() as u64;
+        let from = Strided { address, element_bytes: size, shape, strides };
+        // SAFETY: the exporter vouches for every element, and `_hold` keeps them.
+        let copy = unsafe { link.read(py, &from, bytes)? };
+        let strides = row_major(self.shape());
+        Ok(Input { ptr: copy.as_ptr().cast(), strides, _hold: Hold::Copy(copy), ..self.forget() })
     }
 
     /// Copies where the kernels cannot read in place: the last dimension has gaps (or runs

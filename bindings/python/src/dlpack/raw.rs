@@ -15,6 +15,7 @@ pub(crate) const MAJOR: u32 = 1;
 pub(crate) const MINOR: u32 = 0;
 
 pub(crate) const DEVICE_CPU: i32 = 1;
+pub(crate) const DEVICE_CUDA: i32 = 2;
 /// Page-locked host memory, readable like any other.
 pub(crate) const DEVICE_CUDA_HOST: i32 = 3;
 

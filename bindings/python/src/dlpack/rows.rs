@@ -21,7 +21,7 @@ pub(crate) enum Order {
 
 /// One tensor for all layers, or one per layer.
 pub(crate) enum Tensors {
-    All(View),
+    All(Box<View>),
     PerLayer(Vec<View>),
 }
 
@@ -31,7 +31,7 @@ impl Tensors {
             let views = object.try_iter()?.map(|tensor| View::new(&tensor?, what));
             return Ok(Tensors::PerLayer(views.collect::<PyResult<_>>()?));
         }
-        View::new(object, what).map(Tensors::All)
+        View::new(object, what).map(|view| Tensors::All(Box::new(view)))
     }
 
     /// Every layer's part.
@@ -60,7 +60,7 @@ impl Tensors {
 
     fn views(self) -> Vec<View> {
         match self {
-            Tensors::All(view) => vec![view],
+            Tensors::All(view) => vec![*view],
             Tensors::PerLayer(views) => views,
         }
     }

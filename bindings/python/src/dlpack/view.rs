@@ -1,7 +1,8 @@
-//! Tensors in, of any element type: CPU tensors that speak DLPack, NumPy arrays (`ml_dtypes`
-//! included) and anything NumPy can view. Nothing is copied or cast.
+//! Tensors in, of any element type: tensors that speak DLPack, NumPy arrays (`ml_dtypes` included)
+//! and anything NumPy can view. Nothing is copied or cast.
 
 use std::ffi::{CStr, c_void};
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
@@ -9,6 +10,7 @@ use pyo3::types::{PyCapsule, PyDict, PyTuple};
 use pyo3::{ffi, intern};
 
 use super::element::Element;
+use super::gpu::Link;
 use super::raw;
 use crate::error::{dtype_error, shape_error};
 
@@ -25,7 +27,16 @@ pub(crate) struct View {
     pub(super) strides: [i64; RANK_MAX],
     pub(super) readonly: bool,
     pub(super) what: &'static str,
+    /// Of a tensor on a GPU: nobody reads that through its address.
+    pub(super) gpu: Option<Arc<Link>>,
     pub(super) hold: Hold,
+}
+
+/// Where tensors may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Host,
+    Gpus,
 }
 
 /// What keeps the memory alive.
@@ -72,16 +83,26 @@ impl Hold {
 }
 
 impl View {
-    /// Borrows `object`; `what` names it in errors.
+    /// Borrows `object`, which is in host memory; `what` names it in errors.
     pub(crate) fn new(object: &Bound<PyAny>, what: &'static str) -> PyResult<View> {
+        View::within(object, what, Reach::Host)
+    }
+
+    /// Borrows `object`, which may be on a GPU: `gpu` says so then, and work on it that its exporter queued
+    /// is over when what is queued on that link's stream now is.
+    pub(super) fn anywhere(object: &Bound<PyAny>, what: &'static str) -> PyResult<View> {
+        View::within(object, what, Reach::Gpus)
+    }
+
+    fn within(object: &Bound<PyAny>, what: &'static str, reach: Reach) -> PyResult<View> {
         let py = object.py();
         refuse_negated(object, what)?;
         if let Some(api) = exchange_of(object) {
-            from_exchange(object, api, what)
+            from_exchange(object, api, what, reach)
         } else if let Ok(interface) = object.getattr(intern!(py, "__array_interface__")) {
             from_interface(object, &interface, what)
         } else if object.hasattr(intern!(py, "__dlpack__"))? {
-            from_capsule(object, what)
+            from_capsule(object, what, reach)
         } else {
             from_buffer(object, what)
         }
@@ -155,45 +176,52 @@ fn refuse_negated(object: &Bound<PyAny>, what: &str) -> PyResult<()> {
 }
 
 /// The library could not export its tensor: its first line says why, the rest may be a C++ trace.
-fn refused(cause: PyErr, object: &Bound<PyAny>, what: &str) -> PyErr {
+fn refused(cause: PyErr, object: &Bound<PyAny>, what: &str, gpu: Option<&Link>) -> PyErr {
     let py = object.py();
     let text = cause.value(py).to_string();
     let reason = text.lines().next().unwrap_or_default();
+    let kind = if gpu.is_some() { "CUDA" } else { "CPU" };
     let error = PyBufferError::new_err(format!(
-        "{what}: expected a dense CPU tensor, found one that cannot be exported ({reason})"
+        "{what}: expected a dense {kind} tensor, found one that cannot be exported ({reason})"
     ));
     error.set_cause(py, Some(cause));
     error
 }
 
-fn from_exchange(object: &Bound<PyAny>, api: &raw::Exchange, what: &'static str) -> PyResult<View> {
-    let Some(view_of) = api.view_of_object else { return from_capsule(object, what) };
+fn from_exchange(
+    object: &Bound<PyAny>,
+    api: &raw::Exchange,
+    what: &'static str,
+    reach: Reach,
+) -> PyResult<View> {
+    let Some(view_of) = api.view_of_object else { return from_capsule(object, what, reach) };
     let mut view = std::mem::MaybeUninit::<raw::Tensor>::uninit();
     // SAFETY: the function fills the view or fails with a Python error set; the view's shape is
     // copied at once and the data lives as long as the object, which is held.
     unsafe {
         if view_of(object.as_ptr().cast(), view.as_mut_ptr()) != 0 {
-            return Err(refused(PyErr::fetch(object.py()), object, what));
+            return Err(refused(PyErr::fetch(object.py()), object, what, None));
         }
-        describe(view.assume_init_ref(), what, Hold::Object(object.clone().unbind()))
+        let view = view.assume_init_ref();
+        if view.device.kind == raw::DEVICE_CUDA && reach == Reach::Gpus {
+            // A view orders nothing behind the work that is still queued.
+            return from_capsule(object, what, reach);
+        }
+        describe(view, what, Hold::Object(object.clone().unbind()), None)
     }
 }
 
 /// Takes a capsule over, as the protocol has it: rename, then own.
-fn from_capsule(object: &Bound<PyAny>, what: &'static str) -> PyResult<View> {
+fn from_capsule(object: &Bound<PyAny>, what: &'static str, reach: Reach) -> PyResult<View> {
     let py = object.py();
-    if let Ok(device) = object.call_method0(intern!(py, "__dlpack_device__")) {
-        let (kind, id): (i32, i32) = device.extract()?;
-        check_device(kind, id, what)?;
-    }
-    let options = PyDict::new(py);
-    options.set_item(intern!(py, "max_version"), (raw::MAJOR, raw::MINOR))?;
-    let method = intern!(py, "__dlpack__");
-    let capsule = match object.call_method(method, (), Some(&options)) {
-        // Older exporters do not know the argument.
-        Err(e) if e.is_instance_of::<PyTypeError>(py) => object.call_method0(method)?,
-        other => other.map_err(|e| refused(e, object, what))?,
+    let gpu = match object.call_method0(intern!(py, "__dlpack_device__")) {
+        Ok(device) => {
+            let (kind, id) = device.extract()?;
+            link(py, raw::Device { kind, id }, what, reach)?
+        }
+        Err(_) => None,
     };
+    let capsule = export(object, gpu.as_deref(), what)?;
     let capsule = capsule.cast_into::<PyCapsule>().map_err(|_| {
         PyBufferError::new_err(format!("{what}: expected a capsule from __dlpack__, found none"))
     })?;
@@ -208,14 +236,43 @@ fn from_capsule(object: &Bound<PyAny>, what: &'static str) -> PyResult<View> {
                 version.major
             )));
         }
-        return describe(tensor, what, hold);
+        return describe(tensor, what, hold, gpu);
     }
     match take::<raw::Managed>(&capsule, raw::CAPSULE, raw::CAPSULE_USED) {
         // SAFETY: as above.
-        Some(m) => describe(unsafe { &(*m).tensor }, what, Hold::Managed(m)),
+        Some(m) => describe(unsafe { &(*m).tensor }, what, Hold::Managed(m), gpu),
         None => Err(PyBufferError::new_err(format!(
             "{what}: expected an unused capsule \"dltensor\" or \"dltensor_versioned\""
         ))),
+    }
+}
+
+/// Asks for a capsule; of a tensor on a GPU so that its exporter orders its work before what is queued here.
+fn export<'py>(
+    object: &Bound<'py, PyAny>,
+    gpu: Option<&Link>,
+    what: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let (method, options) = (intern!(py, "__dlpack__"), PyDict::new(py));
+    if let Some(gpu) = gpu {
+        options.set_item(intern!(py, "stream"), gpu.stream())?;
+    }
+    let newer = options.copy()?;
+    newer.set_item(intern!(py, "max_version"), (raw::MAJOR, raw::MINOR))?;
+    match object.call_method(method, (), Some(&newer)) {
+        // Older exporters do not know the argument.
+        Err(e) if e.is_instance_of::<PyTypeError>(py) => {
+            match object.call_method(method, (), Some(&options)) {
+                Err(e) if gpu.is_some() && e.is_instance_of::<PyTypeError>(py) => {
+                    let text = "expected an exporter whose __dlpack__ takes stream=";
+                    let text = format!("{what}: {text}, found one that does not ({e})");
+                    Err(PyBufferError::new_err(text))
+                }
+                other => other,
+            }
+        }
+        other => other.map_err(|e| refused(e, object, what, gpu)),
     }
 }
 
@@ -232,22 +289,53 @@ fn take<T>(capsule: &Bound<PyCapsule>, name: &CStr, used: &'static CStr) -> Opti
     }
 }
 
-fn check_device(kind: i32, id: i32, what: &str) -> PyResult<()> {
-    if kind == raw::DEVICE_CPU || kind == raw::DEVICE_CUDA_HOST {
-        return Ok(());
-    }
-    let name = match kind {
-        2 => "cuda",
-        8 => "metal",
-        10 => "rocm",
-        _ => "device of type",
+/// The way to a tensor: none if it is in host memory.
+fn link(py: Python, device: raw::Device, what: &str, reach: Reach) -> PyResult<Option<Arc<Link>>> {
+    let expected = match reach {
+        Reach::Host => "a CPU tensor",
+        Reach::Gpus => "a CPU or CUDA tensor",
     };
-    let found = if name.contains(' ') { format!("{name} {kind}") } else { format!("{name}:{id}") };
-    Err(PyBufferError::new_err(format!("{what}: expected a CPU tensor, found {found}")))
+    match (device.kind, usize::try_from(device.id)) {
+        (raw::DEVICE_CPU | raw::DEVICE_CUDA_HOST, _) => Ok(None),
+        (raw::DEVICE_CUDA, Ok(ordinal)) if reach == Reach::Gpus => Link::to(py, ordinal).map(Some),
+        _ => Err(elsewhere(device, what, expected)),
+    }
 }
 
-fn describe(tensor: &raw::Tensor, what: &'static str, hold: Hold) -> PyResult<View> {
-    check_device(tensor.device.kind, tensor.device.id, what)?;
+/// A tensor is on another device than expected.
+fn elsewhere(device: raw::Device, what: &str, expected: &str) -> PyErr {
+    let raw::Device { kind, id } = device;
+    let found = match kind {
+        raw::DEVICE_CPU => "one of the CPU".to_owned(),
+        raw::DEVICE_CUDA => format!("cuda:{id}"),
+        8 => format!("metal:{id}"),
+        10 => format!("rocm:{id}"),
+        _ => format!("device of type {kind}"),
+    };
+    PyBufferError::new_err(format!("{what}: expected {expected}, found {found}"))
+}
+
+/// Checks that a tensor is where its exporter said.
+fn check_device(device: raw::Device, gpu: Option<&Link>, what: &str) -> PyResult<()> {
+    let (kind, ordinal) = (device.kind, usize::try_from(device.id));
+    match gpu {
+        None if kind == raw::DEVICE_CPU || kind == raw::DEVICE_CUDA_HOST => Ok(()),
+        None => Err(elsewhere(device, what, "a CPU tensor")),
+        Some(gpu) if kind == raw::DEVICE_CUDA && ordinal == Ok(gpu.ordinal) => Ok(()),
+        Some(gpu) => {
+            let expected = format!("a tensor on cuda:{}, as __dlpack_device__ says", gpu.ordinal);
+            Err(elsewhere(device, what, &expected))
+        }
+    }
+}
+
+fn describe(
+    tensor: &raw::Tensor,
+    what: &'static str,
+    hold: Hold,
+    gpu: Option<Arc<Link>>,
+) -> PyResult<View> {
+    check_device(tensor.device, gpu.as_deref(), what)?;
     let element = Element::of(tensor.dtype);
     let rank = usize::try_from(tensor.ndim).unwrap_or(usize::MAX);
     if rank > RANK_MAX {
@@ -268,7 +356,7 @@ fn describe(tensor: &raw::Tensor, what: &'static str, hold: Hold) -> PyResult<Vi
     }
     let ptr = address(tensor.data.cast(), tensor.byte_offset as usize, &shape[..rank]);
     let readonly = hold.is_readonly();
-    Ok(View { ptr, element, rank, shape, strides, readonly, what, hold })
+    Ok(View { ptr, element, rank, shape, strides, readonly, what, gpu, hold })
 }
 
 /// Empty tensors may have no address; views want one that is not null.
@@ -311,7 +399,7 @@ fn from_interface(
     let ptr = address(std::ptr::with_exposed_provenance(data), 0, &dims);
     let hold = Hold::Object(object.clone().unbind());
     let rank = dims.len();
-    Ok(View { ptr, element, rank, shape, strides, readonly, what, hold })
+    Ok(View { ptr, element, rank, shape, strides, readonly, what, gpu: None, hold })
 }
 
 fn interface_element(object: &Bound<PyAny>, typestr: &str, what: &str) -> PyResult<Element> {

@@ -118,7 +118,8 @@ def _eager(
             else:
                 scores = scores + part
         elif causal and new > 1:
-            visible = torch.ones(new, total, dtype=torch.bool).tril(total - new)[rows]
+            square = torch.ones(new, total, dtype=torch.bool, device=scores.device)
+            visible = square.tril(total - new)[rows]
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
         if sinks is not None:
             column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)

@@ -23,7 +23,7 @@ from .._errors import OptionError, RangeError, ShapeError, UnsupportedError
 from ._attention import NAME
 from ._masks import KvLength
 from ._report import Report, report_of
-from ._store import Handle, Options, Scorer, Store
+from ._store import Handle, Options, Scorer, Store, check_device
 
 _pending = threading.local()
 
@@ -135,6 +135,10 @@ class KvistCache(Cache):
         scorer: Scorer | None = None,
         prefill: str | kvist.Prefill = "dense",
         cluster_order: bool = False,
+        device: str | int | None = None,
+        device_bytes: str | int | None = None,
+        device_memory: torch.Tensor | None = None,
+        device_optional: bool = False,
     ) -> KvistCache:
         """A cache for `model`, whose attention implementation becomes "kvist".
 
@@ -146,7 +150,10 @@ class KvistCache(Cache):
         with the layer, the queries `[batch, q_heads, dim]` and the tokens there are, returns
         `[batch, heads, units]`; `prefill`: how prompts read their keys, by the name of a pattern (see
         `kvist.prefill_presets()`) or an object, dense layers densely; `cluster_order`: "clusterkv" and
-        "retroinfer" hold rows a second time, in the order of clusters, while `host` has room for them.
+        "retroinfer" hold rows a second time, in the order of clusters, while `host` has room for them;
+        `device`: the GPU that keeps copies of
+        pages and attends to them, by default none (the model may be on a GPU all the same), "cuda" for the
+        model's own; `device_bytes`, `device_memory`, `device_optional`: as for `kvist.Cache`.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
@@ -165,6 +172,10 @@ class KvistCache(Cache):
             scorer=scorer,
             prefill=prefill,
             cluster_order=cluster_order,
+            device=device,
+            device_bytes=device_bytes,
+            device_memory=device_memory,
+            device_optional=device_optional,
         )
         _switch(model, config)
         return cache
@@ -184,6 +195,10 @@ class KvistCache(Cache):
         scorer: Scorer | None = None,
         prefill: str | kvist.Prefill = "dense",
         cluster_order: bool = False,
+        device: str | int | None = None,
+        device_bytes: str | int | None = None,
+        device_memory: torch.Tensor | None = None,
+        device_optional: bool = False,
     ) -> KvistCache:
         """Like `for_model`, for a model that already uses attention implementation "kvist".
 
@@ -202,6 +217,10 @@ class KvistCache(Cache):
             scorer=scorer,
             prefill=prefill,
             cluster_order=cluster_order,
+            device=device,
+            device_bytes=device_bytes,
+            device_memory=device_memory,
+            device_optional=device_optional,
         )
 
     @classmethod
@@ -220,6 +239,10 @@ class KvistCache(Cache):
         scorer: Scorer | None,
         prefill: str | kvist.Prefill,
         cluster_order: bool,
+        device: str | int | None,
+        device_bytes: str | int | None,
+        device_memory: torch.Tensor | None,
+        device_optional: bool,
     ) -> KvistCache:
         types, kwargs = get_layer_types_and_kwargs(config)
         types = _without_useless_windows(types, config)
@@ -256,6 +279,10 @@ class KvistCache(Cache):
                 prefill=kvist.Prefill(prefill) if isinstance(prefill, str) else prefill,
                 cluster_order=cluster_order,
                 layers=tuple(slots),
+                device=device,
+                device_bytes=device_bytes,
+                device_memory=device_memory,
+                device_optional=device_optional,
             )
         )
         store.foreign = len(slots) < len(types)
@@ -454,11 +481,7 @@ def _check_model(model: PreTrainedModel) -> None:
         raise UnsupportedError(
             f"model: expected a decoder-only model, found encoder-decoder {name}"
         )
-    device = model.device
-    if device.type != "cpu":
-        raise UnsupportedError(
-            f"device: expected a model on the CPU, found {device} (CUDA comes later); model.to('cpu')"
-        )
+    check_device(model.device)
     if getattr(model.config, "output_attentions", False):
         raise UnsupportedError("output_attentions: expected False in the config, found True")
     if not model._can_set_attn_implementation():

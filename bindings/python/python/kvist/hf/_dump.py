@@ -70,7 +70,7 @@ def _record(
     recorder = Recorder(queries)
     cache._store.recorder = recorder
     with torch.inference_mode():
-        for chunk in input_ids.split(_CHUNK, dim=1):
+        for chunk in input_ids.to(model.device).split(_CHUNK, dim=1):
             model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return recorder
 

@@ -142,6 +142,8 @@ def plan_of_tensor(
     plan = getattr(mask, "_kvist", None)
     if plan is not None:
         return plan
+    # Plans are made on the CPU, wherever the model is.
+    mask = mask.cpu()
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     if visible.ndim == 2 and visible.shape[1] == past + new:
         return plan_of(visible, past, cached)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Keeps every key and value and the last `queries` queries of each slot (batch 1)."""
+    """Keeps every key and value and the last `queries` queries of each slot (batch 1), on the CPU."""
 
     def __init__(self, queries: int) -> None:
         self.queries = queries
@@ -37,10 +37,10 @@ class Recorder:
                 f"recording: expected one row without padding, found {len(query)} rows"
             )
         if new is not None:
-            self.keys.setdefault(slot, []).append(new[0][0].transpose(0, 1).clone())
-            self.values.setdefault(slot, []).append(new[1][0].transpose(0, 1).clone())
+            self.keys.setdefault(slot, []).append(_copy(new[0][0].transpose(0, 1)))
+            self.values.setdefault(slot, []).append(_copy(new[1][0].transpose(0, 1)))
         if self.queries:
-            rows = query[0].transpose(0, 1)[-self.queries :].clone()
+            rows = _copy(query[0].transpose(0, 1)[-self.queries :])
             if slot in self.rows:
                 rows = torch.cat([self.rows[slot], rows])[-self.queries :]
             self.rows[slot] = rows
@@ -51,3 +51,7 @@ class Recorder:
     def kv(self, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a slot, `[tokens, kv_heads, dim]`."""
         return torch.cat(self.keys[slot]), torch.cat(self.values[slot])
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", copy=True)
