@@ -27,9 +27,8 @@ def test_the_same_is_read_and_its_bytes_are_told():
         kvist.Cache(**SHAPE, host="16MiB", select=SELECT, cluster_order=True) as c,
         kvist.Cache(**SHAPE, host="16MiB", select=SELECT) as plain,
     ):
-        (out, info), (want, reference) = [
-            filled(cache, 1500).attend(0, query(), info=True) for cache in (c, plain)
-        ]
+        both = [filled(cache, 1500) for cache in (c, plain)]
+        (out, info), (want, reference) = [seq.attend(0, query(), info=True) for seq in both]
         assert all((a == b).all() for a, b in zip(info.selected, reference.selected, strict=True))
         np.testing.assert_allclose(out, want, atol=2e-3)
         assert 0 < c.stats().cluster_bytes < c.stats().page_bytes
@@ -41,10 +40,10 @@ def test_copies_go_when_pages_need_the_room():
         seq = filled(c, 1500)
         seq.attend(0, query())
         copied = c.stats().cluster_bytes
-        other = filled(c, 2500)
+        other = filled(c, 3300)
         assert copied > 0 and c.stats().cluster_bytes < copied
         assert c.stats().used_bytes <= c.stats().budget_bytes
-        assert np.isfinite(seq.attend(0, query())).all() and len(other) == 2500
+        assert np.isfinite(seq.attend(0, query())).all() and len(other) == 3300
 
 
 @pytest.mark.parametrize("codec", ["raw", "lossless", "dynamic"])
@@ -54,7 +53,8 @@ def test_pages_come_back_whatever_they_were_stored_with(tmp_path, codec):
         want = seq.attend(0, query())
         for _ in range(2):
             assert seq.offload() > 0
-            assert (seq.attend(0, query()) == want).all()
+            # Parts are merged in an order that depends on what was near.
+            np.testing.assert_allclose(seq.attend(0, query()), want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_codec_nobody_knows_is_refused(tmp_path):
