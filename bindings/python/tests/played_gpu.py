@@ -233,6 +233,7 @@ def impossible_options():
             cache("bf16", **options)
     with pytest.raises(kvist.DeviceError, match="no GPU 9: the driver shows 2"):
         cache("bf16", 64, device=9)
+    os.environ["FAKE_MEMORY"] = "65536"
     with pytest.raises(kvist.DeviceError, match="out of GPU memory"):
         cache("bf16", 64, device=0, device_bytes="100GiB")
     twins = Twins(device=0, device_bytes="100GiB", device_optional=True)
