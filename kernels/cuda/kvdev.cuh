@@ -10,7 +10,7 @@
 //   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..)   tensor-core fragments, sm_80
 //   lds<T>(at) sts(at, x) count(at)             shared memory, `at` in bytes from its start; count adds 1 at once
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
-//   popc exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//   opaque popc exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //
 // Rules: no static shared memory, no collective under a condition that differs between lanes, one
 // parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
@@ -126,6 +126,13 @@ KV_FN u32x4 ldg_once(const u32x4* p) {
                  : "l"(p)
                  : "memory");
     return r;
+}
+
+/// The same number, which the compiler takes for another each time: it stays out of the way of what is computed
+/// ahead of a loop, and kept.
+KV_FN u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 KV_FN u32 popc(u32 x) { return __popc(x); }

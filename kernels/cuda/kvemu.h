@@ -321,6 +321,7 @@ static u32* meet(Kind kind, const u32* in, u32 words, void (*work)(Meeting&, u32
     Meeting& m = machine.warps[warp()].meeting;
     if (m.arrived && m.kind != kind) {
         fault(DIVERGED, "collective %d while other lanes are in %d", kind, m.kind);
+        go_home(); // what the others brought is not what this one's work is on
     }
     m.kind = kind;
     for (u32 i = 0; i < words; i++) {
@@ -547,6 +548,7 @@ template <int N> KV_FN void cp_wait() {
 
 // --- Arithmetic -----------------------------------------------------------------------------------
 
+KV_FN u32 opaque(u32 x) { return x; }
 KV_FN u32 popc(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
 KV_FN float exp2(float x) { return ::exp2f(x); }
 KV_FN float log2(float x) { return ::log2f(x); }

@@ -10,6 +10,11 @@
 
 #include "numbers.cuh"
 
+/// Times 16 query rows of a warp: one, unless a source says more.
+#ifndef KV_ROW_TILES
+#define KV_ROW_TILES 1
+#endif
+
 constexpr u32 GROUP = 16, WARPS = 4, TILE = GROUP * WARPS;
 constexpr u32 ELEMENT = KV_TY == KV_F32 ? 4 : 2;
 constexpr u32 CHUNKS = KV_D * ELEMENT / 16;

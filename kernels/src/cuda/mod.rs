@@ -47,6 +47,8 @@ pub use library::{Found, prebuilt_in, search_in};
 pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CompilerInfo, Probe, probe};
-pub use table::{ATTEND_PAGES, MERGE, SCORE, SELECT, SHIPPED, TRANSFER, WRITE};
+pub use table::{
+    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_TREE, MERGE, SCORE, SELECT, SHIPPED, TRANSFER, WRITE,
+};
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

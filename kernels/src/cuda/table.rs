@@ -1,7 +1,7 @@
 //! The kernels that kvist ships: what warm-up, prebuilt images and the compile tests walk. Sources are in
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
-use super::work::{AttendSpec, ScoreSpec};
+use super::work::{AttendSpec, PrefillSpec, ScoreSpec, TreeSpec};
 use super::{Header, Kernel, Macros, Variant};
 
 /// Registers of a multiprocessor, 65,536, over two blocks of 128 threads; 255 is what an instruction names.
@@ -24,6 +24,9 @@ const HEADERS: &[Header] = &[
     header!("numbers.cuh"),
     header!("ring.cuh"),
     header!("state.cuh"),
+    header!("sight.cuh"),
+    header!("params_prefill.cuh"),
+    header!("tall.cuh"),
 ];
 
 macro_rules! kernel {
@@ -51,6 +54,14 @@ fn plain() -> Vec<Variant> {
 pub static ATTEND_PAGES: Kernel = kernel!("attend_pages.cu", &["attend_pages"], || {
     variants(AttendSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
 });
+/// Attention of many query rows over pages, or listed blocks of them: [`PrefillSpec::macros`].
+pub static ATTEND_PREFILL: Kernel = kernel!("attend_prefill.cu", &["attend_prefill"], || {
+    variants(PrefillSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
+/// Attention of draft trees among themselves: [`TreeSpec::macros`].
+pub static ATTEND_TREE: Kernel = kernel!("attend_tree.cu", &["attend_tree"], || {
+    variants(TreeSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
 /// Merges partial results.
 pub static MERGE: Kernel = kernel!("merge.cu", &["merge_units", "merge_parts"], plain);
 /// Bounds of scores by boxes: [`ScoreSpec::macros`].
@@ -65,4 +76,5 @@ pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 6] = [&ATTEND_PAGES, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 8] =
+    [&ATTEND_PAGES, &ATTEND_PREFILL, &ATTEND_TREE, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER];

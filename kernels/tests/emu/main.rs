@@ -11,11 +11,13 @@ mod common;
 mod device;
 mod machine;
 mod merge;
+mod prefill;
 mod score;
 mod select;
 mod selftest;
 mod toolchain;
 mod transfer;
+mod tree;
 mod write;
 
 use kvist_kernels::cuda::work::AttendSpec;
@@ -53,6 +55,8 @@ fn sanitized() {
 /// Every kernel once.
 fn small() {
     attend::small();
+    prefill::small();
+    tree::small();
     score::small();
     select::pages();
     write::append();
@@ -81,7 +85,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 19] = [
+    let plain: [(&str, fn()); 27] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -90,6 +94,14 @@ fn main() {
         ("attend: specials", attend::specials),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
+        ("prefill: rows", prefill::rows),
+        ("prefill: specials", prefill::specials),
+        ("prefill: barriers left out", prefill::planted),
+        ("prefill: misuse", prefill::misuse),
+        ("tree: grid", tree::grid),
+        ("tree: specials", tree::specials),
+        ("tree: barriers left out", tree::planted),
+        ("tree: misuse", tree::misuse),
         ("merge: parts", merge::parts),
         ("device: attention", device::attention),
         ("score: grid", score::grid),
@@ -110,6 +122,12 @@ fn main() {
         let rows = spec.rows();
         let name = format!("attend: grid, {items}, d {dim}, {dtype}, {rows} rows");
         trials.push(trial(&name, Box::new(move || attend::grid(spec))));
+    }
+    for spec in prefill::specs() {
+        let (dim, dtype) = (spec.dim, spec.dtype);
+        let what = if spec.blocks { "blocks" } else { "pages" };
+        let name = format!("prefill: grid, {what}, d {dim}, {dtype}");
+        trials.push(trial(&name, Box::new(move || prefill::grid(spec))));
     }
     if std::env::var_os(toolchain::SANITIZE).is_some() {
         trials.push(trial(SLIP, Box::new(selftest::slip)));

@@ -2,9 +2,13 @@
 //!
 //! Addresses are `u64`, 0 where there is nothing. Strides count elements. Plain old data without padding.
 
+mod prefill;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
+
+pub use prefill::{Picked, PrefillParams, TreeParams};
 
 /// Element types as kernels number them.
 #[must_use]

@@ -1,5 +1,8 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
+mod prefill;
+mod tree;
+
 use std::ops::Range;
 
 use bytemuck::Zeroable;
@@ -7,7 +10,11 @@ use bytemuck::Zeroable;
 use super::Macros;
 use super::params::{AttendParams, MergeUnitsParams, Segment, Unit, type_code};
 use crate::attend::{Listed, Out, Params, Queries};
-use crate::{DType, Error, plan};
+use crate::plan::stream_k;
+use crate::{DType, Error};
+
+pub use prefill::{PrefillSpec, describe_prefill};
+pub use tree::{TreeSpec, TreeWork, describe_tree};
 
 /// Tokens of a tile.
 const TILE: usize = 64;
@@ -153,14 +160,14 @@ pub struct Work {
     pub partials: usize,
 }
 
-/// The tiles that any of the unit's rows sees a token of.
-fn tiles(
+/// The tokens of its list that any of the unit's rows sees, as a range.
+fn seen_by(
     queries: &Queries,
     listed: &Listed,
     params: &Params,
     unit: &Unit,
     group: u32,
-) -> Range<u32> {
+) -> Range<usize> {
     let (_, source) = listed.source();
     let row = |packed: u32| (unit.first_row + packed / group) as usize;
     let (mut start, mut end) = (usize::MAX, 0);
@@ -169,7 +176,7 @@ fn tiles(
         let seen = source.seen(unit.list as usize, position, params);
         (start, end) = (start.min(seen.start), end.max(seen.end));
     }
-    (start.min(end) / TILE) as u32..end.div_ceil(TILE) as u32
+    start.min(end)..end
 }
 
 impl Work {
@@ -187,42 +194,60 @@ impl Work {
         let kv_heads = listed.check(queries, params)?;
         let (_, source) = listed.source();
         let group = queries.q.shape()[1] / kv_heads;
-        let (mut units, mut firsts, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (sequence, q) in queries.indptr.windows(2).enumerate() {
+        let list = |sequence, head| source.list(sequence, head, kv_heads);
+        let units = Work::units(queries.indptr, (kv_heads, group), rows, list);
+        let tiles = |unit: &Unit| {
+            let seen = seen_by(queries, listed, params, unit, group as u32);
+            (seen.start / TILE) as u32..seen.end.div_ceil(TILE) as u32
+        };
+        let tiles = units.iter().map(tiles).collect();
+        Ok(Work::cut(units, tiles, workers))
+    }
+
+    /// The units of a call, uncut: up to `rows` of the rows that a sequence has for a KV head. Sequence `b` owns
+    /// query rows `q_indptr[b]..q_indptr[b + 1]`; `list` names the list of a sequence and KV head.
+    fn units(
+        q_indptr: &[u32],
+        (kv_heads, group): (usize, usize),
+        rows: usize,
+        list: impl Fn(usize, usize) -> usize,
+    ) -> Vec<Unit> {
+        let mut units = Vec::new();
+        for (sequence, q) in q_indptr.windows(2).enumerate() {
             let all = (q[1] - q[0]) as usize * group;
             for head in 0..kv_heads {
-                for packed in (0..all).step_by(rows) {
-                    let unit = Unit {
-                        list: source.list(sequence, head, kv_heads) as u32,
-                        head: head as u32,
-                        first_row: q[0],
-                        packed: packed as u32,
-                        rows: rows.min(all - packed) as u32,
-                        ..Unit::zeroed()
-                    };
-                    let tiles = tiles(queries, listed, params, &unit, group as u32);
-                    units.push(unit);
-                    firsts.push(tiles.start);
-                    counts.push(tiles.end - tiles.start);
-                }
+                units.extend((0..all).step_by(rows).map(|packed| Unit {
+                    list: list(sequence, head) as u32,
+                    head: head as u32,
+                    first_row: q[0],
+                    packed: packed as u32,
+                    rows: rows.min(all - packed) as u32,
+                    ..Unit::zeroed()
+                }));
             }
         }
-        let plan = plan::stream_k(&counts, &vec![1; counts.len()], TILES_MIN, workers);
+        units
+    }
+
+    /// Cuts units for `workers` blocks that run at once; `tiles` says what of its list each unit reads.
+    fn cut(mut units: Vec<Unit>, tiles: Vec<Range<u32>>, workers: usize) -> Work {
+        let counts: Vec<u32> = tiles.iter().map(|t| t.end - t.start).collect();
+        let plan = stream_k(&counts, &vec![1; counts.len()], TILES_MIN, workers);
         for (unit, parts) in units.iter_mut().zip(plan.reduce.windows(2)) {
             (unit.partial, unit.reduce) = (parts[0], parts[1] - parts[0]);
         }
-        let segment = |s: &plan::Segment| Segment {
+        let segment = |s: &crate::plan::Segment| Segment {
             unit: s.list,
-            begin: firsts[s.list as usize] + s.begin,
-            end: firsts[s.list as usize] + s.end,
+            begin: tiles[s.list as usize].start + s.begin,
+            end: tiles[s.list as usize].start + s.end,
             partial: s.partial.map_or(-1, |p| p as i32),
         };
-        Ok(Work {
+        Work {
             units,
             segments: plan.segments.iter().map(segment).collect(),
             workers: plan.workers,
             partials: plan.reduce.last().map_or(0, |&n| n as usize),
-        })
+        }
     }
 }
 
@@ -245,7 +270,7 @@ pub fn describe(
         return Err(Error::shape("dim_v on the device", layout.dim_k, layout.dim_v));
     }
     let page = layout.page_tokens;
-    if !page.is_multiple_of(16) {
+    if matches!(listed, Listed::Pages(..)) && !page.is_multiple_of(16) {
         return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
     }
     let group = queries.q.shape()[1] / kv_heads;
