@@ -3,6 +3,7 @@
 mod batch;
 pub(crate) mod check;
 pub(crate) mod decode;
+mod tall;
 
 use std::ptr::null_mut;
 use std::sync::Arc;

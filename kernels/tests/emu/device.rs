@@ -11,54 +11,45 @@ use kvist_kernels::attend::Listed;
 use kvist_kernels::cuda::params::MergeUnitsParams;
 use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
-    ATTEND_PAGES, Arch, Cache, Compiler, Device, Grid, Image, MERGE, Macros, Memory,
-    Specialisation, Stream, Target, Trial, Version,
+    ATTEND_PAGES, Cache, Compiler, Device, Grid, MERGE, Macros, Memory, Specialisation, Stream,
+    Trial,
 };
 use kvist_kernels::{DType, Element};
 use tempfile::TempDir;
 
 use crate::attend::{cases, compare};
+use crate::calls;
 use crate::common::{Built, Case, build, oracle, run_with};
-use crate::toolchain;
+use crate::gpu::{self, Played};
 
 /// Names the folder of images in the process that has the driver.
 pub(crate) const CHILD: &str = "KVIST_EMU_DEVICE";
 /// Names a folder that is to be filled with a GPU for all of the kernels over pages.
 pub(crate) const FOLDER: &str = "KVIST_EMU_GPU";
-/// The GPU that the driver plays.
-const TARGET: Target = Target::Cubin(Arch { number: 90, accelerated: false });
 const SPECS: [AttendSpec; 3] = [
     AttendSpec { dim: 64, dtype: DType::Bf16, slots: false, wide: false },
     AttendSpec { dim: 80, dtype: DType::F16, slots: true, wide: false },
     AttendSpec { dim: 64, dtype: DType::F32, slots: false, wide: true },
 ];
 
-/// Source, macros, and what the table makes of them.
-fn kernels(specs: &[AttendSpec]) -> Vec<(&'static str, Macros, Specialisation)> {
+/// The kernels of attention, of these specialisations.
+fn kernels(specs: &[AttendSpec]) -> Vec<Played> {
     let attend =
         |spec: &AttendSpec| ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()));
     let merge = ("merge.cu", Macros::new(), MERGE.with(Macros::new()));
     specs.iter().map(attend).chain([merge]).collect()
 }
 
-/// Fills a folder with the driver, and with images of these kernels and the merge: a process with
-/// `LD_LIBRARY_PATH` and `KVIST_PREBUILT` of that folder, and `FAKE_EMULATE`, has a GPU.
-pub(crate) fn gpu(folder: &Path, specs: &[AttendSpec]) {
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        driver(&folder.join(name));
-    }
-    for (source, macros, of) in kernels(specs) {
-        let code = std::fs::read(toolchain::library(source, &macros)).unwrap();
-        let image = Image { ptx: false, compiler: Version { major: 13, minor: 0 }, code };
-        let key = of.key(TARGET);
-        std::fs::write(folder.join(key.file_name()), image.encode(&key)).unwrap();
-    }
+/// Fills a folder with a GPU that has all kernels over pages, for few rows and for many.
+pub(crate) fn folder(folder: &Path) {
+    let specs: Vec<AttendSpec> = AttendSpec::all().filter(|s| !s.slots).collect();
+    gpu::make(folder, &[kernels(&specs), calls::all()].concat());
 }
 
 /// Runs [`child`] where the only driver is the one that is played.
 pub(crate) fn attention() {
     let folder = TempDir::new().unwrap();
-    gpu(folder.path(), &SPECS);
+    gpu::make(folder.path(), &kernels(&SPECS));
     let output = Command::new(std::env::current_exe().unwrap())
         .env("LD_LIBRARY_PATH", folder.path())
         .env("FAKE_EMULATE", "1")
@@ -67,17 +58,6 @@ pub(crate) fn attention() {
         .unwrap();
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && text.contains("24 calls"), "{text}");
-}
-
-fn driver(file: &Path) {
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda/fake_driver.c");
-    let done = Command::new(compiler)
-        .args(["-shared", "-fPIC", "-O1", "-D_GNU_SOURCE", "-o"])
-        .args([file, &source])
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// In the process that has the driver: every case of the specialisations.

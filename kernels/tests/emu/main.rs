@@ -5,10 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod attend;
+mod calls;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
+mod gpu;
 mod machine;
 mod merge;
 mod prefill;
@@ -20,7 +22,6 @@ mod transfer;
 mod tree;
 mod write;
 
-use kvist_kernels::cuda::work::AttendSpec;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// The test that also runs under the sanitizers, in a process of its own.
@@ -67,9 +68,11 @@ fn main() {
     if let Some(folder) = std::env::var_os(device::CHILD) {
         return device::child(folder.as_ref());
     }
+    if let Some(folder) = std::env::var_os(calls::CHILD) {
+        return calls::child(folder.as_ref());
+    }
     if let Some(folder) = std::env::var_os(device::FOLDER) {
-        let specs: Vec<AttendSpec> = AttendSpec::all().filter(|s| !s.slots && !s.wide).collect();
-        return device::gpu(folder.as_ref(), &specs);
+        return device::folder(folder.as_ref());
     }
     let mut arguments = Arguments::from_args();
     // The emulator is one machine per compiled source, and processes share the CPU as it is.
@@ -85,7 +88,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 27] = [
+    let plain: [(&str, fn()); 28] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -104,6 +107,7 @@ fn main() {
         ("tree: misuse", tree::misuse),
         ("merge: parts", merge::parts),
         ("device: attention", device::attention),
+        ("device: many rows and trees", calls::tall),
         ("score: grid", score::grid),
         ("score: barriers left out", score::planted),
         ("select: grid", select::grid),

@@ -19,14 +19,19 @@ pub(crate) fn compiler() -> Option<&'static str> {
     FOUND.get_or_init(find).as_deref()
 }
 
+/// The folder of the crate that has the kernels; this file serves the tests of others, too.
+pub(crate) fn folder() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels"))
+}
+
 fn kernels() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
+    folder().join("cuda")
 }
 
 /// A source of `cuda/`, or of this folder.
 fn source(name: &str) -> PathBuf {
     let shipped = kernels().join(name);
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emu").join(name);
+    let own = folder().join("tests/emu").join(name);
     if shipped.exists() { shipped } else { own }
 }
 
