@@ -23,6 +23,7 @@
 
 static_assert(KV_D % 16 == 0 && KV_D >= 64 && KV_D <= (KV_TY == KV_F32 ? 128 : 256), "KV_D");
 static_assert(!KV_SLOTS && KV_STAGES == 2, "pages, two stages");
+static_assert(!KV_WGMMA || (KV_TY != KV_F32 && KV_D % 64 == 0 && KV_D <= 128), "what wgmma is for");
 
 /// Where the groups of a stage begin in the list.
 constexpr u32 BASES = TALL_BYTES;
@@ -51,7 +52,7 @@ KV_FN List open_unit(const PrefillParams& p, const Unit& unit) {
 
 /// The first of the warp's tokens of a tile; the list's end if there are none.
 KV_FN u32 token_at(const PrefillParams& p, const Walk& w, u32 tile) {
-    u32 group = tile * WARPS + kv::warp();
+    u32 group = tile * WARPS + kv::warp() % WARPS;
 #if KV_BLOCKS
     u32 each = p.key_block / GROUP, block = group / each;
     bool real = block < w.picked.n;
@@ -66,9 +67,11 @@ KV_FN Next next_at(const PrefillParams& p, const Walk& w, u32 token) {
 }
 
 KV_FN void fetch_next(const PrefillParams& p, const Walk& w, const Next& next, u32 stage) {
-    fetch(p.call, w.list, w.wanted, next.token, next.item, stage_at(kv::warp(), stage));
-    if (KV_BLOCKS && kv::lane() == 0) {
-        kv::sts(base_at(stage, kv::warp()), next.token);
+    if (kv::warp() < WARPS) {
+        fetch(p.call, w.list, w.wanted, next.token, next.item, stage_at(kv::warp(), stage));
+        if (KV_BLOCKS && kv::lane() == 0) {
+            kv::sts(base_at(stage, kv::warp()), next.token);
+        }
     }
 }
 
@@ -92,7 +95,8 @@ KV_FN void walk(const PrefillParams& p, const Segment& segment, State (&x)[M]) {
     Walk w;
     w.list = open_unit(p, unit);
     w.picked = KV_BLOCKS ? load<Picked>(p.picked, segment.unit) : Picked{0, 0};
-    Sight sight = look(p.call, unit, w.list, first, WARP_ROWS);
+    u32 team = kv::warp() / TEAM * TEAM * WARP_ROWS;
+    Sight sight = look(p.call, unit, w.list, team, TEAM * WARP_ROWS);
     u32 number = segment.unit;
     auto view = [&p, number, first](u32 m) {
         // Read once more: registers are short.
@@ -107,7 +111,7 @@ KV_FN void walk(const PrefillParams& p, const Segment& segment, State (&x)[M]) {
         fetch_next(p, w, next_at(p, w, token_at(p, w, segment.begin)), 0);
     }
     kv::cp_commit();
-    load_all_queries(p.call, unit, first); // while those are under way
+    Queries q = load_all_queries(p.call, unit, first); // while those are under way
 
     // Blocks say where tokens are, and tokens in which frame: each is asked for a tile ahead of its use.
     Next ahead = next_at(p, w, token_at(p, w, segment.begin + 1));
@@ -115,6 +119,9 @@ KV_FN void walk(const PrefillParams& p, const Segment& segment, State (&x)[M]) {
 #pragma unroll 1
     for (u32 tile = segment.begin; tile < segment.end; tile++) {
         KV_GUARD(2, kv::cp_wait<0>());
+        if (KV_WGMMA) {
+            kv::publish();
+        }
         // One barrier for two ends: the tile is visible to all, and all have read what lay in the stage that
         // is filled next.
         KV_GUARD(3, kv::sync());
@@ -127,15 +134,15 @@ KV_FN void walk(const PrefillParams& p, const Segment& segment, State (&x)[M]) {
 #pragma unroll 1
         for (u32 g = 0; g < WARPS; g += SPAN) {
             Span t = open_span(tile, stage, g, sight);
-            if (first < unit.rows && t.none != EVERY) {
-                attend_span(p.call, t, view, x);
+            if (team < unit.rows && t.none != EVERY) {
+                attend_span(p.call, q, t, view, x);
             }
         }
         stage ^= 1;
     }
 }
 
-KV_KERNEL(attend_prefill, PrefillParams, WARPS * 32, M) {
+KV_KERNEL(attend_prefill, PrefillParams, ALL_WARPS * 32, M) {
     u32 end = load<u32>(p.call.workers, kv::block() + 1);
     for (u32 i = load<u32>(p.call.workers, kv::block()); i < end; i++) {
         State x[M];

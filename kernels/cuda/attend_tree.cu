@@ -35,7 +35,7 @@ KV_KERNEL(attend_tree, TreeParams, WARPS * 32, M) {
     Range all{0, list.len};
     fetch(p.call, list, all, mine, item(p.call, list, all, mine), stage_at(kv::warp(), 0));
     kv::cp_commit();
-    load_all_queries(p.call, unit, first);
+    Queries q = load_all_queries(p.call, unit, first);
     auto view = [&](u32 m) {
         auto row = [&](u32 half) {
             return Bits{load<u64>(p.ancestors, q_row_of(p.call, unit, first + m * GROUP + row_of(half)))};
@@ -56,7 +56,7 @@ KV_KERNEL(attend_tree, TreeParams, WARPS * 32, M) {
             t.none |= static_cast<u32>(t.base[i] >= list.len) << i;
         }
         if (first < unit.rows && t.none != EVERY) {
-            attend_span(p.call, t, view, x);
+            attend_span(p.call, q, t, view, x);
         }
     }
     write_rows(p.call, unit, first, -1, x);

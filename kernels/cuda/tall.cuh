@@ -2,8 +2,11 @@
 // four warps (ring.cuh). All warps of a block read the same tile.
 #pragma once
 
-/// Rows of a warp: 32, where their outputs and scores fit into registers.
-#define KV_ROW_TILES (KV_TY == KV_F32 || KV_D > 128 ? 1 : 2)
+#ifndef KV_WGMMA
+#define KV_WGMMA 0
+#endif
+/// Rows of a warp: 32, where their outputs and scores fit into registers. With wgmma, four warps share 64 rows.
+#define KV_ROW_TILES (KV_TY == KV_F32 || KV_D > 128 || KV_WGMMA ? 1 : 2)
 
 #include "sight.cuh"
 
@@ -11,21 +14,28 @@ constexpr u32 M = KV_ROW_TILES;
 /// Groups that are attended to at once: as many as registers have room for their scores.
 constexpr u32 SPAN = KV_TY == KV_F32 ? 1 : M == 2 && KV_D > 80 ? 2 : WARPS;
 constexpr u32 EVERY = (1 << SPAN) - 1;
+constexpr u32 ALL_WARPS = KV_WGMMA ? 2 * WARPS : WARPS;
 constexpr u32 WARP_ROWS = M * GROUP;
-constexpr u32 KV_ROWS = WARPS * WARP_ROWS;
+constexpr u32 KV_ROWS = ALL_WARPS * WARP_ROWS;
+/// Warps that take the same tokens at a time: what one of them reads or leaves out, all do.
+constexpr u32 TEAM = KV_WGMMA ? WARPS : 1;
 /// Queries lie behind the rings.
 constexpr u32 Q_AT = WARPS * RING;
-constexpr u32 TALL_BYTES = Q_AT + WARPS * M * SIDE;
+constexpr u32 TALL_BYTES = Q_AT + (KV_WGMMA ? 2 : WARPS * M) * SIDE;
 
 /// Where the warp's `m`-th 16 query rows lie.
-KV_FN u32 queries_at(u32 m) { return Q_AT + (kv::warp() * M + m) * SIDE; }
+KV_FN u32 queries_at(u32 m) {
+    u32 warp = kv::warp();
+    return Q_AT + (KV_WGMMA ? warp / WARPS * SIDE + warp % WARPS * GROUP * PITCH : (warp * M + m) * SIDE);
+}
 
-KV_FN void load_all_queries(const AttendParams& p, const Unit& unit, u32 first) {
+KV_FN Queries load_all_queries(const AttendParams& p, const Unit& unit, u32 first) {
+    Queries q;
 #pragma unroll 1
     for (u32 m = 0; m < M; m++) {
-        Queries q;
         load_queries(p, unit, first + m * GROUP, queries_at(m), q, [](f32x4 x) { return x; });
     }
+    return q;
 }
 
 /// What the lane's two rows of 16 see: Row has `has(row, token)`.
@@ -45,10 +55,9 @@ KV_FN u32 values_at(const Span& t, u32 g) { return keys_at(t, g) + SIDE; }
 
 #if KV_TY == KV_F32
 /// Attends to a span. `view(m)` is what the lane's rows of 16 see.
-template <class View> KV_FN void attend_span(const AttendParams& p, const Span& t, View view, State (&x)[M]) {
+template <class View>
+KV_FN void attend_span(const AttendParams& p, const Queries& q, const Span& t, View view, State (&x)[M]) {
     Scores s[1] = {};
-    Queries q;
-    q.at = queries_at(0);
     dot(q, keys_at(t, 0), s[0]);
     auto seen = view(0);
     scale_and_mask(p, t.base[0], t.full, seen.rows, s[0]);
@@ -56,8 +65,34 @@ template <class View> KV_FN void attend_span(const AttendParams& p, const Span& 
     add_values_seen(s[0], values_at(t, 0), t.base[0], seen.rows, x[0]);
 }
 #else
+#if KV_WGMMA
+/// s = q k for the 64 rows of four warps.
+KV_FN void dot_span(const Queries& q, const Span& t, Scores (&s)[M][SPAN]) {
+    kv::wgmma_begin();
+#pragma unroll
+    for (u32 step = 0; step < KV_D / 16; step++) {
+        u32 at = keys_at(t, 0) + step / 4 * PANEL + step % 4 * 32;
+        kv::wgmma<KV_TY == KV_BF16, false>(&s[0][0][0][0], q.kept[step], at);
+    }
+    KV_GUARD(5, kv::wgmma_wait());
+}
+/// o += p v for them, leaving out groups that nobody sees.
+KV_FN void add_span(const u32 (&a)[SPAN][M][4], const Span& t, State (&x)[M]) {
+    kv::wgmma_begin();
+#pragma unroll
+    for (u32 g = 0; g < SPAN; g++) {
+        if (!is_in(t.none, g)) {
+#pragma unroll
+            for (u32 panel = 0; panel < KV_D / 64; panel++) {
+                kv::wgmma<KV_TY == KV_BF16, true>(x[0].o[panel * 8], a[g][0], values_at(t, g) + panel * PANEL);
+            }
+        }
+    }
+    KV_GUARD(6, kv::wgmma_wait());
+}
+#else
 /// s = q k on the tensor cores for all rows and groups: 16 dimensions a step.
-KV_FN void dot_span(const Span& t, Scores (&s)[M][SPAN]) {
+KV_FN void dot_span(const Queries&, const Span& t, Scores (&s)[M][SPAN]) {
     u32 queries = kv::opaque(queries_at(0) + matrix_rows_first(0)), keys = keys_at(t, 0) + matrix_chunks_first(0);
 #pragma unroll
     for (u32 step = 0; step < KV_D / 16; step++) {
@@ -79,7 +114,18 @@ KV_FN void dot_span(const Span& t, Scores (&s)[M][SPAN]) {
     }
 }
 
-/// Whether a side of 16 rows has a NaN or an infinity.
+/// o += p v on the tensor cores, leaving out groups that nobody sees.
+KV_FN void add_span(const u32 (&a)[SPAN][M][4], const Span& t, State (&x)[M]) {
+#pragma unroll
+    for (u32 g = 0; g < SPAN; g++) {
+        if (!is_in(t.none, g)) {
+            add_values(a[g], values_at(t, g), x);
+        }
+    }
+}
+#endif
+
+/// Whether the values of a group have a NaN or an infinity.
 KV_FN bool has_special(u32 side) {
     constexpr u32 exponent = KV_TY == KV_BF16 ? 0x7f80 : 0x7c00, high = exponent << 16;
     bool found = false;
@@ -109,9 +155,10 @@ KV_FN bool is_delicate(const Span& t) {
 
 /// Attends to a span. `view(m)` is what the lane's rows of 16 see; it is asked for only where they differ,
 /// because registers are short.
-template <class View> KV_FN void attend_span(const AttendParams& p, const Span& t, View view, State (&x)[M]) {
+template <class View>
+KV_FN void attend_span(const AttendParams& p, const Queries& q, const Span& t, View view, State (&x)[M]) {
     Scores s[M][SPAN] = {};
-    dot_span(t, s);
+    dot_span(q, t, s);
 #pragma unroll
     for (u32 m = 0; m < M; m++) {
 #pragma unroll
@@ -132,20 +179,17 @@ template <class View> KV_FN void attend_span(const AttendParams& p, const Span& 
     for (u32 i = 0; i < SPAN * M; i++) {
         pack_weights(s[i % M][i / M], a[i / M][i % M]);
     }
-    bool delicate = is_delicate(t);
+    if (!is_delicate(t)) {
+        return add_span(a, t, x);
+    }
 #pragma unroll
     for (u32 g = 0; g < SPAN; g++) {
-        if (is_in(t.none, g)) {
-            continue;
-        }
-        if (delicate) {
+        if (!is_in(t.none, g)) {
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
                 auto seen = view(m);
                 add_values_seen(a[g][m], values_at(t, g), t.base[g], seen.rows, x[m]);
             }
-        } else {
-            add_values(a[g], values_at(t, g), x);
         }
     }
 }

@@ -17,7 +17,7 @@ const LONGEST: usize = 700;
 /// Rows and tokens of listed blocks.
 const BLOCKS: (usize, usize) = (16, 32);
 
-/// A row for each of the three; how many are wrong.
+/// A row for each of them; how many are wrong.
 pub(super) fn tall<T: Element>(
     gpu: &Gpu,
     shape: Shape,
@@ -32,8 +32,12 @@ pub(super) fn tall<T: Element>(
     let mut wrong = told::<T>(gpu, "blocks", shape, page, trial, &want, sink)?;
     let (trial, want) = trees(gpu, &batch)?;
     wrong += told::<T>(gpu, "tree", shape, page, trial, &want, sink)?;
-    let (trial, want) = prefill(gpu, &batch.causal())?;
-    Ok(wrong + told::<T>(gpu, "prefill", shape, page, trial, &want, sink)?)
+    let batch = batch.causal();
+    let (trial, want) = prefill(gpu, &batch, false)?;
+    wrong += told::<T>(gpu, "prefill", shape, page, trial, &want, sink)?;
+    // The same again where there is no wgmma.
+    let (trial, want) = prefill(gpu, &batch, true)?;
+    Ok(wrong + told::<T>(gpu, "prefill, wgmma", shape, page, trial, &want, sink)?)
 }
 
 type Pair = (Trial, Attended);
@@ -53,12 +57,12 @@ fn told<T: Element>(
 }
 
 /// The last rows of each sequence over all before them.
-fn prefill<T: Element>(gpu: &Gpu, batch: &Batch<T>) -> Result<Pair, Error> {
+fn prefill<T: Element>(gpu: &Gpu, batch: &Batch<T>, wgmma: bool) -> Result<Pair, Error> {
     Ok(batch.with(|queries, pool, lists, params| {
         let tokens = reference::page_tokens(pool, lists);
         let want = reference::attend(queries, pool, &tokens, lists.per_head, params);
         let call = (queries, (pool, lists), params);
-        Trial::prefill(&gpu.device, &gpu.stream, call, None, batch.memory()).map(|t| (t, want))
+        Trial::prefill(&gpu.device, &gpu.stream, call, (None, wgmma), batch.memory()).map(|t| (t, want))
     })??)
 }
 
@@ -82,7 +86,7 @@ fn blocks<T: Element>(gpu: &Gpu, batch: &Batch<T>, lens: &[usize]) -> Result<Pai
     Ok(batch.with(|queries, pool, lists, params| {
         let want = reference::attend_blocks(queries, pool, lists, &blocks, params);
         let (call, memory) = ((queries, (pool, lists), params), batch.memory());
-        Trial::prefill(&gpu.device, &gpu.stream, call, Some(&blocks), memory).map(|t| (t, want))
+        Trial::prefill(&gpu.device, &gpu.stream, call, (Some(&blocks), true), memory).map(|t| (t, want))
     })??)
 }
 

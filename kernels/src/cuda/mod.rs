@@ -48,7 +48,8 @@ pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use table::{
-    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_TREE, MERGE, SCORE, SELECT, SHIPPED, TRANSFER, WRITE,
+    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, MERGE, SCORE, SELECT,
+    SHIPPED, TRANSFER, WRITE,
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

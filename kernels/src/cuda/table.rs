@@ -58,6 +58,12 @@ pub static ATTEND_PAGES: Kernel = kernel!("attend_pages.cu", &["attend_pages"], 
 pub static ATTEND_PREFILL: Kernel = kernel!("attend_prefill.cu", &["attend_prefill"], || {
     variants(PrefillSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
 });
+/// The same with Hopper's `wgmma`: [`PrefillSpec::hopper`].
+pub static ATTEND_PREFILL_HOPPER: Kernel = Kernel {
+    accelerated: true,
+    variants: || variants(PrefillSpec::hopper().map(|spec| spec.macros()), TWO_BLOCKS),
+    ..ATTEND_PREFILL
+};
 /// Attention of draft trees among themselves: [`TreeSpec::macros`].
 pub static ATTEND_TREE: Kernel = kernel!("attend_tree.cu", &["attend_tree"], || {
     variants(TreeSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
@@ -76,5 +82,14 @@ pub static WRITE: Kernel = kernel!("write.cu", &["append"], plain);
 pub static TRANSFER: Kernel = kernel!("transfer.cu", &["copy_items"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 8] =
-    [&ATTEND_PAGES, &ATTEND_PREFILL, &ATTEND_TREE, &MERGE, &SCORE, &SELECT, &WRITE, &TRANSFER];
+pub static SHIPPED: [&Kernel; 9] = [
+    &ATTEND_PAGES,
+    &ATTEND_PREFILL,
+    &ATTEND_PREFILL_HOPPER,
+    &ATTEND_TREE,
+    &MERGE,
+    &SCORE,
+    &SELECT,
+    &WRITE,
+    &TRANSFER,
+];

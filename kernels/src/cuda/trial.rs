@@ -170,10 +170,10 @@ impl<'a> Upload<'a> {
         &self,
         (kernel, macros): (&'static Kernel, Macros),
         entry: &'static str,
-        shared_bytes: usize,
+        (threads, shared_bytes): (u32, usize),
     ) -> Result<(Function, usize), Error> {
         let function = self.device.function(&kernel.with(macros), entry, self.stream)?;
-        let blocks = function.occupancy(128, shared_bytes as u32)?;
+        let blocks = function.occupancy(threads, shared_bytes as u32)?;
         Ok((function, (blocks * self.device.info().multiprocessors) as usize))
     }
 
@@ -181,11 +181,11 @@ impl<'a> Upload<'a> {
     fn step<P: Pod + Debug>(
         &mut self,
         function: Function,
-        (blocks, shared_bytes): (usize, usize),
+        (blocks, threads, shared_bytes): (usize, u32, usize),
         params: P,
     ) {
         let blocks = [blocks.max(1) as u32, 1, 1];
-        let grid = Grid { blocks, threads: 128, shared_bytes: shared_bytes as u32 };
+        let grid = Grid { blocks, threads, shared_bytes: shared_bytes as u32 };
         self.steps.push(Box::new(Launch { function, grid, params }));
     }
 
@@ -196,8 +196,8 @@ impl<'a> Upload<'a> {
         rows: usize,
         p: P,
     ) -> Result<(), Error> {
-        let (function, _) = self.function((&MERGE, Macros::new()), entry, 0)?;
-        self.step(function, (rows.div_ceil(4), 0), p);
+        let (function, _) = self.function((&MERGE, Macros::new()), entry, (128, 0))?;
+        self.step(function, (rows.div_ceil(4), 128, 0), p);
         Ok(())
     }
 
@@ -212,12 +212,12 @@ impl<'a> Upload<'a> {
         let (spec, p) = results.described(|out| work::describe(queries, listed, params, out))?;
         let spec = AttendSpec { wide: spec.wide || wide, ..spec };
         let (kernel, shared) = ((&ATTEND_PAGES, spec.macros()), spec.shared_bytes());
-        let (function, workers) = self.function(kernel, "attend_pages", shared)?;
+        let (function, workers) = self.function(kernel, "attend_pages", (128, shared))?;
         let work = Work::new(queries, listed, params, spec.rows(), workers)?;
         let p = self.tensors(memory, results.told(p))?;
         let p = lists(self, queries, listed, params, p)?;
         let p = self.work(&work, (spec.rows(), spec.dim), p)?;
-        self.step(function, (work.workers.len() - 1, shared), p);
+        self.step(function, (work.workers.len() - 1, 128, shared), p);
         let merge = work::merge_of(&spec, &p, &work);
         self.merge("merge_units", work.units.len() * spec.rows(), merge)?;
         Ok(())

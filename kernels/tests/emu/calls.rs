@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use kvist_kernels::attend::{DraftKeys, Listed, Trees};
 use kvist_kernels::cuda::work::{AttendSpec, PrefillSpec, TreeSpec};
 use kvist_kernels::cuda::{
-    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_TREE, Cache, Compiler, Device, MERGE, Macros, Memory,
-    Stream, Trial,
+    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, Cache, Compiler, Device,
+    MERGE, Macros, Memory, Stream, Trial,
 };
 use kvist_kernels::reference::{self, Attended};
 use kvist_kernels::{DType, Element, KvPool, Tensor3};
@@ -24,13 +24,14 @@ use crate::{prefill, tree};
 /// Names the folder of images in the process that has the driver.
 pub(crate) const CHILD: &str = "KVIST_EMU_CALLS";
 const SPECS: [PrefillSpec; 3] = [
-    PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: false },
-    PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: true },
-    PrefillSpec { dim: 80, dtype: DType::F16, blocks: true },
+    PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: false, wgmma: false },
+    PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: true, wgmma: true },
+    PrefillSpec { dim: 80, dtype: DType::F16, blocks: true, wgmma: false },
 ];
 
 fn prefill(spec: &PrefillSpec) -> Played {
-    ("attend_prefill.cu", spec.macros(), ATTEND_PREFILL.with(spec.macros()))
+    let kernel = if spec.wgmma { &ATTEND_PREFILL_HOPPER } else { &ATTEND_PREFILL };
+    ("attend_prefill.cu", spec.macros(), kernel.with(spec.macros()))
 }
 
 fn tree(spec: &TreeSpec) -> Played {
@@ -39,7 +40,7 @@ fn tree(spec: &TreeSpec) -> Played {
 
 /// All kernels of many rows and of trees.
 pub(crate) fn all() -> Vec<Played> {
-    let prefills = PrefillSpec::all().map(|spec| prefill(&spec));
+    let prefills = PrefillSpec::all().chain(PrefillSpec::hopper()).map(|spec| prefill(&spec));
     prefills.chain(TreeSpec::all().map(|spec| tree(&spec))).collect()
 }
 
@@ -77,8 +78,8 @@ pub(crate) fn child(folder: &Path) {
     for spec in &SPECS {
         for (case, lists) in prefill::cases(spec) {
             match spec.dtype {
-                DType::F16 => gpu.check::<f16>(&case, lists.as_ref()),
-                _ => gpu.check::<bf16>(&case, lists.as_ref()),
+                DType::F16 => gpu.check::<f16>(&case, lists.as_ref(), spec.wgmma),
+                _ => gpu.check::<bf16>(&case, lists.as_ref(), spec.wgmma),
             }
             calls += 1;
         }
@@ -96,13 +97,14 @@ struct Gpu {
 }
 
 impl Gpu {
-    fn check<T: Element>(&self, case: &Case, lists: Option<&prefill::Lists>) {
+    fn check<T: Element>(&self, case: &Case, lists: Option<&prefill::Lists>, wgmma: bool) {
         let built = build::<T>(case);
         let (o, lse) = run_with(case, &built, |queries, pool, pages, _, params| {
             let memory = Memory { q: &built.q, k: &built.k, v: &built.v };
             let call = (queries, (pool, pages), params);
             let blocks = lists.map(prefill::Lists::view);
-            let trial = Trial::prefill(&self.device, &self.stream, call, blocks.as_ref(), memory);
+            let trial =
+                Trial::prefill(&self.device, &self.stream, call, (blocks.as_ref(), wgmma), memory);
             results(trial.unwrap())
         });
         compare(case, T::DTYPE, &o, &lse, &prefill::expected(case, &built, lists));

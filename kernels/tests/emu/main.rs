@@ -130,7 +130,8 @@ fn main() {
     for spec in prefill::specs() {
         let (dim, dtype) = (spec.dim, spec.dtype);
         let what = if spec.blocks { "blocks" } else { "pages" };
-        let name = format!("prefill: grid, {what}, d {dim}, {dtype}");
+        let how = if spec.wgmma { ", wgmma" } else { "" };
+        let name = format!("prefill: grid, {what}, d {dim}, {dtype}{how}");
         trials.push(trial(&name, Box::new(move || prefill::grid(spec))));
     }
     if std::env::var_os(toolchain::SANITIZE).is_some() {

@@ -100,6 +100,7 @@ impl Device {
         let (p, work, picked) = run_with(case, built, |queries, pool, pages, _, params| {
             let (spec, p) =
                 describe_prefill(queries, (pool, pages), blocks.as_ref(), params, &out).unwrap();
+            let spec = PrefillSpec { wgmma: self.spec.wgmma, ..spec };
             assert_eq!(spec, self.spec);
             let rows = spec.rows();
             let Some(blocks) = &blocks else {
@@ -253,12 +254,14 @@ pub(crate) fn grid(spec: PrefillSpec) {
     of_type(spec, if all { &SCHEDULES } else { &SCHEDULES[1..3] });
 }
 
-const BF16: PrefillSpec = PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: false };
+const BF16: PrefillSpec = PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: false, wgmma: false };
 const BLOCKS: PrefillSpec = PrefillSpec { blocks: true, ..BF16 };
+const HOPPER: PrefillSpec = PrefillSpec { wgmma: true, ..BLOCKS };
 
 /// The specialisations whose grid runs.
 pub(crate) fn specs() -> Vec<PrefillSpec> {
-    let spec = |dim, dtype, blocks| PrefillSpec { dim, dtype, blocks };
+    let spec = |dim, dtype, blocks| PrefillSpec { dim, dtype, blocks, wgmma: false };
+    let hopper = |dim, dtype, blocks| PrefillSpec { wgmma: true, ..spec(dim, dtype, blocks) };
     vec![
         BF16,
         BLOCKS,
@@ -269,6 +272,9 @@ pub(crate) fn specs() -> Vec<PrefillSpec> {
         spec(256, DType::Bf16, false),
         spec(64, DType::F32, true),
         spec(128, DType::F32, false),
+        hopper(64, DType::Bf16, true),
+        hopper(64, DType::F16, false),
+        hopper(128, DType::Bf16, false),
     ]
 }
 
@@ -284,7 +290,7 @@ pub(crate) fn rows() {
 
 /// A NaN or infinite key or value reaches the rows that see it, as in the oracle, and no other.
 pub(crate) fn specials() {
-    let devices = [Device::new(BF16), Device::new(BLOCKS)];
+    let devices = [Device::new(BF16), Device::new(BLOCKS), Device::new(HOPPER)];
     let case = Case { kv_heads: 1, causal: true, lens: vec![90], queries: vec![60], ..base() };
     let lists = Lists::random(&case, (16, 16), false, 60);
     let values = [(0, f32::NAN), (1, f32::NAN), (0, f32::INFINITY), (1, f32::NEG_INFINITY)];
@@ -297,6 +303,7 @@ pub(crate) fn specials() {
             data[at + 5] = bf16::from_f32(value);
             devices[0].check(&case, &built, None, &SCHEDULES[2..3]);
             devices[1].check(&case, &built, Some(&lists), &SCHEDULES[3..4]);
+            devices[2].check(&case, &built, Some(&lists), &SCHEDULES[1..2]);
         }
     }
 }
@@ -308,12 +315,13 @@ pub(crate) fn planted() {
     let case = Case { lens, queries, page: 16, group: 4, kv_heads: 1, ..base() };
     let built = build::<bf16>(&case);
     let all = Lists::random(&case, (64, 64), false, 100);
-    for (spec, lists) in [(BF16, None), (BLOCKS, Some(&all))] {
+    for (spec, lists) in [(BF16, None), (BLOCKS, Some(&all)), (HOPPER, Some(&all))] {
         let device = Device::new(spec);
         let guards = toolchain::guards("attend_prefill.cu");
-        assert_eq!(guards, [1, 2, 3, 4]);
-        // The first is for queries that registers keep.
-        for &guard in &guards[1..] {
+        assert_eq!(guards, [1, 2, 3, 4, 5, 6]);
+        // The first is for queries that registers keep, the last two for wgmma, which has them there.
+        let own = if spec.wgmma { &guards[..] } else { &guards[1..4] };
+        for &guard in own {
             for schedule in SCHEDULES {
                 let (_, _, report) = device.run(&case, &built, lists, (schedule, guard));
                 assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}, {spec:?}");
@@ -326,7 +334,7 @@ pub(crate) fn planted() {
 
 /// A small grid for the sanitizers, one schedule each.
 pub(crate) fn small() {
-    for spec in [BF16, BLOCKS, PrefillSpec { dtype: DType::F32, ..BLOCKS }] {
+    for spec in [BF16, BLOCKS, HOPPER, PrefillSpec { dtype: DType::F32, ..BLOCKS }] {
         of_type(spec, &SCHEDULES[2..3]);
     }
 }

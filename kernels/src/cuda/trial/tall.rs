@@ -7,15 +7,18 @@ use crate::attend::{BlockLists, DraftKeys, Listed, Params, Queries, Trees};
 use crate::cuda::params::{
     AttendParams, MergePartsParams, Part, PrefillParams, TreeParams, type_code,
 };
-use crate::cuda::work::{TreeSpec, TreeWork, Work, describe_prefill, describe_tree};
-use crate::cuda::{ATTEND_PREFILL, ATTEND_TREE, Device, Stream};
+use crate::cuda::work::{PrefillSpec, TreeSpec, TreeWork, Work, describe_prefill, describe_tree};
+use crate::cuda::{ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, Device, Stream};
 use crate::{DType, KvPool, PageLists};
 
 /// Rows of a sequence and KV head that the kernel of few rows takes in one unit.
 const FEW_ROWS: usize = 64;
+/// Compute capability 9.0, as [`DeviceInfo`](crate::cuda::DeviceInfo) writes it.
+const HOPPER: u32 = 90;
 
 impl Trial {
-    /// Attention of many rows over pages, or over listed blocks of them; otherwise as [`Trial::new`].
+    /// Attention of many rows over pages, or over listed blocks of them, with `wgmma` if that is wanted and GPU,
+    /// dimension and type have it; otherwise as [`Trial::new`].
     ///
     /// # Errors
     /// As [`Trial::new`].
@@ -23,11 +26,11 @@ impl Trial {
         device: &Device,
         stream: &Stream,
         (queries, pages, params): (&Queries, (&KvPool, &PageLists), &Params),
-        blocks: Option<&BlockLists>,
+        (blocks, wgmma): (Option<&BlockLists>, bool),
         memory: Memory<T>,
     ) -> Result<Trial, TrialError> {
         let (mut up, results) = (Upload::new(device, stream), Results::new(device, queries)?);
-        up.prefill((queries, pages, params), blocks, memory, &results)?;
+        up.prefill((queries, pages, params), (blocks, wgmma), memory, &results)?;
         Ok(up.finish(results))
     }
 
@@ -51,7 +54,7 @@ impl Trial {
         let many = |w: &[u32]| (w[1] - w[0]) as usize * group > FEW_ROWS;
         match context {
             Listed::Pages(pool, pages) if queries.indptr.windows(2).any(many) => {
-                up.prefill((queries, (pool, pages), above), None, memory, &parts[0])?;
+                up.prefill((queries, (pool, pages), above), (None, false), memory, &parts[0])?;
             }
             _ => up.attend((queries, context, above), memory, false, &parts[0])?,
         }
@@ -92,14 +95,18 @@ impl Upload<'_> {
     fn prefill<T: Pod>(
         &mut self,
         (queries, pages, params): (&Queries, (&KvPool, &PageLists), &Params),
-        blocks: Option<&BlockLists>,
+        (blocks, wgmma): (Option<&BlockLists>, bool),
         memory: Memory<T>,
         results: &Results,
     ) -> Result<(), TrialError> {
         let (spec, p) =
             results.described(|out| describe_prefill(queries, pages, blocks, params, out))?;
-        let (kernel, shared) = ((&ATTEND_PREFILL, spec.macros()), spec.shared_bytes());
-        let (function, workers) = self.function(kernel, "attend_prefill", shared)?;
+        let wgmma = wgmma && spec.has_wgmma() && self.device.info().arch == HOPPER;
+        let spec = PrefillSpec { wgmma, ..spec };
+        let kernel = if wgmma { &ATTEND_PREFILL_HOPPER } else { &ATTEND_PREFILL };
+        let (shared, threads) = (spec.shared_bytes(), spec.threads());
+        let kernel = (kernel, spec.macros());
+        let (function, workers) = self.function(kernel, "attend_prefill", (threads, shared))?;
         let listed = Listed::Pages(pages.0, pages.1);
         let (work, picked) = match blocks {
             Some(b) => Work::of_blocks(queries, pages, b, params, spec.rows(), workers)?,
@@ -113,7 +120,7 @@ impl Upload<'_> {
             picked: self.put(&picked)?,
             ..p
         };
-        self.step(function, (work.workers.len() - 1, shared), p);
+        self.step(function, (work.workers.len() - 1, threads, shared), p);
         self.merge("merge_units", work.units.len() * spec.rows(), spec.merge_of(&p, &work))?;
         Ok(())
     }
@@ -125,7 +132,7 @@ impl Upload<'_> {
         results: &Results,
     ) -> Result<(), TrialError> {
         let (kernel, shared) = ((&ATTEND_TREE, spec.macros()), spec.shared_bytes());
-        let (function, _) = self.function(kernel, "attend_tree", shared)?;
+        let (function, _) = self.function(kernel, "attend_tree", (128, shared))?;
         let call = self.tensors(memory, results.told(p.call))?;
         let call = AttendParams {
             units: self.put(&work.units)?,
@@ -134,7 +141,7 @@ impl Upload<'_> {
             ..call
         };
         let p = TreeParams { call, ancestors: self.put(&work.ancestors)? };
-        self.step(function, (work.units.len(), shared), p);
+        self.step(function, (work.units.len(), 128, shared), p);
         Ok(())
     }
 }

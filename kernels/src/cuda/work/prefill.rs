@@ -28,15 +28,39 @@ pub struct PrefillSpec {
     pub dtype: DType,
     /// Listed blocks instead of all tokens.
     pub blocks: bool,
+    /// Hopper's `wgmma` instead of `mma.sync`: compute capability 9.0, and [`PrefillSpec::has_wgmma`].
+    pub wgmma: bool,
 }
 
 impl PrefillSpec {
     const STAGES: usize = 2;
 
-    /// All that there are kernels for.
+    /// All that there are kernels for, without those of `wgmma`.
     pub fn all() -> impl Iterator<Item = PrefillSpec> {
         let wide = AttendSpec::all().filter(|spec| spec.wide);
-        wide.map(|AttendSpec { dim, dtype, slots, .. }| PrefillSpec { dim, dtype, blocks: slots })
+        wide.map(|AttendSpec { dim, dtype, slots, .. }| PrefillSpec {
+            dim,
+            dtype,
+            blocks: slots,
+            wgmma: false,
+        })
+    }
+
+    /// Those of `wgmma`.
+    pub fn hopper() -> impl Iterator<Item = PrefillSpec> {
+        Self::all().filter(Self::has_wgmma).map(|spec| PrefillSpec { wgmma: true, ..spec })
+    }
+
+    /// Whether there is a kernel with `wgmma` for this dimension and type.
+    #[must_use]
+    pub fn has_wgmma(&self) -> bool {
+        self.dtype != DType::F32 && [64, 128].contains(&self.dim)
+    }
+
+    /// Threads of a block.
+    #[must_use]
+    pub const fn threads(&self) -> u32 {
+        if self.wgmma { 256 } else { 128 }
     }
 
     /// Rows of a unit at most.
@@ -54,6 +78,7 @@ impl PrefillSpec {
             ("KV_BLOCKS", u32::from(self.blocks)),
             ("KV_SLOTS", 0),
             ("KV_STAGES", Self::STAGES as u32),
+            ("KV_WGMMA", u32::from(self.wgmma)),
         ]
     }
 
@@ -86,7 +111,7 @@ pub fn describe_prefill(
 ) -> Result<(PrefillSpec, PrefillParams), Error> {
     let (spec, call) = describe(queries, &Listed::Pages(pool, lists), params, out)?;
     let AttendSpec { dim, dtype, .. } = spec;
-    let spec = PrefillSpec { dim, dtype, blocks: blocks.is_some() };
+    let spec = PrefillSpec { dim, dtype, blocks: blocks.is_some(), wgmma: false };
     let Some(blocks) = blocks else {
         let p = PrefillParams { call, blocks: 0, picked: 0, key_block: 0, lists_per_head: 1 };
         return Ok((spec, p));
@@ -165,7 +190,7 @@ mod tests {
     #[test]
     fn blocks_fit_into_shared_memory() {
         // Two of d = 128 share an SM of an H200; one of everything fits into an A100's.
-        let spec = PrefillSpec { dim: 128, dtype: DType::Bf16, blocks: true };
+        let spec = PrefillSpec { dim: 128, dtype: DType::Bf16, blocks: true, wgmma: false };
         assert_eq!((spec.rows(), spec.shared_bytes()), (128, (96 << 10) + 32));
         assert!(2 * (spec.shared_bytes() + 1024) <= 228 << 10);
         assert!(PrefillSpec::all().all(|spec| spec.shared_bytes() <= 163 << 10));
