@@ -8,9 +8,10 @@
 //   KV_BLOCKS   0 all tokens that the mask leaves, 1 listed blocks of them
 //   KV_SLOTS    0
 //   KV_STAGES   2
+//   KV_WGMMA    0 mma.sync, 1 wgmma (sm_90a; 16 bits; KV_D 64, 128)
 //
-//   entry             parameters      blocks                  threads   shared memory
-//   attend_prefill    PrefillParams   workers of the plan     128       PrefillSpec::shared_bytes
+//   entry             parameters      blocks                  threads                shared memory
+//   attend_prefill    PrefillParams   workers of the plan     128, 256 with wgmma    PrefillSpec::shared_bytes
 //
 // More than 48 KiB of shared memory has to be asked for before the launch. The plan is that of K1: workers
 // do runs of equal length of 64-token tiles, and merge.cu joins units that were cut.
@@ -85,6 +86,8 @@ KV_FN Span open_span(u32 tile, u32 stage, u32 first, const Sight& sight) {
         t.full |= static_cast<u32>(base >= alike.lo && base + GROUP <= alike.hi) << g;
         t.none |= static_cast<u32>(base >= reach.hi || base + GROUP <= reach.lo) << g;
     }
+    // Said by one lane, so that the compiler sees no lanes part.
+    t.full = kv::shfl(t.full, 0), t.none = kv::shfl(t.none, 0);
     return t;
 }
 
@@ -134,7 +137,7 @@ KV_FN void walk(const PrefillParams& p, const Segment& segment, State (&x)[M]) {
 #pragma unroll 1
         for (u32 g = 0; g < WARPS; g += SPAN) {
             Span t = open_span(tile, stage, g, sight);
-            if (team < unit.rows && t.none != EVERY) {
+            if (kv::shfl(static_cast<u32>(team < unit.rows), 0) && t.none != EVERY) {
                 attend_span(p.call, q, t, view, x);
             }
         }

@@ -8,7 +8,7 @@
 //   shfl(x, from) shfl_xor(x, mask) any(x) ballot(x)      all 32 lanes take part
 //   cp16(to, from, real) cp_commit() cp_wait<N>()         16 bytes to shared memory, later; zeros if not real
 //   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..)   tensor-core fragments, sm_80
-//   wgmma<BF16, TURNED>(c, a, at) wgmma_begin() wgmma_wait() publish()     the same, sm_90a
+//   wgmma<BF16, TURNED>(c, a, at) wgmma_begin() wgmma_wait() settle(c) publish()     the same, sm_90a
 //   lds<T>(at) sts(at, x) count(at)             shared memory, `at` in bytes from its start; count adds 1 at once
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
 //   opaque popc exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
@@ -149,7 +149,15 @@ template <bool BF16, bool TURNED> KV_FN void wgmma(float* c, const u32 (&a)[4], 
     }
 #endif
 }
-/// Before the first of several, when registers were written.
+/// The compiler neither writes 32 registers of c later nor reads them earlier than here: before wgmma_begin, and
+/// behind the wait.
+KV_FN void settle(float* c) {
+#pragma unroll
+    for (u32 i = 0; i < 32; i++) {
+        asm volatile("" : "+f"(c[i])::"memory");
+    }
+}
+/// Before the first of several.
 KV_FN void wgmma_begin() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -754,6 +754,7 @@ KV_FN void wgmma_wait() {
     f.product_count = 0;
 }
 KV_FN void publish() {}
+KV_FN void settle(float*) {}
 
 // --- A grid ---------------------------------------------------------------------------------------
 

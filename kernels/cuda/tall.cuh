@@ -66,8 +66,15 @@ KV_FN void attend_span(const AttendParams& p, const Queries& q, const Span& t, V
 }
 #else
 #if KV_WGMMA
+KV_FN void settle_outputs(State& x) {
+#pragma unroll
+    for (u32 panel = 0; panel < KV_D / 64; panel++) {
+        kv::settle(x.o[panel * 8]);
+    }
+}
 /// s = q k for the 64 rows of four warps.
 KV_FN void dot_span(const Queries& q, const Span& t, Scores (&s)[M][SPAN]) {
+    kv::settle(&s[0][0][0][0]);
     kv::wgmma_begin();
 #pragma unroll
     for (u32 step = 0; step < KV_D / 16; step++) {
@@ -75,20 +82,19 @@ KV_FN void dot_span(const Queries& q, const Span& t, Scores (&s)[M][SPAN]) {
         kv::wgmma<KV_TY == KV_BF16, false>(&s[0][0][0][0], q.kept[step], at);
     }
     KV_GUARD(5, kv::wgmma_wait());
+    kv::settle(&s[0][0][0][0]);
 }
-/// o += p v for them, leaving out groups that nobody sees.
+/// o += p v for them. No branch may part one wgmma from the next, or the compiler waits for each by itself.
 KV_FN void add_span(const u32 (&a)[SPAN][M][4], const Span& t, State (&x)[M]) {
+    settle_outputs(x[0]);
     kv::wgmma_begin();
 #pragma unroll
-    for (u32 g = 0; g < SPAN; g++) {
-        if (!is_in(t.none, g)) {
-#pragma unroll
-            for (u32 panel = 0; panel < KV_D / 64; panel++) {
-                kv::wgmma<KV_TY == KV_BF16, true>(x[0].o[panel * 8], a[g][0], values_at(t, g) + panel * PANEL);
-            }
-        }
+    for (u32 i = 0; i < SPAN * KV_D / 64; i++) {
+        u32 g = i / (KV_D / 64), panel = i % (KV_D / 64);
+        kv::wgmma<KV_TY == KV_BF16, true>(x[0].o[panel * 8], a[g][0], values_at(t, g) + panel * PANEL);
     }
     KV_GUARD(6, kv::wgmma_wait());
+    settle_outputs(x[0]);
 }
 #else
 /// s = q k on the tensor cores for all rows and groups: 16 dimensions a step.
@@ -141,12 +147,12 @@ KV_FN bool has_special(u32 side) {
 }
 
 /// Whether weights of 0 may not be multiplied: some row of the warp does not see a token that another sees,
-/// and its value is a NaN or infinite. Tokens that nobody sees were zeroed, or their group is left out.
+/// and its value is a NaN or infinite. Tokens that nobody sees were zeroed, or their group is left out if it can be.
 KV_FN bool is_delicate(const Span& t) {
     bool found = false;
 #pragma unroll 1
     for (u32 g = 0; g < SPAN; g++) {
-        if (!is_in(t.full | t.none, g)) {
+        if (!is_in(KV_WGMMA ? t.full : t.full | t.none, g)) {
             found = found || has_special(values_at(t, g));
         }
     }

@@ -62,7 +62,8 @@ fn prefill<T: Element>(gpu: &Gpu, batch: &Batch<T>, wgmma: bool) -> Result<Pair,
         let tokens = reference::page_tokens(pool, lists);
         let want = reference::attend(queries, pool, &tokens, lists.per_head, params);
         let call = (queries, (pool, lists), params);
-        Trial::prefill(&gpu.device, &gpu.stream, call, (None, wgmma), batch.memory()).map(|t| (t, want))
+        Trial::prefill(&gpu.device, &gpu.stream, call, (None, wgmma), batch.memory())
+            .map(|t| (t, want))
     })??)
 }
 
@@ -86,7 +87,8 @@ fn blocks<T: Element>(gpu: &Gpu, batch: &Batch<T>, lens: &[usize]) -> Result<Pai
     Ok(batch.with(|queries, pool, lists, params| {
         let want = reference::attend_blocks(queries, pool, lists, &blocks, params);
         let (call, memory) = ((queries, (pool, lists), params), batch.memory());
-        Trial::prefill(&gpu.device, &gpu.stream, call, (Some(&blocks), true), memory).map(|t| (t, want))
+        Trial::prefill(&gpu.device, &gpu.stream, call, (Some(&blocks), true), memory)
+            .map(|t| (t, want))
     })??)
 }
 

@@ -251,7 +251,7 @@ fn of_type(spec: PrefillSpec, schedules: &[Schedule]) {
 pub(crate) fn grid(spec: PrefillSpec) {
     // All schedules once; what the others do not change, they do not change for other dimensions either.
     let all = spec.dim == 64;
-    of_type(spec, if all { &SCHEDULES } else { &SCHEDULES[1..3] });
+    of_type(spec, if all && !spec.wgmma { &SCHEDULES } else { &SCHEDULES[1..3] });
 }
 
 const BF16: PrefillSpec = PrefillSpec { dim: 64, dtype: DType::Bf16, blocks: false, wgmma: false };
