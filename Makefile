@@ -85,7 +85,10 @@ bench-vllm: wheel models ## the first token in vLLM by who keeps the prefix: kvi
 	.venv-vllm-peers/bin/python bindings/python/tests_engines/peers.py $(ARGS)
 
 .PHONY: wheel
-wheel: tools setup ## build the wheel into dist/
+wheel: tools setup ## build the wheel into dist/ (GPUS=80,90: with kernels for these, compiled in advance)
+	rm -rf bindings/python/python/kvist/cubin
+	$(if $(GPUS),KVIST_NVRTC=$$(scripts/nvrtc.sh) cargo run --release -q -p kvist-cli -- prebuild \
+		bindings/python/python/kvist/cubin --gpu $(GPUS))
 	VIRTUAL_ENV=$(VENV) $(PY) -m maturin build --release --manifest-path bindings/python/Cargo.toml --out dist
 
 # --- Checks -------------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ test-engines: wheel models ## tests inside a real vLLM on the CPU (makes .venv-v
 lint: tools setup ## formatting, clippy, rustdoc, ruff: warnings are errors
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --package kvist-kernels -- -D warnings  # without the GPU's part
+	cargo clippy --package kvist --package kvist-kernels -- -D warnings  # without the GPU's part
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 	$(RUFF) check $(RUFF_CONFIG) $(PY_SOURCES)
 	$(RUFF) format --check $(RUFF_CONFIG) $(PY_SOURCES)

@@ -81,6 +81,21 @@ pub fn all() -> &'static [Bench] {
             about: "decode attention on a GPU against its copies",
             run: gpu::decode::run,
         },
+        Bench {
+            name: "gpu-select",
+            about: "steps that choose on the GPU, against dense ones, as graphs",
+            run: gpu::select::run,
+        },
+        Bench {
+            name: "gpu-copy",
+            about: "scattered pages to a GPU against one large copy",
+            run: gpu::link::run,
+        },
+        Bench {
+            name: "gpu-step",
+            about: "a decode step in a cache with a GPU, against one without",
+            run: gpu::tier::run,
+        },
     ]
 }
 

@@ -7,7 +7,8 @@ use kvist_kernels::{DType, Tensor3, Tensor3Mut};
 use crate::data::SHAPES;
 use crate::long::{CHUNK, Kind, Long};
 use crate::python::Torch;
-use crate::{Error, Line, Options, Params, Sample, Shape, Sink, repeat};
+use crate::timing::{repeat_result, time};
+use crate::{Error, Line, Options, Params, Sample, Shape, Sink};
 
 /// Queries of every layer whose selections are compared with the best there is.
 const JUDGED: usize = 4;
@@ -28,9 +29,16 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     Ok(())
 }
 
-fn selectors(budget: usize) -> Vec<(&'static str, Select)> {
+/// A row's name and selector.
+type Row = (&'static str, Select);
+
+fn preset(name: &str) -> Result<Select, Error> {
+    Ok(Select::parse(name).map_err(kvist::Error::from)?)
+}
+
+fn selectors(budget: usize) -> Result<Vec<Row>, Error> {
     let boxed = |planes| Select::Boxed(Boxed { planes, ..Boxed::with_budget(budget) });
-    vec![
+    Ok(vec![
         ("full", Select::Full),
         ("quest", Select::Quest(Quest { budget, ..Quest::default() })),
         ("boxed, 2 planes", boxed(2)),
@@ -39,7 +47,18 @@ fn selectors(budget: usize) -> Vec<(&'static str, Select)> {
             "boxed, every tile",
             Select::Boxed(Boxed { tree_from: usize::MAX, ..Boxed::with_budget(budget) }),
         ),
-    ]
+        ("leoam", preset("leoam")?.with_budget(budget)),
+    ])
+}
+
+/// Selectors over clusters. They take long to cluster, and run only where they are named.
+fn by_clusters(budget: usize) -> Result<Vec<Row>, Error> {
+    let [clusterkv, retroinfer] = [preset("clusterkv")?, preset("retroinfer")?];
+    Ok(vec![
+        ("clusterkv", clusterkv.with_budget(budget)),
+        ("retroinfer", retroinfer.clone().with_budget(budget)),
+        ("retroinfer, by share", retroinfer),
+    ])
 }
 
 /// Layers, one after the other in every step: what one leaves in the caches is gone when its turn comes again.
@@ -48,13 +67,14 @@ fn layers(context: usize) -> usize {
 }
 
 /// A sequence in all layers.
-fn filled(long: &Long, shape: Shape, case: Case) -> Result<Sequence, Error> {
+fn filled(long: &Long, shape: Shape, case: Case, order: bool) -> Result<Sequence, Error> {
     let Shape { q_heads, kv_heads, head_dim } = shape;
     let layers = layers(case.context);
     let geometry = Geometry::new(layers, q_heads, kv_heads, head_dim, case.dtype);
-    let bytes = 2 * layers * (case.context + CHUNK) * kv_heads * geometry.token_bytes();
+    let bytes = 3 * layers * (case.context + CHUNK) * kv_heads * geometry.token_bytes();
     let exec = Executor::with_threads(case.threads)?;
-    let cache = Cache::builder(geometry).host_bytes(bytes as u64).executor(exec).build()?;
+    let builder = Cache::builder(geometry).host_bytes(bytes as u64).executor(exec);
+    let cache = builder.cluster_order(order).build()?;
     let mut sequence = cache.sequence();
     for layer in 0..layers {
         for from in (0..case.context).step_by(CHUNK) {
@@ -92,13 +112,13 @@ fn rows(
 ) -> Result<(), Error> {
     let long = Long::new(shape, case.context, options.dump.as_deref())?;
     sink.note(&long.about());
-    let full = filled(&long, shape, case)?;
+    let full = filled(&long, shape, case, false)?;
     let truth = Truth::new(&long, case);
     for &budget in options.budget.as_deref().unwrap_or(&[2048]) {
-        let wanted = selectors(budget).into_iter().filter(|(name, _)| options.selects(name));
+        let wanted = selectors(budget)?.into_iter().filter(|(name, _)| options.selects(name));
         for (name, select) in wanted {
             let sequence = full.fork_with(&select)?;
-            let (sample, columns) = step(&sequence, &long, shape, layers(case.context), options)?;
+            let (sample, columns) = step(&[&sequence], &long, shape, case, options)?;
             let columns = columns.with("covered", truth.covered(&sequence, &long, shape, budget)?);
             let columns = match &select {
                 Select::Quest(quest) => {
@@ -107,21 +127,46 @@ fn rows(
                 }
                 _ => columns,
             };
-            let params = shape.params().with("context", case.context);
-            let params = params.with("dtype", case.dtype.name()).with("threads", case.threads);
-            let params = params.with("budget", budget);
-            let line =
-                Line::new("sparse-step", params.with("select", name), sample.median * 1e3, "ms")
-                    .repeated(sample.repeats, sample.spread)
-                    .best(sample.best * 1e3)
-                    .columns(columns);
-            sink.push(match &peer {
-                Some((name, value)) => line.peer(format!("{name}, dense"), *value),
-                None => line,
-            });
+            push(name, (shape, case, budget), (sample, columns), peer.as_ref(), sink);
+        }
+        let named = |name: &str| options.select.is_some() && options.selects(name);
+        let wanted: Vec<_> =
+            by_clusters(budget)?.into_iter().filter(|(name, _)| named(name)).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let ordered = filled(&long, shape, case, true)?;
+        for (name, select) in wanted {
+            let both = [full.fork_with(&select)?, ordered.fork_with(&select)?];
+            let covered = truth.covered(&both[0], &long, shape, budget)?;
+            truth.covered(&both[1], &long, shape, budget)?;
+            let copied = ordered.cache().stats().cluster_bytes;
+            let (sample, columns) = step(&[&both[0], &both[1]], &long, shape, case, options)?;
+            let columns = columns.with("covered", covered).with("copied_mb", copied as f64 * 1e-6);
+            push(name, (shape, case, budget), (sample, columns), peer.as_ref(), sink);
         }
     }
     Ok(())
+}
+
+fn push(
+    name: &str,
+    (shape, case, budget): (Shape, Case, usize),
+    (sample, columns): (Sample, Params),
+    peer: Option<&(String, f64)>,
+    sink: &mut Sink,
+) {
+    let params = shape.params().with("context", case.context);
+    let params = params.with("dtype", case.dtype.name()).with("threads", case.threads);
+    let params = params.with("budget", budget).with("select", name);
+    let line = Line::new("sparse-step", params, sample.median * 1e3, "ms")
+        .repeated(sample.repeats, sample.spread)
+        .best(sample.best * 1e3)
+        .columns(columns);
+    sink.push(match peer {
+        Some((name, value)) => line.peer(format!("{name}, dense"), *value),
+        None => line,
+    });
 }
 
 /// Adds what Quest takes in torch with the same budget and units.
@@ -195,38 +240,44 @@ impl Truth {
     }
 }
 
-/// Steps through all layers, another query each time; times and columns are those of a layer.
+/// Steps through all layers, another query each time; times and columns are those of a layer of the first
+/// sequence. With a second one, whose rows lie in the order of clusters, both step in turn.
 fn step(
-    sequence: &Sequence,
+    sequences: &[&Sequence],
     long: &Long,
     shape: Shape,
-    layers: usize,
+    case: Case,
     options: &Options,
 ) -> Result<(Sample, Params), Error> {
-    let form = [1, shape.q_heads, shape.head_dim];
+    let (form, layers) = ([1, shape.q_heads, shape.head_dim], layers(case.context));
     let queries: Vec<Vec<Vec<f32>>> = (0..long.steps())
         .map(|step| (0..layers).map(|layer| long.query(layer, step)).collect())
         .collect();
     let mut o = vec![0f32; shape.q_heads * shape.head_dim];
-    let mut infos = Vec::new();
-    let (mut failed, mut steps) = (None, queries.iter().cycle());
-    let mut one = |layer: usize, q: &[f32]| -> Result<AttendInfo, Error> {
-        let q = Tensor3::contiguous(q, form)?;
-        let mut o = Tensor3Mut::contiguous(&mut o, form).map_err(kvist::Error::from)?;
-        Ok(sequence.attend(layer, &q, &AttendOptions::default(), &mut o)?)
-    };
-    let mut sample = repeat(options.repeats(), || {
-        for (layer, q) in steps.by_ref().next().into_iter().flatten().enumerate() {
-            match one(layer, q) {
-                Ok(info) => infos.push(info),
-                Err(error) => failed = Some(error),
-            }
+    let mut infos: Vec<AttendInfo> = Vec::new();
+    let mut through = |sequence: &Sequence, queries: &[Vec<f32>]| -> Result<(), Error> {
+        for (layer, q) in queries.iter().enumerate() {
+            let q = Tensor3::contiguous(q, form)?;
+            let mut o = Tensor3Mut::contiguous(&mut o, form).map_err(kvist::Error::from)?;
+            infos.push(sequence.attend(layer, &q, &AttendOptions::default(), &mut o)?);
         }
-    });
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    [&mut sample.median, &mut sample.best].into_iter().for_each(|t| *t /= layers as f64);
+        Ok(())
+    };
+    let (mut each, mut steps) = (vec![Vec::new(); sequences.len()], queries.iter().cycle());
+    let sample = repeat_result(options.repeats(), || {
+        let mut first = 0.0;
+        let Some(queries) = steps.next() else { return Ok(first) };
+        // Who goes first changes from step to step.
+        let turn = each[0].len();
+        for i in (0..sequences.len()).map(|i| (i + turn) % sequences.len()) {
+            let mut done = Ok(());
+            let taken = time(|| done = through(sequences[i], queries)) / layers as f64;
+            done?;
+            each[i].push(taken);
+            first = if i == 0 { taken } else { first };
+        }
+        Ok::<f64, Error>(first)
+    })?;
     let mean = |of: &dyn Fn(&AttendInfo) -> f64| {
         infos.iter().map(of).sum::<f64>() / infos.len().max(1) as f64
     };
@@ -236,5 +287,12 @@ fn step(
         .with("summary_mb", mean(&|info| info.bytes.summary as f64 * 1e-6))
         .with("keys_mb", mean(&|info| info.bytes.keys as f64 * 1e-6))
         .with("kv_mb", mean(&|info| info.bytes.kv as f64 * 1e-6));
+    let [plain, ordered] = &each[..] else { return Ok((sample, columns)) };
+    let ratios = plain.iter().zip(ordered).map(|(plain, ordered)| plain / ordered);
+    let gain = Sample::of(ratios.collect());
+    let columns = columns
+        .with("in_order_ms", Sample::of(ordered.clone()).median * 1e3)
+        .with("in_order_gain", gain.median)
+        .with("in_order_spread", gain.spread);
     Ok((sample, columns))
 }

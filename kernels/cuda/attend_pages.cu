@@ -7,9 +7,12 @@
 //   KV_SLOTS    0 pages, 1 slots
 //   KV_WIDE     0: warps share the tokens of a tile; 1: warps share the rows
 //   KV_STAGES   3 up to 256 bytes a row, 2 above
+//   KV_BITS     8: K and V are codes of eight bits (kvist_kernels::quant), pages only, KV_D <= 128; KV_TY
+//               is then the type of queries and of widened keys, 1 or 2. Not defined: K and V have KV_TY
 //
-//   entry             parameters      blocks                  threads   shared memory
-//   attend_pages      AttendParams    workers of the plan     128       AttendSpec::shared_bytes
+//   entry             parameters           blocks                  threads   shared memory
+//   attend_pages      AttendParams         workers of the plan     128       AttendSpec::shared_bytes
+//   attend_codes      AttendCodesParams    (with KV_BITS)          128       AttendCodesSpec::shared_bytes
 //
 // More than 48 KiB of shared memory has to be asked for before the launch.
 //
@@ -20,6 +23,9 @@
 // Numerics: f32 scores and sums, base 2; weights are rounded to the type of V before they meet it and
 // summed unrounded. No tokens: o = 0, lse = -inf. Tokens behind a list's end are never read.
 #include "sight.cuh"
+#if KV_BITS
+#include "codes.cuh"
+#endif
 
 static_assert(KV_D % 16 == 0 && KV_D >= 64 && KV_D <= (KV_TY == KV_F32 ? 128 : 256), "KV_D");
 
@@ -31,29 +37,50 @@ constexpr u32 ML_AT = WARPS * GROUP * O_PITCH * 4;
 constexpr u32 Q_AT = WARPS * RING;
 static_assert(ML_AT + WARPS * GROUP * 8 <= Q_AT, "outputs fit where the rings were");
 
+/// Tiles that codes are widened to, one a warp, behind everything else.
+constexpr u32 TILES_AT = Q_AT + WARPS * Q_BYTES, SHARED = TILES_AT + (KV_BITS ? WARPS * 2 * SIDE : 0);
+
 #ifdef KV_EMU
-extern "C" u32 kv_shared_bytes() { return Q_AT + WARPS * Q_BYTES; }
+extern "C" u32 kv_shared_bytes() { return SHARED; }
 #endif
 
+#if KV_BITS
+typedef AttendCodesParams Params;
+KV_FN const AttendParams& rules(const Params& p) { return p.a; }
+#else
+typedef AttendParams Params;
+KV_FN const AttendParams& rules(const Params& p) { return p; }
+#endif
+KV_FN u32 tile_at(u32 warp) { return TILES_AT + warp * 2 * SIDE; }
+
 /// Takes the warp's rows through a segment's tiles.
-KV_FN void walk(const AttendParams& p, const Unit& unit, const Segment& segment, State& x) {
+KV_FN void walk(const Params& params, const Unit& unit, const Segment& segment, State& x) {
+    const AttendParams& p = rules(params);
     u32 warp = kv::warp(), first = KV_WIDE ? warp * GROUP : 0;
     List list = open_list(p, unit.list, unit.head);
     Sight sight = look(p, unit, list, first, GROUP);
     Range rows[2] = {seen_by(p, unit, list, first + row_of(0)), seen_by(p, unit, list, first + row_of(1))};
     auto mine = [&](u32 tile) { return tile * TILE + warp * GROUP; };
     auto next_item = [&](u32 tile) { return item(p, list, sight.wanted, mine(tile)); };
+    auto start = [&](u32 tile, u32 item, u32 stage) {
+#if KV_BITS
+        fetch_codes(params, list, sight.wanted, mine(tile), item, stage_at(warp, stage));
+#else
+        fetch(p, list, sight.wanted, mine(tile), item, stage_at(warp, stage));
+#endif
+    };
 
     for (u32 i = 0; i < KV_STAGES - 1; i++) {
         u32 tile = segment.begin + i;
         if (tile < segment.end) {
-            fetch(p, list, sight.wanted, mine(tile), next_item(tile), stage_at(warp, i));
+            start(tile, next_item(tile), i);
         }
         kv::cp_commit();
     }
-    // While those are under way. The last stage is free until the first tile was waited for.
+    // While those are under way. The last stage, or the tile, is free until the first tile was waited for.
     Queries q;
-    u32 q_at = Q_KEPT ? stage_at(warp, KV_STAGES - 1) : Q_AT + warp * Q_BYTES;
+    u32 free = KV_BITS ? tile_at(warp) : stage_at(warp, KV_STAGES - 1);
+    u32 q_at = Q_KEPT ? free : Q_AT + warp * Q_BYTES;
     load_queries(p, unit, first, q_at, q, [](f32x4 x) { return x; });
 
     u32 stage = 0, ahead = next_item(segment.begin + KV_STAGES - 1);
@@ -64,14 +91,23 @@ KV_FN void walk(const AttendParams& p, const Unit& unit, const Segment& segment,
         KV_GUARD(3, KV_WIDE ? kv::sync() : kv::syncwarp());
         u32 fill = stage == 0 ? KV_STAGES - 1 : stage - 1, then = tile + KV_STAGES - 1;
         if (then < segment.end) {
-            fetch(p, list, sight.wanted, mine(then), ahead, stage_at(warp, fill));
+            start(then, ahead, fill);
             ahead = next_item(then + 1);
         }
         kv::cp_commit();
+#if KV_BITS
+        widen_codes(stage_at(warp, stage), tile_at(warp));
+        KV_GUARD(7, KV_WIDE ? kv::sync() : kv::syncwarp());
+#endif
 #pragma unroll 1
         for (u32 from = KV_WIDE ? 0 : warp; from < (KV_WIDE ? WARPS : warp + 1); from++) {
             u32 base = tile * TILE + from * GROUP;
+#if KV_BITS
+            Scaled scaled{stage_at(from, stage), groups_of(params), shift_of(params), base, sight.wanted};
+            attend_codes(p, q, tile_at(from), scaled, sight.alike, rows, x);
+#else
             attend_group(p, q, stage_at(from, stage), base, sight.alike, rows, x);
+#endif
         }
         stage = stage + 1 == KV_STAGES ? 0 : stage + 1;
     }
@@ -136,18 +172,25 @@ KV_FN void write(const AttendParams& p, const Unit& unit, const Segment& segment
     }
 }
 
-KV_KERNEL(attend_pages, AttendParams, WARPS * 32, KV_D * ELEMENT <= 256 ? 2 : 1) {
-    u32 end = load<u32>(p.workers, kv::block() + 1);
-    for (u32 i = load<u32>(p.workers, kv::block()); i < end; i++) {
-        Segment segment = load<Segment>(p.segments, i);
-        Unit unit = load<Unit>(p.units, segment.unit);
+KV_FN void attend(const Params& p) {
+    const AttendParams& rule = rules(p);
+    u32 end = load<u32>(rule.workers, kv::block() + 1);
+    for (u32 i = load<u32>(rule.workers, kv::block()); i < end; i++) {
+        Segment segment = load<Segment>(rule.segments, i);
+        Unit unit = load<Unit>(rule.units, segment.unit);
         State x;
         clear(x);
         walk(p, unit, segment, x);
         KV_GUARD(4, kv::sync()); // the rings are read; outputs take their place
         lay_out(x);
         KV_GUARD(5, kv::sync());
-        write(p, unit, segment);
+        write(rule, unit, segment);
         KV_GUARD(6, kv::sync()); // outputs are read; the rings come back
     }
 }
+
+#if KV_BITS
+KV_KERNEL(attend_codes, Params, WARPS * 32, 2) { attend(p); }
+#else
+KV_KERNEL(attend_pages, Params, WARPS * 32, KV_D * ELEMENT <= 256 ? 2 : 1) { attend(p); }
+#endif

@@ -7,11 +7,12 @@
 //   sync() syncwarp()                           barriers; they alone order shared memory between threads
 //   shfl(x, from) shfl_xor(x, mask) any(x) ballot(x)      all 32 lanes take part
 //   cp16(to, from, real) cp_commit() cp_wait<N>()         16 bytes to shared memory, later; zeros if not real
-//   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..)   tensor-core fragments, sm_80
+//   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..) mma_s8(..)   tensor-core fragments, sm_80
 //   wgmma<BF16, TURNED>(c, a, at) wgmma_begin() wgmma_wait() settle(c) publish()     the same, sm_90a
-//   lds<T>(at) sts(at, x) count(at)             shared memory, `at` in bytes from its start; count adds 1 at once
+//   lds<T>(at) sts(at, x)                       shared memory, `at` in bytes from its start
+//   count(at) add(at, x)                        there, at once: 1 more in 32 bits, x more in 64
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
-//   opaque popc exp2 log2 max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//   opaque popc exp2 log2 sqrt rint max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //
 // Rules: no static shared memory, no collective under a condition that differs between lanes, one
 // parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
@@ -112,6 +113,13 @@ KV_FN void mma_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// c[16][8] += a[16][32] b[32][8] of signed bytes, four neighbouring k in a word.
+KV_FN void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 /// Hopper's tensor cores. Four warps together compute c[64][64] += a[64][16] b[16][64], each with 16 rows of a and c
 /// as mma has them; b is 16-bit in shared memory, in rows of 128 bytes whose chunks are swapped by row % 8, 1024
 /// bytes for 8 rows, the first of them at a multiple of 1024. A row has one k in 64 columns (TURNED), or one column
@@ -181,6 +189,7 @@ template <class T> KV_FN void sts(u32 at, T x) { *reinterpret_cast<T*>(kv_shared
 
 /// One more, whoever else counts there meanwhile.
 KV_FN void count(u32 at) { atomicAdd(reinterpret_cast<u32*>(kv_shared + at), 1u); }
+KV_FN void add(u32 at, u64 x) { atomicAdd(reinterpret_cast<u64*>(kv_shared + at), x); }
 
 template <class T> KV_FN T ldg(const T* p) { return *p; }
 template <class T> KV_FN void stg(T* p, T x) { *p = x; }
@@ -201,6 +210,8 @@ KV_FN u32 opaque(u32 x) {
 }
 
 KV_FN u32 popc(u32 x) { return __popc(x); }
+/// To the nearest whole number, ties to even.
+KV_FN float rint(float x) { return rintf(x); }
 
 /// Within 2 ulp; exp2(-inf) = 0. Results below the normal numbers are 0.
 KV_FN float exp2(float x) {
@@ -211,6 +222,11 @@ KV_FN float exp2(float x) {
 KV_FN float log2(float x) {
     float r;
     asm("lg2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+KV_FN float sqrt(float x) {
+    float r;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
 /// The larger; a NaN counts for nothing.

@@ -21,9 +21,10 @@
 #endif
 
 #define KV_FN static inline
-/// Exports `kv_run_<name>(&params, &launch, &report)`.
+/// Exports `kv_run_<name>(&params, &launch, &report)`, and the size of its parameters.
 #define KV_KERNEL(name, Params, threads, blocks_per_sm)                                               \
     static void name(const Params& p);                                                                \
+    extern "C" const u32 kv_size_##name = sizeof(Params);                                             \
     extern "C" void kv_run_##name(const void* p, const kv::Launch* launch, kv::Report* report) {      \
         auto body = [](const void* p) { name(*static_cast<const Params*>(p)); };                      \
         kv::run(body, p, *launch, threads, *report);                                                  \
@@ -73,7 +74,7 @@ struct Report {
     char first[200];
 };
 
-enum Kind { BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, LDM, LDM_T, MMA_BF16, MMA_F16, WGMMA };
+enum Kind { BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, LDM, LDM_T, MMA_BF16, MMA_F16, MMA_S8, WGMMA };
 enum { LANES = 32, WARPS_MAX = 32, WORDS_IN = 12, COPIES = 512, PRODUCTS = 32, CANARY = 64 };
 enum { STACK = KV_ASAN ? 256 << 10 : 64 << 10 };
 
@@ -474,21 +475,25 @@ template <class T> KV_FN void sts(u32 at, T x) {
     memcpy(machine.shared + at, &x, sizeof x);
 }
 
-KV_FN void count(u32 at) {
-    check_shared(at, 4);
-    Word& x = machine.words[at / 4];
-    if (!x.writer) {
-        fault(UNWRITTEN, "counts at byte %u, which nobody wrote", at);
+template <class T> static void add_to(u32 at, T more) {
+    check_shared(at, sizeof more);
+    for (u32 word = at / 4; word < (at + sizeof more) / 4; word++) {
+        Word& x = machine.words[word];
+        if (!x.writer) {
+            fault(UNWRITTEN, "counts at byte %u, which nobody wrote", at);
+        }
+        if (x.writer != COUNTERS || x.write_block != machine.block_epoch) {
+            note_write(word * 4, 4, false, false);
+            x.writer = COUNTERS;
+        }
     }
-    if (x.writer != COUNTERS || x.write_block != machine.block_epoch) {
-        note_write(at, 4, false, false);
-        x.writer = COUNTERS;
-    }
-    u32 n;
-    memcpy(&n, machine.shared + at, 4);
-    n++;
-    memcpy(machine.shared + at, &n, 4);
+    T n;
+    memcpy(&n, machine.shared + at, sizeof n);
+    n += more;
+    memcpy(machine.shared + at, &n, sizeof n);
 }
+KV_FN void count(u32 at) { add_to<u32>(at, 1); }
+KV_FN void add(u32 at, u64 x) { add_to<u64>(at, x); }
 
 /// The number of the memory that has these bytes.
 static u64 find(const void* p, u64 bytes, u64 alignment, bool write) {
@@ -564,8 +569,10 @@ template <int N> KV_FN void cp_wait() {
 
 KV_FN u32 opaque(u32 x) { return x; }
 KV_FN u32 popc(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+KV_FN float rint(float x) { return ::rintf(x); }
 KV_FN float exp2(float x) { return ::exp2f(x); }
 KV_FN float log2(float x) { return ::log2f(x); }
+KV_FN float sqrt(float x) { return ::sqrtf(x); }
 KV_FN float max(float a, float b) { return ::fmaxf(a, b); }
 
 KV_FN u16 to_bf16(float x) {
@@ -663,6 +670,35 @@ static void mma(Kind kind, float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 KV_FN void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma(MMA_BF16, c, a, b0, b1); }
 KV_FN void mma_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma(MMA_F16, c, a, b0, b1); }
+
+static void multiply_bytes(Meeting& m, u32 (*out)[4]) {
+    auto byte = [](u32 word, u32 i) { return static_cast<int>(static_cast<signed char>(word >> 8 * i)); };
+    int a[16][32], b[32][8];
+    for (u32 l = 0; l < LANES; l++) {
+        for (u32 i = 0; i < 4; i++) {
+            for (u32 word = 0; word < 4; word++) { // a0..a3
+                a[l / 4 + word % 2 * 8][l % 4 * 4 + word / 2 * 16 + i] = byte(m.in[l][word], i);
+            }
+            for (u32 word = 0; word < 2; word++) {
+                b[l % 4 * 4 + word * 16 + i][l / 4] = byte(m.in[l][4 + word], i);
+            }
+        }
+    }
+    for (u32 l = 0; l < LANES; l++) {
+        for (u32 i = 0; i < 4; i++) {
+            int sum = static_cast<int>(m.in[l][6 + i]);
+            for (u32 k = 0; k < 32; k++) {
+                sum += a[l / 4 + i / 2 * 8][k] * b[k][l % 4 * 2 + i % 2];
+            }
+            out[l][i] = static_cast<u32>(sum);
+        }
+    }
+}
+KV_FN void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    u32 in[10] = {a[0], a[1], a[2], a[3], b0, b1};
+    memcpy(in + 6, c, sizeof c);
+    memcpy(c, meet(MMA_S8, in, 10, multiply_bytes), sizeof c);
+}
 
 /// Element (k, column) of a product's b. Bits 4 to 6 of an address are swapped by bits 7 to 9.
 static u16 wgmma_element(const Product& p, u32 k, u32 column) {

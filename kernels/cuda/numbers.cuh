@@ -39,6 +39,11 @@ KV_FN f32x4 plus(f32x4 a, f32x4 b, float by) {
 /// What exponents are taken against: a maximum of -inf would make -inf - -inf.
 KV_FN float reference(float highest) { return highest == KV_NEG_INF ? 0.0f : highest; }
 
+/// Joins the scores of two query heads, or of more that were joined already.
+KV_FN float fold(u32 how, float a, float b) {
+    return how == KV_FOLD_MAX ? (b > a || b != b ? b : a) : a + b;
+}
+
 /// Joins a sink logit into a row's lse; returns the factor of its output. A row without tokens has the
 /// sink alone; a NaN row stays what it is.
 KV_FN float join_sink(float& lse2, float sink) {

@@ -46,7 +46,7 @@ struct AttendParams {
     u64 part_o, part_lse2;      // f32 [partial][KV_ROWS][KV_D], f32 [partial][KV_ROWS]
     u64 units, segments, workers;
     u64 indptr, items;          // u32; items: frames (pages) or frame * page_tokens + offset (slots)
-    u64 lens, first_pos;        // u32 per list; pages only; first_pos may be 0
+    u64 lens, first_pos;        // u32 per list; slots: lens may be 0; pages only: first_pos, which may be 0
     u64 slot_pos;               // u32 per slot; slots with a mask only
     u64 q_pos;                  // u32 per query row; with a mask only
     u64 sinks;                  // f32 per q head, or 0

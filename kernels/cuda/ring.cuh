@@ -4,11 +4,22 @@
 // that is 8 KiB a stage, 96 KiB for four warps and three stages, so two blocks share an H200's SM with
 // 128 KiB in flight. That is several times what the latency of its memory asks for, without one register.
 //
-// A stage is a K side and a V side of 16 rows. Reading 8 rows at the same chunk (16 bytes) must hit
-// different banks: rows of 128 bytes or a multiple swap their chunks by row, others get a chunk of padding.
+// A stage is a K side and a V side of 16 rows, or a K side alone where a source defines KV_SIDES 1.
+// Reading 8 rows at the same chunk (16 bytes) must hit different banks: rows of 128 bytes or a multiple
+// swap their chunks by row, others get a chunk of padding.
 #pragma once
 
 #include "numbers.cuh"
+
+/// Sides of a stage: keys and values, unless a source says less.
+#ifndef KV_SIDES
+#define KV_SIDES 2
+#endif
+
+/// Bits of a code, or 0: K and V have KV_TY.
+#ifndef KV_BITS
+#define KV_BITS 0
+#endif
 
 /// Times 16 query rows of a warp: one, unless a source says more.
 #ifndef KV_ROW_TILES
@@ -38,7 +49,8 @@ KV_FN u32 stage_at(u32 group, u32 stage) { return stage * 2 * SIDE + group * GRO
 #else
 constexpr u32 PITCH = (SWAPPED ? CHUNKS : CHUNKS + 1) * 16;
 constexpr u32 SIDE = GROUP * PITCH;
-constexpr u32 STAGE = 2 * SIDE;
+/// Of codes in eight bits: the codes, and a scale of two bytes for 16 of them at most.
+constexpr u32 STAGE = KV_BITS ? 2 * GROUP * (KV_D + KV_D / 8) : KV_SIDES * SIDE;
 constexpr u32 RING = KV_STAGES * STAGE;
 
 /// Byte of a chunk in a side.
@@ -63,7 +75,7 @@ struct List {
 KV_FN List open_list(const AttendParams& p, u32 list, u32 head) {
     u32 first = load<u32>(p.indptr, list);
 #if KV_SLOTS
-    return List{first, load<u32>(p.indptr, list + 1) - first, 0, head};
+    return List{first, p.lens ? load<u32>(p.lens, list) : load<u32>(p.indptr, list + 1) - first, 0, head};
 #else
     return List{first, load<u32>(p.lens, list), p.first_pos ? load<u32>(p.first_pos, list) : 0, head};
 #endif
@@ -142,6 +154,8 @@ KV_FN void fetch(const P& p, const List& list, const Range& wanted, u32 token, u
         u32 to = stage + chunk_at(row, chunk);
         bool real = has(wanted, token + row);
         kv::cp16(to, k + k_at * ELEMENT + chunk * 16, real);
-        kv::cp16(to + SIDE, v + v_at * ELEMENT + chunk * 16, real);
+        if (KV_SIDES == 2) {
+            kv::cp16(to + SIDE, v + v_at * ELEMENT + chunk * 16, real);
+        }
     }
 }

@@ -61,6 +61,17 @@ template <class P, class Part> KV_FN u32x4 query_chunk(const P& p, i64 at, bool 
     return u32x4{pack(KV_TY, a.x, a.y), pack(KV_TY, a.z, a.w), pack(KV_TY, b.x, b.y), pack(KV_TY, b.z, b.w)};
 }
 
+/// Takes the warp's 16 rows, which lie at `at` in shared memory.
+KV_FN void keep(u32 at, Queries& q) {
+    q.at = at;
+#pragma unroll
+    for (u32 k = 0; k < Q_STEPS; k++) {
+        if (Q_KEPT) {
+            kv::ldm4(at + matrix_rows_first(2 * k), q.kept[k]);
+        }
+    }
+}
+
 /// Brings the warp's 16 query rows, first..first + 16 of the unit, through shared memory at `at`; `part` is
 /// what of them is wanted.
 template <class P, class Part>
@@ -71,15 +82,11 @@ KV_FN void load_queries(const P& p, const Unit& unit, u32 first, u32 at, Queries
         i64 from = token * p.q_row + head * p.q_head + chunk * (16 / ELEMENT);
         kv::sts(at + chunk_at(row, chunk), query_chunk(p, from, first + row < unit.rows, part));
     }
-    q.at = at;
     // Who leaves them in shared memory comes to a barrier before a first tile.
     if (Q_KEPT) {
         KV_GUARD(1, kv::syncwarp());
-#pragma unroll
-        for (u32 k = 0; k < Q_STEPS; k++) {
-            kv::ldm4(at + matrix_rows_first(2 * k), q.kept[k]);
-        }
     }
+    keep(at, q);
 }
 
 #if KV_TY == KV_F32
@@ -176,9 +183,10 @@ KV_FN f32x2 weights_of(const u32 (&p)[4], u32 n, u32 half, u32 from) {
 constexpr u32 WRITTEN_OUT = KV_ROW_TILES == 1 ? 4 : 1;
 
 /// o += p v by ordinary arithmetic, row by row only what the row sees: with f32, and where rows of the tile
-/// see different tokens (0 times a NaN that another row sees would be NaN). Tokens are numbered from `base`.
-template <class Weights, class Row>
-KV_FN void add_values_seen(const Weights& p, u32 v, u32 base, const Row (&rows)[2], State& x) {
+/// see different tokens (0 times a NaN that another row sees would be NaN). Tokens are numbered from `base`;
+/// `value` gives the lane's two elements of a token and chunk of eight.
+template <class Weights, class Row, class Value>
+KV_FN void add_values_seen(const Weights& p, u32 base, const Row (&rows)[2], State& x, Value value) {
 #pragma unroll 1
     for (u32 pair = 0; pair < 4; pair++) {
 #pragma unroll WRITTEN_OUT
@@ -193,7 +201,7 @@ KV_FN void add_values_seen(const Weights& p, u32 v, u32 base, const Row (&rows)[
             bool sees[2] = {has(rows[0], base + token), has(rows[1], base + token)};
 #pragma unroll
             for (u32 c = 0; c < KV_D / 8; c++) {
-                f32x2 y = value_pair(v, token, c);
+                f32x2 y = value(token, c);
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
                     if (sees[half]) {
@@ -283,20 +291,21 @@ template <u32 G> KV_FN void weigh(Scores (&s)[G], State& x) {
 /// Attends to the 16 tokens of a stage. `alike`: tokens that every row of the warp sees.
 KV_FN void attend_group(const AttendParams& p, const Queries& q, u32 stage, u32 base, const Range& alike,
                         const Range (&rows)[2], State& x) {
+    auto value = [&](u32 token, u32 c) { return value_pair(stage + SIDE, token, c); };
     Scores s[1] = {};
     dot(q, stage, s[0]);
     bool all = base >= alike.lo && base + GROUP <= alike.hi;
     scale_and_mask(p, base, all, rows, s[0]);
     weigh(s, x);
 #if KV_TY == KV_F32
-    add_values_seen(s[0], stage + SIDE, base, rows, x);
+    add_values_seen(s[0], base, rows, x, value);
 #else
     u32 a[1][4];
     pack_weights(s[0], a[0]);
     // Zeroed tokens may be multiplied: only those that some row sees, and another does not, may not.
     bool mixed = !all && (p.causal || p.window);
     if (mixed) {
-        add_values_seen(a[0], stage + SIDE, base, rows, x);
+        add_values_seen(a[0], base, rows, x, value);
     } else {
         add_values(a, stage + SIDE, &x);
     }

@@ -62,7 +62,9 @@ KV_FN void attend_span(const AttendParams& p, const Queries& q, const Span& t, V
     auto seen = view(0);
     scale_and_mask(p, t.base[0], t.full, seen.rows, s[0]);
     weigh(s, x[0]);
-    add_values_seen(s[0], values_at(t, 0), t.base[0], seen.rows, x[0]);
+    u32 values = values_at(t, 0);
+    auto value = [&](u32 token, u32 c) { return value_pair(values, token, c); };
+    add_values_seen(s[0], t.base[0], seen.rows, x[0], value);
 }
 #else
 #if KV_WGMMA
@@ -191,10 +193,12 @@ KV_FN void attend_span(const AttendParams& p, const Queries& q, const Span& t, V
 #pragma unroll
     for (u32 g = 0; g < SPAN; g++) {
         if (!is_in(t.none, g)) {
+            u32 values = values_at(t, g);
+            auto value = [&](u32 token, u32 c) { return value_pair(values, token, c); };
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
                 auto seen = view(m);
-                add_values_seen(a[g][m], values_at(t, g), t.base[g], seen.rows, x[m]);
+                add_values_seen(a[g][m], t.base[g], seen.rows, x[m], value);
             }
         }
     }

@@ -3,7 +3,8 @@
 //! An arena reserves address space for the whole budget but touches only cells in use. Memory that
 //! nobody uses any more goes back to the system, save a reserve for the next sequence.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
@@ -40,6 +41,8 @@ pub(crate) struct Arena {
     budget: Arc<Budget>,
     care: Care,
     state: Mutex<State>,
+    /// By cell, the first tokens that nobody wrote since a GPU copied them; only where one does.
+    copied: OnceLock<Box<[AtomicU32]>>,
 }
 
 /// What is done with an arena's memory beside handing it out.
@@ -85,7 +88,8 @@ impl Arena {
         let offset = start.next_multiple_of(HUGE) - start;
         let state = State { free: FreeList::default(), regions: Regions::new(cell_bytes, HUGE) };
         let state = Mutex::new(state);
-        Ok(Arc::new(Arena { map, offset, cell_bytes, cells, budget, care, state }))
+        let copied = OnceLock::new();
+        Ok(Arc::new(Arena { map, offset, cell_bytes, cells, budget, care, state, copied }))
     }
 
     /// Makes the system hand out the memory of the first cells now, up to so many bytes. For an arena
@@ -157,11 +161,38 @@ impl Arena {
         };
         ids.iter().for_each(|&id| state.regions.take(id));
         drop(state);
+        ids.iter().for_each(|&id| self.copied(id as u32, 0));
         let cell = |id| Arc::new(Cell { arena: self.clone(), id: id as u32, checksum: 0 });
         let cells: Vec<Arc<Cell>> = ids.into_iter().map(cell).collect();
         #[cfg(debug_assertions)]
         cells.iter().for_each(|c| c.poison());
         Ok(cells)
+    }
+
+    /// From now on it keeps account of what was copied: [`Arena::copied`], [`Arena::kept`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn watch(&self) {
+        let none = || std::iter::repeat_with(AtomicU32::default).take(self.cells).collect();
+        self.copied.get_or_init(none);
+    }
+
+    /// Bytes that this account takes.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn watch_bytes(&self) -> u64 {
+        (self.cells * size_of::<AtomicU32>()) as u64
+    }
+
+    /// A cell's first `tokens` tokens were copied elsewhere.
+    pub(crate) fn copied(&self, id: u32, tokens: u32) {
+        if let Some(copied) = self.copied.get() {
+            copied[id as usize].store(tokens, Ordering::Relaxed);
+        }
+    }
+
+    /// How many of them nobody wrote since then.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn kept(&self, id: u32) -> u32 {
+        self.copied.get().map_or(0, |copied| copied[id as usize].load(Ordering::Relaxed))
     }
 
     /// Takes up to `n` cells: as many as are free.
@@ -211,11 +242,24 @@ impl Cell {
 
     /// The cell's bytes, for the only holder of the cell.
     pub(crate) fn bytes_mut(self: &mut Arc<Cell>) -> Option<&mut [u8]> {
+        self.bytes_from(0)
+    }
+
+    /// The same for who writes tokens from this one on, and leaves those before it as they are.
+    pub(crate) fn bytes_from(self: &mut Arc<Cell>, token: usize) -> Option<&mut [u8]> {
+        self.writes_from(token);
         let len = self.arena.cell_bytes;
         let cell = Arc::get_mut(self)?;
         // SAFETY: the cell lies inside the map (ids are below `cells`); no other handle exists, so
         // nobody else reads or writes it while `self` is borrowed.
         Some(unsafe { std::slice::from_raw_parts_mut(cell.ptr(), len) })
+    }
+
+    /// Tokens from this one on are written: who copied them has to copy them again.
+    pub(crate) fn writes_from(&self, token: usize) {
+        if let Some(copied) = self.arena.copied.get() {
+            copied[self.id as usize].fetch_min(token as u32, Ordering::Relaxed);
+        }
     }
 
     /// The checksum of the cell's bytes that was set last; 0 if none was.

@@ -9,7 +9,7 @@ use crate::arena::{Arena, CELL_OVERHEAD};
 use crate::budget::Budget;
 use crate::disk::DiskUse;
 use crate::lend::Lenders;
-use crate::live::{Clustered, Shelf, Tier};
+use crate::live::{Clustered, Copies, Shelf, Tier};
 use crate::selector::{For, Selector};
 use crate::stats::{Counters, Stats};
 use crate::summaries::{Stores, TILE};
@@ -39,6 +39,11 @@ pub(crate) struct Shared {
     pub(crate) exec: Executor,
     pub(crate) counters: Counters,
     pub(crate) tier: Option<Tier>,
+    /// A GPU that keeps copies of pages.
+    #[cfg(feature = "cuda")]
+    pub(crate) device: Option<crate::device::DeviceTier>,
+    /// Rows in the order of clusters, where all pages lie in host memory and it was asked for.
+    pub(crate) copies: Option<Copies>,
     /// Who keeps pages of sequences that are gone.
     pub(crate) lenders: Lenders,
     /// The tier's directory, where sessions are saved.
@@ -94,11 +99,13 @@ impl Cache {
         let (pages, page_bytes) = (shared.pages.used() as u64, shared.pages.cell_bytes() as u64);
         let clustered = shared.tier.as_ref().and_then(Tier::clustered);
         let (small, small_bytes) = clustered.map_or((0, 0), Clustered::used);
+        let copied = shared.copies.as_ref().map_or(0, Copies::bytes);
         let cells = pages + small + shared.stores.cells();
         let mut stats = Stats {
             budget_bytes: shared.budget.limit(),
             used_bytes: shared.budget.used(),
             page_bytes: pages * page_bytes + small_bytes,
+            cluster_bytes: small_bytes + copied,
             summary_bytes: shared.stores.bytes(),
             overhead_bytes: cells * CELL_OVERHEAD + shared.budget.tables(),
             ..stats
@@ -111,6 +118,13 @@ impl Cache {
     #[must_use]
     pub fn disk(&self) -> Option<DiskUse> {
         self.shared.shelf.as_ref().map(|shelf| shelf.disk().usage())
+    }
+
+    /// What its GPU holds and has done; `None` without a device tier.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn device(&self) -> Option<crate::DeviceUse> {
+        self.shared.device.as_ref().map(crate::device::DeviceTier::usage)
     }
 
     /// A selector for sequences of this cache.
@@ -208,8 +222,15 @@ impl Cache {
 
     fn make_room(&self, bytes: u64) -> bool {
         let tier = self.shared.tier.as_ref();
-        tier.is_some_and(|tier| tier.make_room(bytes, true))
+        self.drop_copies(bytes)
+            || tier.is_some_and(|tier| tier.make_room(bytes, true))
             || self.shared.lenders.give_back(&self.shared, bytes)
+    }
+
+    /// Gives up rows in the order of clusters that pages have, too, until `bytes` more are free; whether any
+    /// were.
+    pub(crate) fn drop_copies(&self, bytes: u64) -> bool {
+        self.shared.copies.as_ref().is_some_and(|copies| copies.give_way(bytes))
     }
 
     /// All pages, as kernels see them.

@@ -229,6 +229,10 @@ pub enum Error {
         /// Why.
         refused: crate::Refused,
     },
+    /// A GPU cannot be used.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] kvist_kernels::cuda::Error),
     /// A selector's settings make no sense.
     #[error(transparent)]
     Select(#[from] kvist_policies::Error),

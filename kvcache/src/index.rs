@@ -8,7 +8,7 @@ use kvist_kernels::cluster::Clusters;
 use kvist_kernels::cluster::pq::Codebook;
 
 use crate::budget::Charge;
-use crate::live::Ordered;
+use crate::live::{Copied, Extent, Ordered};
 
 /// Tokens of a part at most, where what is derived of a token does not depend on others.
 pub(crate) const BATCH: usize = 64;
@@ -28,7 +28,9 @@ pub(crate) struct Part {
     pub(crate) open: Vec<u32>,
     pub(crate) made: Made,
     /// Of clusters, with a lower tier: their tokens' rows.
-    pub(crate) ordered: Ordered,
+    pub(crate) ordered: Ordered<Extent>,
+    /// Of clusters, where rows are to lie together in host memory: copies of them.
+    pub(crate) copied: Arc<Ordered<Copied>>,
     _charge: Charge,
 }
 
@@ -49,7 +51,8 @@ pub(crate) enum Made {
 
 impl Part {
     pub(crate) fn new(tokens: Range<usize>, open: Vec<u32>, made: Made, charge: Charge) -> Part {
-        Part { tokens, open, made, ordered: Ordered::default(), _charge: charge }
+        let (ordered, copied) = (Ordered::default(), Arc::default());
+        Part { tokens, open, made, ordered, copied, _charge: charge }
     }
 }
 

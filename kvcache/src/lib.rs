@@ -41,6 +41,8 @@ mod budget;
 mod cache;
 mod coarse;
 mod codec;
+#[cfg(feature = "cuda")]
+mod device;
 mod disk;
 mod error;
 pub mod format;
@@ -75,7 +77,9 @@ mod view;
 
 pub use attend::{AttendInfo, AttendOptions, BytesRead, Drafts, Scores};
 pub use cache::{Builder, Cache};
-pub use codec::Codec;
+pub use codec::{Codec, DiskCodec};
+#[cfg(feature = "cuda")]
+pub use device::{DeviceDegraded, DeviceOptions, DeviceUse};
 pub use disk::{Cause, Degraded, DiskOptions, DiskUse, Erased, OnVersion, Refused};
 pub use error::Error;
 pub use geometry::{Geometry, parse_bytes};
@@ -102,3 +106,8 @@ pub use view::{HeadView, View};
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/serving.md")]
 mod serving {}
+
+/// The code in the guide to the device tier compiles.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../../docs/device.md")]
+mod device_guide {}

@@ -190,7 +190,7 @@ impl Head {
         while done < tokens {
             let (i, offset) = ((len + done) / page - self.sealed, (len + done) % page);
             let run = done..(done + page - offset).min(tokens);
-            let Some(bytes) = self.pages[i].bytes_mut() else {
+            let Some(bytes) = self.pages[i].bytes_from(offset) else {
                 unreachable!("a shared page is copied before it is written")
             };
             let (keys, values) = bytes.split_at_mut(page * k_row);

@@ -11,6 +11,8 @@ pub struct Stats {
     pub used_bytes: u64,
     /// Bytes of pages in host memory, those of clusters included; a page shared by forks counts once.
     pub page_bytes: u64,
+    /// The part of these that are pages of clusters.
+    pub cluster_bytes: u64,
     /// Bytes of summaries in use.
     pub summary_bytes: u64,
     /// Bytes of tables and handles.

@@ -22,6 +22,35 @@ pub struct Chunk {
     pub weight: f32,
 }
 
+/// A running mean of a rate: bytes by what they took, be it seconds or other bytes. What lies 64 MiB back counts
+/// half.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Mean {
+    bytes: f64,
+    took: f64,
+}
+
+/// Bytes after which what was seen before counts half.
+const HALF: f64 = (64 << 20) as f64;
+
+impl Mean {
+    /// So many bytes took so much; what is not a number of at least 0 is left out.
+    pub fn saw(&mut self, bytes: u64, took: f64) {
+        if !(took >= 0.0 && took.is_finite()) || bytes == 0 {
+            return;
+        }
+        let left = (-(bytes as f64) / HALF).exp2();
+        self.bytes = self.bytes * left + bytes as f64;
+        self.took = self.took * left + took;
+    }
+
+    /// Bytes by what they take; `None` before any were seen, infinite where they take nothing.
+    #[must_use]
+    pub fn rate(&self) -> Option<f64> {
+        (self.bytes > 0.0).then(|| self.bytes / self.took)
+    }
+}
+
 /// The heaviest of so many chunks stay lossless.
 const LOSSLESS_OF: usize = 10;
 
@@ -103,6 +132,26 @@ mod tests {
         let slow = Offer { ratio: 4.0, decode: 1e8, loss: 0.0 };
         assert_eq!(choose(&[slow, NONE], &chunks(3), 1e9, 0.0).unwrap(), [1; 3]);
         assert_eq!(choose(&[slow, NONE], &chunks(3), 1e7, 0.0).unwrap(), [0; 3]);
+    }
+
+    #[test]
+    fn a_mean_forgets() {
+        let mut mean = Mean::default();
+        assert_eq!(mean.rate(), None);
+        mean.saw(0, 1.0);
+        mean.saw(100, f64::NAN);
+        mean.saw(100, -1.0);
+        assert_eq!(mean.rate(), None);
+        mean.saw(100, 0.0);
+        assert_eq!(mean.rate(), Some(f64::INFINITY));
+        mean.saw(64 << 20, 1.0);
+        let near = |mean: &Mean, rate: f64| (mean.rate().unwrap() / rate - 1.0).abs() < 1e-3;
+        assert!(near(&mean, f64::from(64 << 20)));
+        // Half of what was before, and twice as fast.
+        mean.saw(64 << 20, 0.5);
+        assert!(near(&mean, f64::from(96 << 20)));
+        (0..40).for_each(|_| mean.saw(64 << 20, 0.25));
+        assert!(near(&mean, f64::from(256 << 20)));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! Here: the selectors of query-aware decoding ([`Select`]) with their defaults and the tokens
 //! they always keep ([`Keep`]), how each head of a model is read ([`Profile`]), the arithmetic of
-//! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which come back
+//! the missed-mass certificate ([`cover`]), which pages leave memory ([`place`]), which get a frame on a GPU ([`admit`]), which come back
 //! before they are asked for ([`prefetch`]), which blocks of keys the queries of a prompt read
 //! ([`prefill`]), which heads read what others selected ([`share`]), how a tree of chunks is searched
 //! ([`tree`]), what chunks are sent with ([`compress`]), whether a stored prefix is worth loading
@@ -12,6 +12,7 @@
 //! memory ([`schedule`]).
 #![forbid(unsafe_code)]
 
+pub mod admit;
 pub mod compress;
 pub mod cover;
 mod error;

@@ -19,8 +19,6 @@ pub struct Node {
     pub index: usize,
     /// No leaf inside scores more. A leaf: its score. Not NaN.
     pub upper: f32,
-    /// No leaf inside scores less; minus infinity says nothing. Not NaN.
-    pub lower: f32,
 }
 
 /// What is looked for.
@@ -35,6 +33,9 @@ pub struct Search {
     /// Leaves that will be taken at most, or more: nodes that cannot be among so many are dropped.
     pub wanted: usize,
 }
+
+/// How many nodes are named before they are opened.
+const SOON: usize = 3;
 
 /// A node on the frontier: larger bounds first, then the one that begins first.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,8 +59,8 @@ impl PartialOrd for Open {
     }
 }
 
-/// The largest lower bounds of disjoint nodes that hold enough leaves: what falls short of the least of
-/// them is not among the best.
+/// The largest scores of disjoint nodes that hold enough leaves: what falls short of the least of them is not
+/// among the best.
 #[derive(Default)]
 struct Cut {
     kept: BinaryHeap<Reverse<(Bound, usize)>>,
@@ -84,11 +85,11 @@ impl PartialOrd for Bound {
 }
 
 impl Cut {
-    fn add(&mut self, lower: f32, leaves: usize, wanted: usize) {
-        if leaves == 0 || lower == f32::NEG_INFINITY {
+    fn add(&mut self, score: f32, leaves: usize, wanted: usize) {
+        if leaves == 0 || score <= self.at(wanted) {
             return;
         }
-        self.kept.push(Reverse((Bound(lower), leaves)));
+        self.kept.push(Reverse((Bound(score), leaves)));
         self.leaves += leaves;
         while let Some(Reverse((_, least))) = self.kept.peek()
             && self.leaves - least >= wanted
@@ -119,39 +120,34 @@ impl Search {
     /// it has enough: exactly the order of a scan of all leaves. `take` gets the leaves of a node and its
     /// score: one leaf, or as many as a node of the grain has. `roots` are disjoint and hold all candidates.
     /// `open` adds the children of a node, each once; it is asked for nodes above the grain only, and only
-    /// where no better leaf can be elsewhere.
+    /// where no better leaf can be elsewhere. It is also told of a few nodes that it will probably be asked for
+    /// soon.
     ///
     /// A child's bound is not taken to be larger than its parent's, so that rounding cannot change the order
     /// of the search.
     pub fn run(
         &self,
         roots: &[Node],
-        mut open: impl FnMut(&Node, &mut Vec<Node>),
+        mut open: impl FnMut(&Node, &[Node], &mut Vec<Node>),
         mut take: impl FnMut(Range<usize>, f32) -> bool,
     ) {
         let mut frontier = BinaryHeap::new();
-        // Nodes of one level are disjoint; those of two need not be.
-        let mut cuts: Vec<Cut> = Vec::new();
+        let mut cut = Cut::default();
         let mut see = |nodes: &[Node], most: f32, frontier: &mut BinaryHeap<Open>| {
             for node in nodes {
-                let level = node.level as usize;
-                if cuts.len() <= level {
-                    cuts.resize_with(level + 1, Cut::default);
-                }
-                let leaves = self.leaves(node.level, node.index).len();
-                cuts[level].add(node.lower, leaves, self.wanted);
-            }
-            let cut = cuts.iter().map(|c| c.at(self.wanted)).fold(f32::NEG_INFINITY, f32::max);
-            for node in nodes {
-                let start = self.leaves(node.level, node.index);
                 let node = Node { upper: node.upper.min(most), ..*node };
-                if !start.is_empty() && node.upper >= cut {
-                    frontier.push(Open { node, start: start.start });
+                let leaves = self.leaves(node.level, node.index);
+                // What is taken whole has its score, and none of them overlap: no other is opened.
+                if node.level <= self.grain {
+                    cut.add(node.upper, leaves.len(), self.wanted);
+                }
+                if !leaves.is_empty() && node.upper >= cut.at(self.wanted) {
+                    frontier.push(Open { node, start: leaves.start });
                 }
             }
         };
         see(roots, f32::INFINITY, &mut frontier);
-        let mut children = Vec::new();
+        let (mut children, mut soon) = (Vec::new(), Vec::with_capacity(SOON));
         while let Some(Open { node, .. }) = frontier.pop() {
             if node.level <= self.grain {
                 if !take(self.leaves(node.level, node.index), node.upper) {
@@ -159,8 +155,12 @@ impl Search {
                 }
                 continue;
             }
+            // The first of a heap are its best, more or less.
+            let first = frontier.iter().take(SOON).map(|open| open.node);
+            soon.clear();
+            soon.extend(first.filter(|node| node.level > self.grain));
             children.clear();
-            open(&node, &mut children);
+            open(&node, &soon, &mut children);
             see(&children, node.upper, &mut frontier);
         }
     }
@@ -177,14 +177,12 @@ mod tests {
     const ROOT: usize = FAN.pow(DEPTH);
 
     /// Bounds of every level over these leaves, with some slack above the finest.
-    fn levels(leaves: &[(f32, f32)], slack: &[f32]) -> Vec<Vec<(f32, f32)>> {
+    fn levels(leaves: &[f32], slack: &[f32]) -> Vec<Vec<f32>> {
         let mut levels = vec![leaves.to_vec()];
         for level in 0..DEPTH as usize {
-            let of = |(i, part): (usize, &[(f32, f32)])| {
-                let upper = part.iter().map(|b| b.0).fold(f32::NEG_INFINITY, f32::max);
-                let lower = part.iter().map(|b| b.1).fold(f32::INFINITY, f32::min);
-                let more = slack[(i + level) % slack.len()];
-                (upper + more, lower - more)
+            let of = |(i, part): (usize, &[f32])| {
+                let upper = part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                upper + slack[(i + level) % slack.len()]
             };
             let next = levels[level].chunks(FAN).enumerate().map(of).collect();
             levels.push(next);
@@ -192,24 +190,20 @@ mod tests {
         levels
     }
 
-    fn node(levels: &[Vec<(f32, f32)>], level: u32, index: usize) -> Option<Node> {
-        let &(upper, lower) = levels[level as usize].get(index)?;
-        Some(Node { level, index, upper, lower })
+    fn node(levels: &[Vec<f32>], level: u32, index: usize) -> Option<Node> {
+        let &upper = levels[level as usize].get(index)?;
+        Some(Node { level, index, upper })
     }
 
     /// What is taken, in order, and how many nodes were opened.
-    fn run(
-        search: &Search,
-        levels: &[Vec<(f32, f32)>],
-        whole: usize,
-        n: usize,
-    ) -> (Vec<usize>, usize) {
+    fn run(search: &Search, levels: &[Vec<f32>], whole: usize, n: usize) -> (Vec<usize>, usize) {
         let leaves = levels[0].len();
         // Behind the last whole root, leaves stand for themselves.
         let mut roots: Vec<Node> = (0..whole).filter_map(|i| node(levels, DEPTH, i)).collect();
         roots.extend((whole * ROOT..leaves).filter_map(|i| node(levels, 0, i)));
         let (mut taken, mut opened) = (Vec::new(), 0);
-        let open = |at: &Node, out: &mut Vec<Node>| {
+        let open = |at: &Node, soon: &[Node], out: &mut Vec<Node>| {
+            assert!(soon.len() <= SOON && soon.iter().all(|n| n.level > search.grain && n != at));
             opened += 1;
             let below = at.index * FAN..(at.index + 1) * FAN;
             out.extend(below.filter_map(|i| node(levels, at.level - 1, i)));
@@ -222,23 +216,22 @@ mod tests {
     }
 
     proptest! {
-        /// Few values, so that ties are common; lower bounds that prune.
+        /// Few values, so that ties are common.
         #[test]
         fn leaves_come_as_in_a_flat_scan(
-            scores in prop::collection::vec((-4i32..5, 0i32..3), 1..60),
+            scores in prop::collection::vec(-4i32..5, 1..60),
             slack in prop::collection::vec(prop::sample::select(vec![0f32, 0.0, 0.5, 3.0]), 1..9),
             ends in (0usize..70, 0usize..70), n in 1usize..20, infinite in 0usize..60, whole in 0usize..8,
         ) {
-            let mut leaves: Vec<(f32, f32)> =
-                scores.iter().map(|&(s, below)| (s as f32, (s - below) as f32)).collect();
+            let mut leaves: Vec<f32> = scores.iter().map(|&s| s as f32).collect();
             if let Some(leaf) = leaves.get_mut(infinite) {
-                *leaf = (f32::INFINITY, f32::NEG_INFINITY);
+                *leaf = f32::INFINITY;
             }
             let levels = levels(&leaves, &slack);
             let whole = whole.min(leaves.len() / ROOT);
             let candidates = ends.0.min(ends.1).min(leaves.len())..ends.0.max(ends.1).min(leaves.len());
             let mut want: Vec<usize> = candidates.clone().collect();
-            want.sort_by(|&a, &b| leaves[b].0.total_cmp(&leaves[a].0).then(a.cmp(&b)));
+            want.sort_by(|&a, &b| leaves[b].total_cmp(&leaves[a]).then(a.cmp(&b)));
             want.truncate(n);
             let mut opened = Vec::new();
             for wanted in [n, n + 3, usize::MAX] {
@@ -256,14 +249,14 @@ mod tests {
         fn grains_are_taken_whole(
             scores in prop::collection::vec(-9i32..9, ROOT..60), n in 1usize..6,
         ) {
-            let leaves: Vec<(f32, f32)> = scores.iter().map(|&s| (s as f32, f32::NEG_INFINITY)).collect();
+            let leaves: Vec<f32> = scores.iter().map(|&s| s as f32).collect();
             let levels = levels(&leaves, &[0.0]);
             let whole = leaves.len() / ROOT;
             let search =
                 Search { fan: FAN, candidates: 0..whole * ROOT, grain: 1, wanted: n * FAN };
             let (taken, opened) = run(&search, &levels, whole, n * FAN);
             let mut want: Vec<usize> = (0..whole * FAN).collect();
-            want.sort_by(|&a, &b| levels[1][b].0.total_cmp(&levels[1][a].0).then(a.cmp(&b)));
+            want.sort_by(|&a, &b| levels[1][b].total_cmp(&levels[1][a]).then(a.cmp(&b)));
             let want: Vec<usize> =
                 want.into_iter().take(n).flat_map(|c| c * FAN..(c + 1) * FAN).collect();
             prop_assert_eq!(taken, want);
@@ -274,15 +267,14 @@ mod tests {
     #[test]
     fn only_what_may_hold_a_better_leaf_is_opened() {
         // One root holds all the best leaves.
-        let leaves: Vec<(f32, f32)> =
-            (0..27).map(|i| (if i < 9 { 90.0 } else { 1.0 } - i as f32, -99.0)).collect();
+        let leaves: Vec<f32> = (0..27).map(|i| if i < 9 { 90.0 } else { 1.0 } - i as f32).collect();
         let levels = levels(&leaves, &[0.0]);
         let search = Search { fan: FAN, candidates: 0..27, grain: 0, wanted: 4 };
         assert_eq!(run(&search, &levels, 3, 4), (vec![0, 1, 2, 3], 3));
     }
 
     #[test]
-    fn lower_bounds_drop_what_is_not_among_the_best() {
+    fn scores_drop_what_is_not_among_the_best() {
         let mut cut = Cut::default();
         assert_eq!(cut.at(3), f32::NEG_INFINITY);
         cut.add(5.0, 2, 3);

@@ -63,7 +63,7 @@ fn row<T: Element>(
 }
 
 /// Bytes read and written a second by a copy inside the GPU, in GB/s.
-fn copy_rate(gpu: &Gpu, options: &Options) -> Result<f64, Error> {
+pub(super) fn copy_rate(gpu: &Gpu, options: &Options) -> Result<f64, Error> {
     let bytes = COPY.min(gpu.device.info().memory_bytes as usize / 8);
     let (from, mut to) = (gpu.device.buffer(bytes), gpu.device.buffer(bytes));
     let from = from.map_err(TrialError::from)?;

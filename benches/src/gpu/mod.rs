@@ -1,9 +1,13 @@
-//! Kernels on a GPU: right against f64 (`gpu-check`), and as fast as its memory (`gpu-attend`).
+//! Kernels on a GPU: right against f64 (`gpu-check`), as fast as its memory (`gpu-attend`) and its link
+//! (`gpu-copy`), choosing what they read (`gpu-select`), and a cache that uses them (`gpu-step`).
 
 mod batch;
 pub(crate) mod check;
 pub(crate) mod decode;
+pub(crate) mod link;
+pub(crate) mod select;
 mod tall;
+pub(crate) mod tier;
 
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -14,7 +18,7 @@ use crate::{Error, Params, Sink};
 
 /// The first GPU that the process may see.
 struct Gpu {
-    device: Device,
+    device: Arc<Device>,
     stream: Stream,
 }
 
@@ -22,6 +26,7 @@ impl Gpu {
     /// Opens it, and says in a note what it is.
     fn open(sink: &Sink) -> Result<Gpu, Error> {
         let device = Device::open(0, Arc::new(Compiler::from_env())).map_err(TrialError::from)?;
+        let device = Arc::new(device);
         let info = device.info();
         sink.note(&format!(
             "gpu: {}, compute capability {}.{}, {} multiprocessors, {} GiB",

@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod doctor;
 mod inspect;
+mod prebuild;
 mod presets;
 mod replay;
 mod show;
@@ -29,6 +30,7 @@ enum Command {
     Calibrate(calibrate::Args),
     Doctor(Box<doctor::Args>),
     Inspect(inspect::Args),
+    Prebuild(prebuild::Args),
     Presets(presets::Args),
     Replay(Box<replay::Args>),
     Trace(trace::Args),
@@ -68,6 +70,7 @@ where
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Doctor(args) => doctor::run(*args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Prebuild(args) => prebuild::run(&args),
         Command::Presets(args) => presets::run(&args).map(|()| 0).map_err(failed),
         Command::Replay(args) => replay::run(*args).map(|()| 0).map_err(failed),
         Command::Trace(args) => trace::run(&args).map(|()| 0).map_err(failed),

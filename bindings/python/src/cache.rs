@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
-use kvist::{DiskOptions, Geometry};
+use kvist::{DiskCodec, DiskOptions, Geometry};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -44,10 +44,11 @@ impl PyCache {
     #[pyo3(
         signature = (*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None,
                      page_tokens=Whole::from(64), host=None, select=SelectArg::Name("full"), budget=None, dense_layers=Vec::new(), threads=None,
-                     disk=None, model=None, profile=None),
+                     disk=None, disk_codec="lossless", model=None, profile=None, cluster_order=false),
         text_signature = "(*, layers, q_heads, kv_heads, head_dim, dtype, value_dim=None, \
                           page_tokens=64, host='1GiB', select='full', budget=None, dense_layers=(), threads=None, \
-                          disk=None, model=None, profile=None)"
+                          disk=None, disk_codec='lossless', model=None, profile=None, \
+                          cluster_order=False)"
     )]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     fn new(
@@ -65,8 +66,10 @@ impl PyCache {
         dense_layers: Vec<Whole>,
         threads: Option<Whole>,
         disk: Option<(PathBuf, Bound<PyAny>)>,
+        disk_codec: &str,
         model: Option<Identity>,
         profile: Option<&Bound<PyAny>>,
+        cluster_order: bool,
     ) -> PyResult<PyCache> {
         let head_dim = head_dim.get("head_dim")?;
         let mut geometry = Geometry::new(
@@ -82,7 +85,9 @@ impl PyCache {
         let dense_layers = dense_layers.collect::<PyResult<Vec<_>>>()?;
         let mut builder = kvist::Cache::builder(geometry)
             .select(select.resolve(py, optional(budget, "budget")?)?)
-            .dense_layers(&dense_layers);
+            .dense_layers(&dense_layers)
+            .disk_codec(DiskCodec::parse(disk_codec).map_err(from_store)?)
+            .cluster_order(cluster_order);
         if let Some(profile) = profile {
             builder = builder.profile(profile_of(profile)?);
         }
@@ -271,6 +276,7 @@ impl PyCache {
                 ("budget_bytes", s.budget_bytes),
                 ("used_bytes", s.used_bytes),
                 ("page_bytes", s.page_bytes),
+                ("cluster_bytes", s.cluster_bytes),
                 ("summary_bytes", s.summary_bytes),
                 ("overhead_bytes", s.overhead_bytes),
                 ("tokens_appended", s.tokens_appended),

@@ -185,6 +185,7 @@ impl Trees {
     }
 
     /// What each row sees of its tree, one word each, as [`Trees::ancestors`].
+    #[cfg(feature = "cuda")]
     pub(crate) fn bits(&self, window: u32) -> Result<Vec<u64>, Error> {
         let most = self.indptr.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         if most > 64 {

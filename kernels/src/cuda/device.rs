@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-use cudarc::driver::sys::CUresult;
-use cudarc::driver::{CudaContext, CudaModule};
+use cudarc::driver::sys::{CUcontext, CUresult};
+use cudarc::driver::{CudaContext, CudaModule, result};
 use cudarc::nvrtc::Ptx;
 use parking_lot::Mutex;
 
-use super::driver::{driver, runs, told};
+use super::driver::{driver, present, runs, told};
 use super::{
     Arch, Compiler, Counts, DeviceInfo, Error, Function, Image, Key, Specialisation, Stream,
     Target, Version,
@@ -25,6 +25,41 @@ pub struct Device {
     driver: Version,
     compiler: Arc<Compiler>,
     modules: Mutex<HashMap<Key, Arc<CudaModule>>>,
+}
+
+/// Puts the calling thread's current context back when it is dropped: a framework on another GPU of the process
+/// goes by it.
+#[derive(Debug)]
+pub struct KeepContext(Option<CUcontext>);
+
+impl KeepContext {
+    /// Notes the current context. Does nothing where there is no driver.
+    #[must_use]
+    pub fn new() -> KeepContext {
+        let there = present().is_ok();
+        KeepContext(
+            there
+                .then(|| result::ctx::get_current().ok())
+                .flatten()
+                .map(|now| now.unwrap_or(std::ptr::null_mut())),
+        )
+    }
+}
+
+impl Default for KeepContext {
+    fn default() -> KeepContext {
+        KeepContext::new()
+    }
+}
+
+impl Drop for KeepContext {
+    fn drop(&mut self) {
+        let Some(before) = self.0 else { return };
+        // SAFETY: it was current before, and is not destroyed by us; null is none.
+        if let Err(e) = unsafe { result::ctx::set_current(before) } {
+            tracing::debug!("the current context is not put back: {e}");
+        }
+    }
 }
 
 /// What a warm-up did.

@@ -16,7 +16,7 @@ use super::{Error, Version};
 const OLDEST: Version = Version { major: 12, minor: 0 };
 
 /// All functions of the driver that kvist calls, through cudarc or by itself.
-const FUNCTIONS: [&str; 26] = [
+const FUNCTIONS: [&str; 46] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuDeviceGet",
@@ -27,13 +27,28 @@ const FUNCTIONS: [&str; 26] = [
     "cuDevicePrimaryCtxRetain",
     "cuDeviceTotalMem_v2",
     "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventQuery",
+    "cuEventRecord",
+    "cuEventSynchronize",
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
     "cuInit",
     "cuLaunchKernel",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemHostGetDevicePointer_v2",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -41,8 +56,13 @@ const FUNCTIONS: [&str; 26] = [
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
 
 /// The driver and its GPUs.
@@ -112,7 +132,7 @@ pub fn runs(driver: Version, compiler: Version, ptx: bool, what: &str) -> Result
 }
 
 /// Whether every function that will be called is there; asked once.
-fn present() -> Result<(), Error> {
+pub(super) fn present() -> Result<(), Error> {
     static PRESENT: OnceLock<Result<(), Error>> = OnceLock::new();
     PRESENT.get_or_init(look).clone()
 }
@@ -170,6 +190,9 @@ pub(super) fn told(what: &'static str) -> impl Fn(DriverError) -> Error {
     use CUresult as R;
     move |error| match error.0 {
         R::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what },
+        R::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED | R::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => {
+            Error::Capturing { what }
+        }
         // After these every later call in the context fails, too.
         R::CUDA_ERROR_ILLEGAL_ADDRESS
         | R::CUDA_ERROR_LAUNCH_FAILED

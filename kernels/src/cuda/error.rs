@@ -79,6 +79,12 @@ pub enum Error {
         /// The kernel with its macros.
         kernel: String,
     },
+    /// A graph is being captured, on another stream, in a mode that forbids this to the whole process.
+    #[error("{what} is forbidden while another thread captures a graph: try again when it is over")]
+    Capturing {
+        /// What was being done.
+        what: &'static str,
+    },
     /// The GPU's memory is used up.
     #[error("out of GPU memory: {what}; free some, or give kvist or the engine a smaller share")]
     OutOfMemory {
@@ -120,6 +126,12 @@ impl Error {
     /// Whether trying again in this process can only end in the same way.
     pub(super) fn is_permanent(&self) -> bool {
         matches!(self, Error::CompileFailed { .. } | Error::UnsupportedArch { .. })
+    }
+
+    /// Whether it may work when it is tried again later: memory comes back, captures end.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Error::OutOfMemory { .. } | Error::NotWarm { .. } | Error::Capturing { .. })
     }
 
     pub(super) fn driver_too_old(

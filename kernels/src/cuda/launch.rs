@@ -16,7 +16,7 @@ const THREADS: u32 = 1024;
 /// Blocks at most, in each direction.
 const BLOCKS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
-/// A caller's stream.
+/// A stream: a caller's, or one of kvist's own.
 #[derive(Clone, Debug)]
 pub struct Stream(Arc<CudaStream>);
 
@@ -27,6 +27,10 @@ impl Stream {
 
     pub(super) fn raw(&self) -> CUstream {
         self.0.cu_stream()
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        self.0.context()
     }
 
     /// Whether what is queued goes into a graph in place of being run.

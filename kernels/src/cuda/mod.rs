@@ -16,11 +16,14 @@
 //! [`Device::warm_up`] belongs before the capture.
 
 mod arch;
+mod attention;
 mod cache;
 mod compiler;
 mod device;
 mod driver;
 mod error;
+mod event;
+mod graph;
 mod image;
 mod kernel;
 mod launch;
@@ -28,28 +31,35 @@ mod library;
 mod memory;
 mod nvrtc;
 pub mod params;
+mod pinned;
 mod probe;
+mod step;
 mod table;
 mod trial;
 mod usage;
 pub mod work;
 
 pub use arch::{Arch, Target, Version};
+pub use attention::{Attention, Capacity, DevicePart, Replay};
 pub use cache::{CAP_BYTES, Cache};
 pub use compiler::{Compiler, Counts, PrebuildError};
-pub use device::{Device, Warmed};
+pub use device::{Device, KeepContext, Warmed};
 pub use driver::{DeviceInfo, DriverInfo, driver, runs};
 pub use error::Error;
+pub use event::Event;
+pub use graph::Graph;
 pub use image::{Damage, Image};
 pub use kernel::{Header, Kernel, Key, Macros, Specialisation, Variant};
 pub use launch::{Function, Grid, Stream};
 pub use library::{Found, prebuilt_in, search_in};
 pub use memory::Buffer;
 pub use nvrtc::{Compiled, Nvrtc};
+pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
+pub use step::{SelectedStep, StepMemory, StepShape};
 pub use table::{
-    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, MERGE, SCORE, SELECT,
-    SHIPPED, TRANSFER, WRITE,
+    ATTEND_CODES, ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, BOXED, COLUMNS,
+    EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

@@ -1,10 +1,12 @@
 //! Attention in f64, token by token: the oracle of every kernel. Slow and plain on purpose.
 
 mod prefill;
+mod quant;
 
 use crate::attend::{BlockLists, Params, Queries, ROOT};
 use crate::{KvPool, PageLists, SlotLists};
 pub use prefill::{pool_blocks, probabilities, sum_columns, sum_diagonals};
+pub use quant::{dequantised, rotated};
 
 /// Frame, offset and position of each token of a list.
 type Tokens = Vec<(usize, usize, u32)>;

@@ -22,7 +22,7 @@ pub use boxed::{BoxedQuery, RawScores, boxed, boxed_raw, refine, refine_raw};
 pub(crate) use boxed::{CODE_SLACK, Job, QUERY_SHIFT, STEP_CODES, TINY, half_cell, slack};
 pub use low_bit::{low_bit, low_bit_at};
 pub use tiles::{tile_boxes, tile_uppers};
-pub use units::{UnitQuery, unit_rows, units, units_upper};
+pub use units::{UnitQuery, fetch_unit_rows, unit_rows, units, units_upper};
 
 /// The cells of one KV head's tiles, in tile order.
 #[derive(Clone, Copy, Debug)]

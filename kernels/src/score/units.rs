@@ -5,6 +5,7 @@
 //! `[q | scale/2 q^2]`: the second-order estimate of the unit's log-mass, divided by the scale.
 
 use super::CellList;
+use crate::arch::touch;
 use crate::convert::widen;
 use crate::rows::QueryRows;
 use crate::summary::{UnitKind, UnitSpec};
@@ -123,6 +124,13 @@ pub unsafe fn unit_rows(query: &UnitQuery, rows: &[*const u8], out: &mut [f32]) 
     assert_eq!(out.len(), heads * n, "scores of {heads} heads, {n} rows");
     // SAFETY: the caller's promise.
     unsafe { query.rows.dots(rows, out, n) }
+}
+
+/// Asks the caches for rows that will be scored soon. They need not be readable.
+pub fn fetch_unit_rows(spec: &UnitSpec, rows: impl Iterator<Item = *const u8>) {
+    for row in rows {
+        (0..spec.row_bytes()).step_by(64).for_each(|at| touch(row, at));
+    }
 }
 
 /// Upper bound of `q . k` for keys in a box, rounded up far enough to be rigorous.

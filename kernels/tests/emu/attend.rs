@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 use half::{bf16, f16};
-use kvist_kernels::attend::{Listed, Out, Queries};
+use kvist_kernels::attend::{Listed, Out, Params, Queries};
 use kvist_kernels::cuda::params::AttendParams;
 use kvist_kernels::cuda::work::{self, AttendSpec, Work};
 use kvist_kernels::reference::Attended;
@@ -21,6 +21,8 @@ pub(crate) type Attention = (Vec<f32>, Vec<f32>, Report);
 /// The compiled kernels of a specialisation.
 pub(crate) struct Device {
     pub(crate) spec: AttendSpec,
+    /// Plans as the device makes them: with every tile of a list, whatever a mask hides.
+    whole: bool,
     attend: Kernels,
     merge: Kernels,
 }
@@ -32,7 +34,7 @@ impl Device {
         let shared =
             unsafe { attend.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
         assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
-        Device { spec, attend, merge: Kernels::compile("merge.cu", &[]) }
+        Device { spec, whole: false, attend, merge: Kernels::compile("merge.cu", &[]) }
     }
 
     /// Attends and merges; queries are of type `Q`, results are rounded to `O`.
@@ -59,7 +61,9 @@ impl Device {
             let (mut spec, p) = work::describe(queries, &listed, params, &out).unwrap();
             spec.wide |= self.spec.wide;
             assert_eq!(spec, self.spec);
-            let work = Work::new(queries, &listed, params, spec.rows(), WORKERS).unwrap();
+            let unmasked = Params { causal: false, window: 0, ..*params };
+            let planned = if self.whole { &unmasked } else { params };
+            let work = Work::new(queries, &listed, planned, spec.rows(), WORKERS).unwrap();
             let arrays = Arrays { queries, q: Memory::read(&q), built, case, work: &work };
             let report = self.launch(p, &arrays, (&mut o, &mut lse), (schedule, left_out));
             (o.iter().map(|x| x.to_f32()).collect(), lse, report)
@@ -254,6 +258,15 @@ pub(crate) fn types() {
     assert!(o.iter().zip(&narrow).all(|(&a, &b)| f16::from_f32(a).to_f32() == b));
 }
 
+/// Tiles that a mask hides may be in a plan.
+pub(crate) fn whole_lists() {
+    for wide in [false, true] {
+        let device = Device { whole: true, ..Device::new(AttendSpec { wide, ..BF16 }) };
+        let masked = cases(&device.spec).into_iter().filter(|c| c.causal || c.window > 0);
+        masked.for_each(|case| check::<bf16>(&device, &case));
+    }
+}
+
 /// A NaN or infinite key or value reaches the rows that see it, as in the oracle, and no other.
 pub(crate) fn specials() {
     let device = Device::new(BF16);
@@ -289,9 +302,10 @@ pub(crate) fn planted() {
         let lens = vec![520, 300, 450, 700];
         let case = Case { queries: vec![1; lens.len()], lens, ..shape(&spec, 16, 4) };
         let built = build::<bf16>(&case);
+        // The last is that of codes: `codes::planted`.
         let guards = toolchain::guards("attend_pages.cu");
-        assert_eq!(guards, [1, 2, 3, 4, 5, 6]);
-        for guard in guards {
+        assert_eq!(guards, [1, 2, 3, 4, 5, 6, 7]);
+        for guard in 1..7 {
             for schedule in SCHEDULES {
                 let (_, _, report) = device.run::<bf16, bf16, f32>(&case, &built, schedule, guard);
                 assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}, wide {wide}");

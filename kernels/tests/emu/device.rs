@@ -7,20 +7,21 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kvist_kernels::attend::Listed;
+use kvist_kernels::attend::{Listed, Out, Params, Queries};
 use kvist_kernels::cuda::params::MergeUnitsParams;
 use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
-    ATTEND_PAGES, Cache, Compiler, Device, Grid, MERGE, Macros, Memory, Specialisation, Stream,
-    Trial,
+    ATTEND_PAGES, Attention, Buffer, Cache, Capacity, Compiler, Device, Grid, MERGE, Macros,
+    Memory, Specialisation, Stream, Trial,
 };
-use kvist_kernels::{DType, Element};
+use kvist_kernels::{DType, Element, KvPool, PageLists, Tensor3, Tensor3Mut, reference};
 use tempfile::TempDir;
 
 use crate::attend::{cases, compare};
 use crate::calls;
 use crate::common::{Built, Case, build, oracle, run_with};
 use crate::gpu::{self, Played};
+use crate::step;
 
 /// Names the folder of images in the process that has the driver.
 pub(crate) const CHILD: &str = "KVIST_EMU_DEVICE";
@@ -49,10 +50,11 @@ pub(crate) fn folder(folder: &Path) {
 /// Runs [`child`] where the only driver is the one that is played.
 pub(crate) fn attention() {
     let folder = TempDir::new().unwrap();
-    gpu::make(folder.path(), &kernels(&SPECS));
+    gpu::make(folder.path(), &[kernels(&SPECS), step::kernels()].concat());
     let output = Command::new(std::env::current_exe().unwrap())
         .env("LD_LIBRARY_PATH", folder.path())
         .env("FAKE_EMULATE", "1")
+        .env("FAKE_DEFER", "1")
         .env(CHILD, folder.path())
         .output()
         .unwrap();
@@ -66,9 +68,13 @@ pub(crate) fn child(folder: &Path) {
     let device = Device::open(0, Arc::new(compiler)).unwrap();
     // SAFETY: the default stream is always there.
     let stream = unsafe { device.stream(null_mut()) };
-    let all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
+    let mut all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
     assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 1);
-    let gpu = Gpu { device, stream };
+    all = step::STEP.kernels();
+    assert_eq!(device.warm_up(&all).unwrap().loaded, 3, "those that are not there yet");
+    let device = Arc::new(device);
+    let attention = Attention::new(&device, &stream).unwrap();
+    let mut gpu = Gpu { own: device.new_stream().unwrap(), attention, device, stream };
     let mut calls = 0;
     for spec in &SPECS {
         for case in cases(spec) {
@@ -80,20 +86,112 @@ pub(crate) fn child(folder: &Path) {
             calls += 1;
         }
     }
+    gpu.replays();
+    gpu.selects();
     gpu.refuses();
     println!("{calls} calls");
 }
 
-struct Gpu {
-    device: Device,
-    stream: Stream,
+pub(crate) struct Gpu {
+    pub(crate) device: Arc<Device>,
+    /// The default stream.
+    pub(crate) stream: Stream,
+    pub(crate) own: Stream,
+    attention: Attention,
 }
 
 impl Gpu {
-    fn check<T: Element>(&self, case: &Case) {
+    fn check<T: Element>(&mut self, case: &Case) {
         let built = build::<T>(case);
+        let expected = oracle(case, &built);
         let (o, lse) = self.run(case, &built);
-        compare(case, T::DTYPE, &o, &lse, &oracle(case, &built));
+        compare(case, T::DTYPE, &o, &lse, &expected);
+        // Only the wide kernel of f32 was compiled.
+        if T::DTYPE != DType::F32 && case.queries.iter().all(|n| n * case.group <= 16) {
+            let (o, lse) = self.run_by_copies(case, &built);
+            compare(case, T::DTYPE, &o, &lse, &expected);
+        }
+    }
+
+    /// Twice by [`Attention`], on a stream that does nothing before somebody waits for it.
+    fn run_by_copies<T: Element>(&mut self, case: &Case, built: &Built<T>) -> (Vec<f32>, Vec<f32>) {
+        run_with(case, built, |queries, pool, pages, slots, params| {
+            let mut there = There::new(&self.device, &self.stream, &built.q, queries.q.shape());
+            let (k, v) = (there.put(&built.k), there.put(&built.v));
+            // SAFETY: a pool of the GPU as the case has one; nobody reads it on the host.
+            let pool =
+                unsafe { KvPool::from_raw(k, v, T::DTYPE, *pool.layout(), pool.frames()).unwrap() };
+            let listed = match slots {
+                Some(slots) => Listed::Slots(&pool, slots),
+                None => Listed::Pages(&pool, pages),
+            };
+            let queries = Queries { q: there.q(), ..*queries };
+            for _ in 0..2 {
+                let (out, lse2) = there.out();
+                let call = (&queries, &listed, params);
+                // SAFETY: all of it is the GPU's.
+                unsafe { self.attention.launch(&self.own, call, &out, lse2).unwrap() };
+            }
+            there.read(&self.own)
+        })
+    }
+
+    /// One graph for lists of other lengths.
+    fn replays(&mut self) {
+        let case = Case { lens: vec![70], ..plain_case() };
+        let built = build::<bf16>(&case);
+        run_with(&case, &built, |queries, pool, pages, _, params| {
+            let mut there = There::new(&self.device, &self.stream, &built.q, queries.q.shape());
+            let (k, v) = (there.put(&built.k), there.put(&built.v));
+            // SAFETY: as above.
+            let pool = unsafe {
+                KvPool::from_raw(k, v, DType::Bf16, *pool.layout(), pool.frames()).unwrap()
+            };
+            let queries = Queries { q: there.q(), ..*queries };
+            let lists = pages.lens.len();
+            let call = (&queries, &Listed::Pages(&pool, pages), params);
+            let (out, lse2) = there.out();
+            let most = Capacity { lists, items: 2 * pages.frames.len() };
+            // SAFETY: all of it is the GPU's.
+            let replay = unsafe { self.attention.capture(&self.own, call, &out, lse2, most) };
+            let mut replay = replay.unwrap();
+            for len in [70usize, 33, 0, 16, 70] {
+                let own = len.div_ceil(case.page);
+                let each = pages.indptr.windows(2);
+                let frames: Vec<u32> =
+                    each.flat_map(|w| &pages.frames[w[0] as usize..][..own]).copied().collect();
+                let indptr: Vec<u32> = (0..=lists as u32).map(|i| i * own as u32).collect();
+                let lens = vec![len as u32; lists];
+                let shorter = PageLists { indptr: &indptr, frames: &frames, lens: &lens, ..*pages };
+                let call = (&queries, &Listed::Pages(&pool, &shorter), params);
+                let (out, _) = there.out();
+                // SAFETY: as above.
+                unsafe { replay.launch(&self.own, call, &out).unwrap() };
+                let (o, lse) = there.read(&self.own);
+                let case = Case { lens: vec![len], ..case.clone() };
+                let expected = run_with(&case, &built, |queries, pool, _, _, params| {
+                    let tokens = reference::page_tokens(pool, &shorter);
+                    reference::attend(queries, pool, &tokens, case.per_head, params)
+                });
+                compare(&case, DType::Bf16, &o, &lse, &expected);
+            }
+            // More than it has room for, and another rule.
+            let three = [pages.frames, pages.frames, pages.frames].concat();
+            let indptr: Vec<u32> = pages.indptr.iter().map(|i| i * 3).collect();
+            let lens = vec![(indptr[1] - 1) * case.page as u32 + 1; lists];
+            let long = PageLists { indptr: &indptr, frames: &three, lens: &lens, ..*pages };
+            let capped = Params { soft_cap: 3.0, ..*params };
+            for (listed, params, found) in [
+                (Listed::Pages(&pool, &long), params, "longer lists"),
+                (Listed::Pages(&pool, pages), &capped, "another kernel, shape or rule"),
+            ] {
+                let (out, _) = there.out();
+                let call = (&queries, &listed, params);
+                // SAFETY: nothing is queued.
+                let told = unsafe { replay.launch(&self.own, call, &out) }.unwrap_err();
+                assert!(told.to_string().contains(found), "{told}");
+            }
+        });
     }
 
     fn run<T: Element>(&self, case: &Case, built: &Built<T>) -> (Vec<f32>, Vec<f32>) {
@@ -103,7 +201,7 @@ impl Gpu {
                 None => Listed::Pages(pool, pages),
             };
             let memory = Memory { q: &built.q, k: &built.k, v: &built.v };
-            // Only the wide kernel of f32 was compiled, and it does few rows, too.
+            // It does few rows, too.
             let wide = T::DTYPE == DType::F32;
             let call = (queries, &listed, params);
             let mut trial = Trial::new(&self.device, &self.stream, call, memory, wide).unwrap();
@@ -142,5 +240,64 @@ impl Gpu {
         let told = unsafe { merge.unwrap().launch(&self.stream, grid, &lost) };
         let text = told.unwrap_err().to_string();
         assert!(text.contains("GPU lost"), "{text}");
+    }
+}
+
+fn plain_case() -> Case {
+    let of_grid = cases(&SPECS[0]).into_iter().next().unwrap();
+    Case { queries: vec![1], causal: false, window: 0, sinks: false, first_pos: 0, ..of_grid }
+}
+
+/// A call's memory on the GPU.
+pub(crate) struct There<'a> {
+    device: &'a Device,
+    stream: &'a Stream,
+    shape: [usize; 3],
+    dtype: DType,
+    pub(crate) kept: Vec<Buffer>,
+}
+
+impl<'a> There<'a> {
+    /// With the queries, and room for outputs.
+    pub(crate) fn new<T: Element>(
+        device: &'a Device,
+        stream: &'a Stream,
+        q: &[T],
+        shape: [usize; 3],
+    ) -> There<'a> {
+        let mut there = There { device, stream, shape, dtype: T::DTYPE, kept: Vec::new() };
+        let numbers: usize = shape.iter().product();
+        there.put(q);
+        there.put(&vec![f32::NAN; numbers]);
+        there.put(&vec![f32::NAN; shape[0] * shape[1]]);
+        there
+    }
+
+    pub(crate) fn put<T: bytemuck::Pod>(&mut self, data: &[T]) -> *const u8 {
+        self.kept.push(self.device.buffer_of(self.stream, data).unwrap());
+        self.kept.last().unwrap().address() as *const u8
+    }
+
+    fn q(&self) -> Tensor3<'static> {
+        let strides = [(self.shape[1] * self.shape[2]) as i64, self.shape[2] as i64];
+        let q = self.kept[0].address() as *const u8;
+        // SAFETY: nobody reads it on the host.
+        unsafe { Tensor3::from_raw(q, self.dtype, self.shape, strides) }
+    }
+
+    fn out(&self) -> (Out<'static>, u64) {
+        let strides = [(self.shape[1] * self.shape[2]) as i64, self.shape[2] as i64];
+        let o = self.kept[1].address() as *mut u8;
+        // SAFETY: nobody writes it on the host.
+        let o = unsafe { Tensor3Mut::from_raw(o, DType::F32, self.shape, strides) };
+        (Out { o, lse2: None }, self.kept[2].address())
+    }
+
+    pub(crate) fn read(&self, stream: &Stream) -> (Vec<f32>, Vec<f32>) {
+        let mut o = vec![0f32; self.shape.iter().product()];
+        let mut lse = vec![0f32; self.shape[0] * self.shape[1]];
+        self.kept[1].read(stream, 0, &mut o).unwrap();
+        self.kept[2].read(stream, 0, &mut lse).unwrap();
+        (o, lse)
     }
 }

@@ -5,21 +5,39 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod attend;
+mod boxed;
 mod calls;
+mod chain;
+mod codes;
+mod columns;
 #[path = "../attend/common.rs"]
 #[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod common;
 mod device;
+mod expw;
 mod gpu;
+#[path = "../score/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the CPU kernels")]
+mod keys;
+mod kmeans;
 mod machine;
 mod merge;
+mod plan;
 mod prefill;
+mod quant;
+mod rope;
 mod score;
 mod select;
 mod selftest;
+mod step;
+#[path = "../entropy/common.rs"]
+#[expect(dead_code, reason = "shared with the tests of the codec")]
+mod tiles;
+mod tokens;
 mod toolchain;
 mod transfer;
 mod tree;
+mod vote;
 mod write;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -59,9 +77,19 @@ fn small() {
     prefill::small();
     tree::small();
     score::small();
+    tokens::small();
+    boxed::small();
+    vote::small();
+    plan::small();
     select::pages();
     write::append();
     transfer::items();
+    expw::small();
+    kmeans::small();
+    columns::small();
+    quant::small();
+    rope::small();
+    codes::small();
 }
 
 fn main() {
@@ -88,14 +116,16 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 29] = [
+    let plain: [(&str, fn()); 62] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
+        ("emulator: products of bytes", selftest::byte_products),
         ("emulator: wgmma", selftest::hopper),
         ("emulator: conversions", selftest::conversions),
         ("attend: types", attend::types),
         ("attend: specials", attend::specials),
+        ("attend: whole lists", attend::whole_lists),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
         ("prefill: rows", prefill::rows),
@@ -110,12 +140,43 @@ fn main() {
         ("device: attention", device::attention),
         ("device: many rows and trees", calls::tall),
         ("score: grid", score::grid),
+        ("score: rows", score::rows),
+        ("score: specials", score::specials),
         ("score: barriers left out", score::planted),
+        ("tokens: grid", tokens::grid),
+        ("tokens: specials", tokens::specials),
+        ("tokens: barriers left out", tokens::planted),
+        ("tokens: misuse", tokens::misuse),
+        ("boxed: grid", boxed::grid),
+        ("boxed: specials", boxed::specials),
+        ("boxed: barriers left out", boxed::planted),
         ("select: grid", select::grid),
+        ("select: mass", select::mass),
         ("select: pages", select::pages),
         ("select: barriers left out", select::planted),
+        ("vote: grid", vote::grid),
+        ("vote: barriers left out", vote::planted),
+        ("plan: grid", plan::grid),
+        ("plan: barriers left out", plan::planted),
+        ("chain: pages", chain::pages),
+        ("chain: slots", chain::slots),
         ("write: append", write::append),
         ("transfer: items", transfer::items),
+        ("expw: grid", expw::grid),
+        ("expw: hostile bytes", expw::hostile),
+        ("expw: outside", expw::outside),
+        ("expw: barriers left out", expw::planted),
+        ("kmeans: grid", kmeans::grid),
+        ("kmeans: whole runs", kmeans::lloyd),
+        ("kmeans: barriers left out", kmeans::planted),
+        ("columns: grid", columns::grid),
+        ("columns: specials", columns::specials),
+        ("columns: barriers left out", columns::planted),
+        ("quant: grid", quant::grid),
+        ("rope: grid", rope::grid),
+        ("codes: grid", codes::grid),
+        ("codes: specials", codes::specials),
+        ("codes: barriers left out", codes::planted),
         (SANITIZED, small),
         ("small grid under the sanitizers", sanitized),
     ];

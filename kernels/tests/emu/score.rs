@@ -1,4 +1,4 @@
-//! K7: bounds from boxes, against f64.
+//! K7 and K8: bounds from boxes, and scores of one row a unit, against f64.
 
 use bytemuck::Zeroable;
 use half::{bf16, f16};
@@ -11,9 +11,9 @@ use crate::common::Random;
 use crate::machine::{Fault, Grid, Kernels, Memory, Report, SCHEDULES, Schedule};
 use crate::toolchain;
 
-/// Boxes of random keys in permuted frames of several units and heads, NaN where no list reads.
+/// Random boxes or rows in permuted frames of several units and heads, NaN where no list reads.
 struct Boxes<T> {
-    /// `[frames][heads][units][max | min][dim]`
+    /// `[frames][heads][units][max | min][dim]`, without boxes `[frames][heads][units][dim]`
     rows: Vec<T>,
     q: Vec<T>,
     layout: KvLayout,
@@ -22,10 +22,12 @@ struct Boxes<T> {
     lens: Vec<u32>,
     q_indptr: Vec<u32>,
     group: usize,
+    boxes: bool,
 }
 
 struct Shape {
     dim: usize,
+    boxes: bool,
     units: usize,
     heads: usize,
     group: usize,
@@ -34,9 +36,10 @@ struct Shape {
 }
 
 fn build<T: Element>(shape: &Shape) -> Boxes<T> {
-    let Shape { dim, units, heads, group, lens } = *shape;
+    let Shape { dim, boxes, units, heads, group, lens } = *shape;
     let mut random = Random(dim as u64);
-    let step = 2 * dim as i64;
+    let sides = if boxes { 2 } else { 1 };
+    let step = (sides * dim) as i64;
     let strides = [(heads * units) as i64 * step, units as i64 * step, step];
     let layout = KvLayout {
         page_tokens: units,
@@ -50,7 +53,7 @@ fn build<T: Element>(shape: &Shape) -> Boxes<T> {
     let count: usize = lens.iter().map(|l| pages(l.0)).sum::<usize>() + 2;
     let mut order: Vec<u32> = (0..count as u32).collect();
     (1..count).rev().for_each(|i| order.swap(i, random.below(i + 1)));
-    let mut boxes = Boxes {
+    let mut built = Boxes {
         rows: vec![T::from_f32(f32::NAN); count * strides[0] as usize],
         q: Vec::new(),
         layout,
@@ -59,28 +62,31 @@ fn build<T: Element>(shape: &Shape) -> Boxes<T> {
         lens: lens.iter().map(|l| l.0).collect(),
         q_indptr: vec![0],
         group,
+        boxes,
     };
     for &(n, rows) in lens {
-        let own = &order[boxes.frames.len()..][..pages(n)];
+        let own = &order[built.frames.len()..][..pages(n)];
         for unit in 0..n as usize {
             for head in 0..heads {
                 let frame = own[unit / units] as usize;
-                let at = ((frame * heads + head) * units + unit % units) * 2 * dim;
+                let at = ((frame * heads + head) * units + unit % units) * sides * dim;
                 for i in 0..dim {
                     let (a, b) = (random.normal(), random.normal());
-                    boxes.rows[at + i] = T::from_f32(a.max(b));
-                    boxes.rows[at + dim + i] = T::from_f32(a.min(b));
+                    built.rows[at + i] = T::from_f32(a.max(b));
+                    if boxes {
+                        built.rows[at + dim + i] = T::from_f32(a.min(b));
+                    }
                 }
             }
         }
-        boxes.frames.extend(own);
-        boxes.indptr.push(boxes.frames.len() as u32);
-        let last = boxes.q_indptr[boxes.q_indptr.len() - 1];
-        boxes.q_indptr.push(last + rows);
+        built.frames.extend(own);
+        built.indptr.push(built.frames.len() as u32);
+        let last = built.q_indptr[built.q_indptr.len() - 1];
+        built.q_indptr.push(last + rows);
     }
-    let rows = boxes.q_indptr[lens.len()] as usize;
-    boxes.q = (0..rows * heads * group * dim).map(|_| T::from_f32(random.normal())).collect();
-    boxes
+    let rows = built.q_indptr[lens.len()] as usize;
+    built.q = (0..rows * heads * group * dim).map(|_| T::from_f32(random.normal())).collect();
+    built
 }
 
 /// Scores `[q rows][heads][units_max]`, with what lies beyond a list's units left as it was (7).
@@ -91,7 +97,7 @@ fn run<T: Element>(
     (schedule, left_out): (Schedule, u32),
 ) -> (Vec<f32>, Report) {
     let layout = boxes.layout;
-    let spec = ScoreSpec { dim: layout.dim_k, dtype: T::DTYPE };
+    let spec = ScoreSpec { dim: layout.dim_k, dtype: T::DTYPE, boxes: boxes.boxes };
     // SAFETY: the type is that of `score.cu`; the function only computes.
     let shared = unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
     assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
@@ -100,7 +106,8 @@ fn run<T: Element>(
     let q = Tensor3::contiguous(&boxes.q, [rows, q_heads, layout.dim_k]).unwrap();
     let queries = Queries { q, indptr: &boxes.q_indptr, positions: None };
     let frames = boxes.rows.len() / layout.k_strides[0] as usize;
-    let minima = &boxes.rows[layout.dim_k..];
+    // Without boxes there are no minima, and nobody may read any.
+    let minima = if boxes.boxes { &boxes.rows[layout.dim_k..] } else { &boxes.rows[..] };
     let pool = KvPool::new(&boxes.rows, minima, layout, frames).unwrap();
     let lists = PageLists {
         indptr: &boxes.indptr,
@@ -118,7 +125,7 @@ fn run<T: Element>(
     let params = ScoreParams {
         q: boxes.q.as_ptr() as u64,
         k: boxes.rows.as_ptr() as u64,
-        v: minima.as_ptr() as u64,
+        v: if boxes.boxes { minima.as_ptr() as u64 } else { 0 },
         out: out.as_ptr() as u64,
         units: work.units.as_ptr() as u64,
         segments: work.segments.as_ptr() as u64,
@@ -155,7 +162,7 @@ fn run<T: Element>(
     ];
     let blocks = work.workers.len() - 1;
     let grid = Grid { blocks, shared_bytes: spec.shared_bytes(), schedule, left_out };
-    let report = kernels.run("score_boxes", &params, grid, &memory);
+    let report = kernels.run("score_units", &params, grid, &memory);
     (out, report)
 }
 
@@ -165,22 +172,27 @@ fn bound<T: Element>(boxes: &Boxes<T>, row: usize, q_head: usize, unit: usize) -
     let (dim, units) = (layout.dim_k, layout.page_tokens);
     let sequence = boxes.q_indptr[1..].iter().take_while(|&&end| end as usize <= row).count();
     let frame = boxes.frames[boxes.indptr[sequence] as usize + unit / units] as usize;
-    let at = ((frame * layout.kv_heads + q_head / boxes.group) * units + unit % units) * 2 * dim;
+    let row_at = (frame * layout.kv_heads + q_head / boxes.group) * units + unit % units;
+    let at = row_at * if boxes.boxes { 2 } else { 1 } * dim;
+    let other = if boxes.boxes { at + dim } else { at };
     let q = &boxes.q[(row * layout.kv_heads * boxes.group + q_head) * dim..];
     (0..dim).fold((0.0, 0.0), |(sum, size), i| {
         let x = f64::from(q[i].to_f32());
-        let (a, b) = (boxes.rows[at + i].to_f32(), boxes.rows[at + dim + i].to_f32());
+        let (a, b) = (boxes.rows[at + i].to_f32(), boxes.rows[other + i].to_f32());
         let best = (x * f64::from(a)).max(x * f64::from(b));
         (sum + best, size + best.abs())
     })
 }
 
 fn check<T: Element>(kernels: &Kernels, shape: &Shape, fold: Fold) {
-    let boxes = build::<T>(shape);
+    check_built(kernels, shape, &build::<T>(shape), fold);
+}
+
+fn check_built<T: Element>(kernels: &Kernels, shape: &Shape, boxes: &Boxes<T>, fold: Fold) {
     let group = boxes.group;
     let rows = boxes.q_indptr[shape.lens.len()] as usize;
     for schedule in SCHEDULES {
-        let (out, report) = run(kernels, &boxes, fold, (schedule, 0));
+        let (out, report) = run(kernels, boxes, fold, (schedule, 0));
         report.expect_clean(&(schedule, fold));
         let heads = if fold == Fold::None { shape.heads * group } else { shape.heads };
         let width = out.len() / (rows * heads).max(1);
@@ -196,11 +208,13 @@ fn check<T: Element>(kernels: &Kernels, shape: &Shape, fold: Fold) {
                 continue;
             }
             let all: Vec<(f64, f64)> = match fold {
-                Fold::None => vec![bound(&boxes, row, head, unit)],
-                _ => (0..group).map(|g| bound(&boxes, row, head * group + g, unit)).collect(),
+                Fold::None => vec![bound(boxes, row, head, unit)],
+                _ => (0..group).map(|g| bound(boxes, row, head * group + g, unit)).collect(),
             };
             let sum: f64 = all.iter().map(|x| x.0).sum();
-            let most = all.iter().map(|x| x.0).fold(f64::NEG_INFINITY, f64::max);
+            // NaN wins.
+            let highest = |a: f64, b: f64| if b > a || b.is_nan() { b } else { a };
+            let most = all.iter().map(|x| x.0).fold(f64::NEG_INFINITY, highest);
             let want = match fold {
                 Fold::None | Fold::Sum => sum,
                 Fold::Max => most,
@@ -208,48 +222,82 @@ fn check<T: Element>(kernels: &Kernels, shape: &Shape, fold: Fold) {
             };
             let size: f64 = all.iter().map(|x| x.1).sum();
             let error = (f64::from(*got) - want).abs();
-            assert!(error <= 1e-6 * size, "{row}, {head}, {unit}: {got}, {want}, {fold:?}");
+            let same = f64::from(*got) == want || (got.is_nan() && want.is_nan());
+            assert!(same || error <= 1e-6 * size, "{row}, {head}, {unit}: {got}, {want}, {fold:?}");
         }
     }
 }
 
-fn kernels(dim: usize, dtype: DType) -> Kernels {
-    Kernels::compile("score.cu", &ScoreSpec { dim, dtype }.macros())
+fn kernels(dim: usize, dtype: DType, boxes: bool) -> Kernels {
+    Kernels::compile("score.cu", &ScoreSpec { dim, dtype, boxes }.macros())
 }
 
 /// Units of 16 tokens in pages of 64, of 16 in pages of 16, and an odd number; groups that fill a unit of
 /// rows, and that do not.
+const LENS: &[(u32, u32)] = &[(0, 1), (1, 1), (5, 2), (0, 0), (130, 1), (64, 7)];
+
 pub(crate) fn grid() {
-    let lens = &[(0, 1), (1, 1), (5, 2), (0, 0), (130, 1), (64, 7)];
-    let shape = |dim, units, heads, group| Shape { dim, units, heads, group, lens };
-    let kernels128 = kernels(128, DType::Bf16);
+    let shape =
+        |dim, units, heads, group| Shape { dim, boxes: true, units, heads, group, lens: LENS };
+    let kernels128 = kernels(128, DType::Bf16, true);
     check::<bf16>(&kernels128, &shape(128, 4, 2, 4), Fold::Max);
     check::<bf16>(&kernels128, &shape(128, 1, 1, 1), Fold::None);
-    let kernels80 = kernels(80, DType::F16);
+    let kernels80 = kernels(80, DType::F16, true);
     check::<f16>(&kernels80, &shape(80, 3, 1, 7), Fold::Mean);
     check::<f16>(&kernels80, &shape(80, 4, 1, 16), Fold::Sum);
     check::<f16>(&kernels80, &shape(80, 4, 2, 3), Fold::None);
 }
 
-/// A small case for the sanitizers.
+/// Means of pages and centroids of clusters.
+pub(crate) fn rows() {
+    let shape =
+        |dim, units, heads, group| Shape { dim, boxes: false, units, heads, group, lens: LENS };
+    let kernels128 = kernels(128, DType::F16, false);
+    check::<f16>(&kernels128, &shape(128, 4, 2, 4), Fold::Max);
+    let kernels256 = kernels(256, DType::Bf16, false);
+    check::<bf16>(&kernels256, &shape(256, 1, 1, 5), Fold::Sum);
+    let kernels96 = kernels(96, DType::Bf16, false);
+    check::<bf16>(&kernels96, &shape(96, 3, 2, 3), Fold::None);
+    check::<bf16>(&kernels96, &shape(96, 1, 1, 16), Fold::Mean);
+}
+
+/// A NaN or infinite row reaches its own unit only.
+pub(crate) fn specials() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for (fold, group) in [(Fold::Max, 4), (Fold::Mean, 1), (Fold::None, 2)] {
+            let lens = &[(70, 1), (3, 1)];
+            let shape = Shape { dim: 64, boxes: false, units: 4, heads: 1, group, lens };
+            let mut built = build::<bf16>(&shape);
+            let at = built.frames[5] as usize * 4 + 2;
+            built.rows[at * 64 + 9] = bf16::from_f32(value);
+            check_built(&kernels(64, DType::Bf16, false), &shape, &built, fold);
+        }
+    }
+}
+
+/// Small cases for the sanitizers.
 pub(crate) fn small() {
     let lens = &[(0, 1), (5, 2), (70, 1)];
-    let shape = Shape { dim: 80, units: 3, heads: 1, group: 7, lens };
-    check::<f16>(&kernels(80, DType::F16), &shape, Fold::Mean);
+    for boxes in [true, false] {
+        let shape = Shape { dim: 80, boxes, units: 3, heads: 1, group: 7, lens };
+        check::<f16>(&kernels(80, DType::F16, boxes), &shape, Fold::Mean);
+    }
 }
 
 /// Each barrier and wait left out is reported, under every schedule.
 pub(crate) fn planted() {
-    let kernels = kernels(64, DType::Bf16);
-    let lens = &[(600, 1), (300, 1), (500, 1), (700, 1)];
-    let boxes = build::<bf16>(&Shape { dim: 64, units: 4, heads: 1, group: 4, lens });
-    let guards = toolchain::guards("score.cu");
-    assert_eq!(guards, [1, 2, 3, 4]);
-    for guard in guards {
-        for schedule in SCHEDULES {
-            let (_, report) = run(&kernels, &boxes, Fold::Max, (schedule, guard));
-            assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}");
-            assert!(report.count(Fault::InFlight) > 0 || guard != 2, "{}", report.first());
+    for boxes in [true, false] {
+        let kernels = kernels(64, DType::Bf16, boxes);
+        let lens = &[(600, 1), (300, 1), (500, 1), (700, 1)];
+        let built = build::<bf16>(&Shape { dim: 64, boxes, units: 4, heads: 1, group: 4, lens });
+        let guards = toolchain::guards("score.cu");
+        assert_eq!(guards, [1, 2, 3, 4]);
+        for guard in guards {
+            for schedule in SCHEDULES {
+                let (_, report) = run(&kernels, &built, Fold::Max, (schedule, guard));
+                assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}, {boxes}");
+                assert!(report.count(Fault::InFlight) > 0 || guard != 2, "{}", report.first());
+            }
         }
     }
 }

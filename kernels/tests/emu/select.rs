@@ -1,16 +1,24 @@
-//! K10: against the CPU's top-k, id by id.
+//! K10 and K11: against the CPU's top-k and top-p, id by id.
 
 use std::ops::Range;
 
 use bytemuck::Zeroable;
-use kvist_kernels::cuda::params::TopKParams;
-use kvist_kernels::select::top_k_forced;
+use kvist_kernels::cuda::params::{TopKParams, TopPParams};
+use kvist_kernels::select::{top_k_forced, top_p_forced};
 
 use crate::common::Random;
 use crate::machine::{Grid, Kernels, Memory, Report, SCHEDULES, Schedule};
 use crate::toolchain;
 
-const SHARED: usize = 8336;
+/// Shared memory of both kernels, in bytes.
+const SHARED: [usize; 2] = [8336, 24992];
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    Count(usize),
+    Mass { target: f64, least: usize, most: usize },
+}
 
 /// Rows of scores with forced ranges.
 struct Rows {
@@ -30,12 +38,13 @@ struct Chosen {
     ids: Vec<Vec<u32>>,
     frames: Vec<Vec<u32>>,
     lens: Vec<u32>,
+    masses: Vec<f32>,
 }
 
 fn run(
     kernels: &Kernels,
     rows: &Rows,
-    k: usize,
+    goal: Goal,
     pages: Option<&Pages>,
     (schedule, left_out): (Schedule, u32),
 ) -> (Chosen, Report) {
@@ -57,6 +66,7 @@ fn run(
         forced.iter().map(|r| u64::from(r[0]) | u64::from(r[1]) << 32).collect();
     let (mut out, mut frames) = (vec![u32::MAX; n * width], vec![u32::MAX; n * width]);
     let (mut out_n, mut lens) = (vec![u32::MAX; n], vec![u32::MAX; n]);
+    let mut masses = vec![f32::NAN; n];
     let mut params = TopKParams {
         scores: scores.as_ptr() as u64,
         counts: counts.as_ptr() as u64,
@@ -66,7 +76,10 @@ fn run(
         out_n: out_n.as_ptr() as u64,
         scores_row: width as i64,
         out_row: width as i64,
-        k: k as u32,
+        k: match goal {
+            Goal::Count(k) => k,
+            Goal::Mass { most, .. } => most,
+        } as u32,
         ..TopKParams::zeroed()
     };
     let mut memory = vec![
@@ -78,6 +91,7 @@ fn run(
         Memory::write(&mut out_n),
         Memory::write(&mut frames),
         Memory::write(&mut lens),
+        Memory::write(&mut masses),
     ];
     if let Some(pages) = pages {
         params = TopKParams {
@@ -92,13 +106,20 @@ fn run(
         let lists = [&pages.indptr, &pages.frames, &pages.lens];
         memory.extend(lists.map(|list| Memory::read(list)));
     }
-    let grid = Grid { blocks: n, shared_bytes: SHARED, schedule, left_out };
-    let report = kernels.run("top_k", &params, grid, &memory);
+    let grid = |shared_bytes| Grid { blocks: n, shared_bytes, schedule, left_out };
+    let report = match goal {
+        Goal::Count(_) => kernels.run("top_k", &params, grid(SHARED[0]), &memory),
+        Goal::Mass { target, least, .. } => {
+            let out_mass = masses.as_ptr() as u64;
+            let params = TopPParams { of: params, target, out_mass, least: least as u32, zero: 0 };
+            kernels.run("top_p", &params, grid(SHARED[1]), &memory)
+        }
+    };
     let cut = |data: &[u32]| -> Vec<Vec<u32>> {
         let rows = data.chunks(width).zip(&out_n);
         rows.map(|(row, &n)| row[..(n as usize).min(width)].to_vec()).collect()
     };
-    (Chosen { ids: cut(&out), frames: cut(&frames), lens }, report)
+    (Chosen { ids: cut(&out), frames: cut(&frames), lens, masses }, report)
 }
 
 /// Ordinary scores, few distinct ones, all the same, extremes of every kind.
@@ -133,7 +154,7 @@ fn rows(kinds: Range<usize>, lens: &[usize], random: &mut Random) -> Rows {
 }
 
 fn check(kernels: &Kernels, rows: &Rows, k: usize, schedule: Schedule) {
-    let (got, report) = run(kernels, rows, k, None, (schedule, 0));
+    let (got, report) = run(kernels, rows, Goal::Count(k), None, (schedule, 0));
     report.expect_clean(&(schedule, k));
     for (row, got) in got.ids.iter().enumerate() {
         let mut want = Vec::new();
@@ -157,6 +178,80 @@ pub(crate) fn grid() {
     }
 }
 
+/// Masses: a softmax, few distinct ones, all the same, extremes of every kind, nothing, a wide range.
+fn masses(kind: usize, n: usize, random: &mut Random) -> Vec<f32> {
+    const ODD: [f32; 8] = [0.0, -0.0, f32::NAN, f32::INFINITY, 1e-40, 1e-30, 2.0, 1.0];
+    let one = |_| match kind {
+        0 => (random.normal() * 4.0).exp2() / n as f32,
+        1 => random.below(5) as f32 / 64.0,
+        2 => 0.25,
+        3 => ODD[random.below(ODD.len())],
+        4 => 0.0,
+        _ => (-(random.below(60) as f32)).exp2(),
+    };
+    (0..n).map(one).collect()
+}
+
+fn check_mass(kernels: &Kernels, rows: &Rows, goal: (f64, usize, usize), schedule: Schedule) {
+    let (target, least, most) = goal;
+    let wanted = Goal::Mass { target, least, most };
+    let (got, report) = run(kernels, rows, wanted, None, (schedule, 0));
+    report.expect_clean(&(schedule, goal));
+    for (row, ids) in got.ids.iter().enumerate() {
+        let (weights, forced) = (&rows.scores[row], &rows.forced[row]);
+        let mut want = Vec::new();
+        let mass = top_p_forced(weights, forced, target, least, most, &mut want);
+        assert!(*ids == want, "row {row}, {goal:?}: {ids:?}, {want:?}");
+        let near = (f64::from(got.masses[row]) - mass).abs() <= 1e-6 * mass.abs();
+        assert!(near, "row {row}, {goal:?}: mass {}, {mass}", got.masses[row]);
+    }
+}
+
+/// Shares of the mass, with floors and caps, with and without forced ids.
+pub(crate) fn mass() {
+    let kernels = Kernels::compile("select.cu", &[]);
+    let mut random = Random(5);
+    let (mut forced, mut sums) = (rows(0..0, &[], &mut random), Vec::new());
+    for kind in 0..6 {
+        for n in [0, 1, 9, 512, 700] {
+            let weights = masses(kind, n, &mut random);
+            let sum: f64 = weights.iter().filter(|x| x.is_finite()).map(|&x| f64::from(x)).sum();
+            sums.push(sum);
+            forced.scores.push(weights);
+            let n = n as u32;
+            forced.forced.push(if n < 8 { vec![] } else { vec![0..2, n / 2..n / 2 + 1, n - 3..n] });
+        }
+    }
+    let free = Rows { forced: vec![vec![]; forced.scores.len()], scores: forced.scores.clone() };
+    let all = usize::MAX >> 32;
+    let goals = [
+        (0.0, 0, all),
+        (-1.0, 3, all),
+        (0.3, 0, all),
+        (0.9, 20, all),
+        (1.7, 0, 100),
+        (30.0, 600, 650),
+        (f64::INFINITY, 0, all),
+        (1e300, 0, 7),
+        (5.0, 9, 0),
+    ];
+    for (i, goal) in goals.into_iter().enumerate() {
+        check_mass(&kernels, &forced, goal, SCHEDULES[i % SCHEDULES.len()]);
+        check_mass(&kernels, &free, goal, SCHEDULES[(i + 1) % SCHEDULES.len()]);
+    }
+    // To the last unit: sums of these are exact on both sides.
+    for (row, sum) in sums.iter().enumerate().filter(|(row, _)| matches!(row / 5, 1 | 2)) {
+        let one = Rows { scores: vec![free.scores[row].clone()], forced: vec![vec![]] };
+        for target in [*sum, sum - 1.0 / 64.0, sum / 2.0] {
+            check_mass(&kernels, &one, (target, 0, all), SCHEDULES[row % SCHEDULES.len()]);
+        }
+    }
+    let long = Rows { scores: vec![masses(0, 5000, &mut random)], forced: vec![vec![]] };
+    for schedule in SCHEDULES {
+        check_mass(&kernels, &long, (4.0, 10, 3000), schedule);
+    }
+}
+
 /// Chosen pages come out as lists that attention takes.
 pub(crate) fn pages() {
     let kernels = Kernels::compile("select.cu", &[]);
@@ -173,8 +268,12 @@ pub(crate) fn pages() {
     }
     for schedule in SCHEDULES {
         let rows = Rows { scores: scores.clone(), forced: forced.clone() };
-        let (got, report) = run(&kernels, &rows, 8, Some(&pages), (schedule, 0));
+        let (got, report) = run(&kernels, &rows, Goal::Count(8), Some(&pages), (schedule, 0));
         report.expect_clean(&schedule);
+        let mass = Goal::Mass { target: f64::INFINITY, least: 0, most: 8 };
+        let (same, report) = run(&kernels, &rows, mass, Some(&pages), (schedule, 0));
+        report.expect_clean(&schedule);
+        assert!(same.ids == got.ids && same.frames == got.frames && same.lens == got.lens);
         for (row, ids) in got.ids.iter().enumerate() {
             assert_eq!(ids.len(), counts[row].min(8));
             let list = &pages.frames[pages.indptr[row] as usize..];
@@ -195,8 +294,11 @@ pub(crate) fn planted() {
     assert_eq!(guards, [1, 2, 3, 4]);
     for guard in guards {
         for schedule in SCHEDULES {
-            let (_, report) = run(&kernels, &rows, 300, None, (schedule, guard));
-            assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}");
+            let mass = Goal::Mass { target: 900.0, least: 0, most: 3000 };
+            for goal in [Goal::Count(300), mass] {
+                let (_, report) = run(&kernels, &rows, goal, None, (schedule, guard));
+                assert!(!report.is_clean(), "guard {guard} left out, {schedule:?}, {goal:?}");
+            }
         }
     }
 }

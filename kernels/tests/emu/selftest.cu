@@ -32,6 +32,8 @@ enum Mode {
     APART,
     COUNTED,       // all count in one word, and read it behind a barrier: right
     COUNTED_EARLY, // the same without the barrier
+    ADDED,         // the same in 64 bits
+    ADDED_EARLY,
     SLIP // reads behind a buffer without ldg; for the sanitizers
 };
 
@@ -158,6 +160,16 @@ KV_KERNEL(break_rule, SelfParams, 64, 1) {
         }
         seen = kv::lds<u32>(0) == 64 ? t : 0;
         break;
+    case ADDED:
+    case ADDED_EARLY:
+        kv::sync();
+        kv::add(8, t);
+        if (p.mode == ADDED) {
+            kv::sync();
+        }
+        // Beside the 2 and the 3 that lay there.
+        seen = kv::lds<u64>(8) == 0x300000002ull + 2016 ? t : 0;
+        break;
     case SLIP:
         seen = in[256];
         break;
@@ -197,6 +209,23 @@ KV_KERNEL(fragments, SelfParams, 32, 1) {
     p.mode == 2 ? kv::mma_bf16(c, a, b[0], b[1]) : kv::mma_f16(c, a, b[0], b[1]);
     for (u32 i = 0; i < 4; i++) {
         kv::stg(out + (l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2, kv::bits(c[i]));
+    }
+}
+
+// c = a b + c in signed bytes: `in` is a[16][32], b[8][32] (columns of b as rows), c[16][8] of i32.
+KV_KERNEL(bytes, SelfParams, 32, 1) {
+    u32 l = kv::lane();
+    const u32* in = reinterpret_cast<const u32*>(p.in);
+    auto word = [&](u32 row, u32 quarter) { return kv::ldg(in + row * 8 + l % 4 + quarter * 4); };
+    u32 a[4] = {word(l / 4, 0), word(l / 4 + 8, 0), word(l / 4, 1), word(l / 4 + 8, 1)};
+    auto at = [&](u32 i) { return (l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2; };
+    i32 c[4];
+    for (u32 i = 0; i < 4; i++) {
+        c[i] = static_cast<i32>(kv::ldg(in + 192 + at(i)));
+    }
+    kv::mma_s8(c, a, word(16 + l / 4, 0), word(16 + l / 4, 1));
+    for (u32 i = 0; i < 4; i++) {
+        kv::stg(reinterpret_cast<u32*>(p.out) + at(i), static_cast<u32>(c[i]));
     }
 }
 

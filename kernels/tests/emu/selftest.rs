@@ -40,7 +40,7 @@ fn run<T: Pod>(
 }
 
 /// In the order of `selftest.cu`.
-const MODES: [(&str, Option<Fault>); 25] = [
+const MODES: [(&str, Option<Fault>); 27] = [
     ("clean", None),
     ("neighbour", Some(Fault::ReadAfterWrite)),
     ("neighbour behind a warp barrier", None),
@@ -66,6 +66,8 @@ const MODES: [(&str, Option<Fault>); 25] = [
     ("lanes in different collectives", Some(Fault::Diverged)),
     ("all count", None),
     ("reads what others count", Some(Fault::ReadAfterWrite)),
+    ("all add", None),
+    ("reads what others add to", Some(Fault::ReadAfterWrite)),
 ];
 
 pub(crate) fn rules() {
@@ -162,6 +164,29 @@ pub(crate) fn products() {
                 let want = c[row * 8 + column] + (0..16).map(dot).sum::<f32>();
                 assert_eq!(f32::from_bits(out[row * 8 + column]), want, "{mode}: {row}, {column}");
             }
+        }
+    }
+}
+
+/// PTX manual, mma.m16n8k32: four bytes a word, every value of a byte.
+pub(crate) fn byte_products() {
+    let kernels = kernels();
+    let mut random = Random(6);
+    let mut bytes = |n: usize| -> Vec<i8> { (0..n).map(|_| random.next() as i8).collect() };
+    let (a, b) = (bytes(512), bytes(256));
+    let c: Vec<i32> = (0..128).map(|i| i * 1000 - 64_000).collect();
+    let mut input = vec![0u32; 320];
+    let all: &mut [u8] = bytemuck::cast_slice_mut(&mut input);
+    all[..512].copy_from_slice(bytemuck::cast_slice(&a));
+    all[512..768].copy_from_slice(bytemuck::cast_slice(&b));
+    all[768..].copy_from_slice(bytemuck::cast_slice(&c));
+    let mut out = vec![0u32; 128];
+    run(&kernels, "bytes", 0, SCHEDULES[1], &input, &mut out).expect_clean(&"bytes");
+    for row in 0..16 {
+        for column in 0..8 {
+            let dot = |k: usize| i32::from(a[row * 32 + k]) * i32::from(b[column * 32 + k]);
+            let want = c[row * 8 + column] + (0..32).map(dot).sum::<i32>();
+            assert_eq!(out[row * 8 + column] as i32, want, "{row}, {column}");
         }
     }
 }

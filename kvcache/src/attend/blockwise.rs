@@ -57,7 +57,7 @@ fn sparse(call: &Call, run: &Run, q: &Tensor3, out: &mut Tensor3Mut) -> Result<A
     let mut info = call.infos(run, &lse, 0).pop().unwrap_or_default();
     let mut to = Out { o: out.rows_mut(0, rows), lse2: Some(&mut lse) };
     match &lists {
-        None => attend::pages(&queries, &pool, &pages, &params, exec, &mut to)?,
+        None => call.kernel(&queries, keys, &params, &mut to)?,
         Some(lists) => {
             attend::blocks(&queries, &pool, &pages, &lists.view(), &params, exec, &mut to)?;
             read(call, lists, len, &mut info);

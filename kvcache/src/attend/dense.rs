@@ -1,6 +1,6 @@
 //! Dense attention of a run of sequences; pages that neighbours share are read once.
 
-use kvist_kernels::attend::{self, Out, Params, Queries};
+use kvist_kernels::attend::{self, Listed, Out, Params, Queries};
 use kvist_kernels::{PageLists, Tensor3, Tensor3Mut};
 
 use super::{AttendInfo, BytesRead, Call, Run};
@@ -54,8 +54,7 @@ fn run(
 ) -> Result<(), Error> {
     let queries = Queries { q: *q, indptr, positions: Some(positions) };
     let pool = call.cache.pool()?;
-    let exec = &call.cache.shared.exec;
-    Ok(attend::pages(&queries, &pool, &lists.view(), params, exec, out)?)
+    call.kernel(&queries, Listed::Pages(&pool, &lists.view()), params, out)
 }
 
 pub(super) fn attend(

@@ -81,7 +81,7 @@ impl Call<'_> {
                 };
                 let tokens = due(parts, &index, len);
                 let values = matches!(parts.digest, Digest::Clusters(c)
-                    if c.estimated > 0.0 || self.clustered(run).is_some());
+                    if c.estimated > 0.0 || self.orders(run));
                 let taken = self.take(run, row, head, tokens, values)?;
                 let first = index.first();
                 let part =

@@ -12,11 +12,12 @@ use super::begin::Begun;
 use super::clusters;
 use super::flights::Flights;
 use super::head::{Estimate, Work};
+use super::order::Sources;
 use super::paged::Stream;
 use super::pages::Pages;
 use super::sparse::with_work;
 use crate::Error;
-use crate::index::Made;
+use crate::index::Part;
 use crate::live::{Clustered, Extent, PageKey};
 
 /// What a query group reads that picked clusters.
@@ -55,22 +56,12 @@ struct Row {
 /// Picks clusters; the pages of all other tokens that are read are to be brought near.
 pub(super) fn choose(work: &Work, parts: &Parts) -> Pages {
     let choice = clusters::choose(work, parts);
-    let (mut pages, mut extents) = (Vec::new(), Vec::new());
-    let mut elsewhere = vec![false; work.len];
-    for part in work.index.parts() {
-        let (Made::Clusters(of), Some(extent)) = (&part.made, part.ordered.get()) else { continue };
-        let first = part.tokens.start;
-        let mut picked: Vec<_> = choice.clusters.iter().filter(|m| m.first == first).collect();
-        picked.sort_unstable_by_key(|m| m.cluster);
-        for members in picked {
-            pages.extend(extent.pages(members.cluster, members.tokens));
-            let tokens = &of.members(members.cluster)[..members.tokens];
-            tokens.iter().for_each(|&t| elsewhere[first + t as usize] = true);
-        }
-        extents.push(extent);
-    }
-    let paged = choice.positions.iter().copied().filter(|&p| !elsewhere[p as usize]);
-    let paged: Vec<u32> = paged.collect();
+    let of_part = |part: &Part| part.ordered.get();
+    let Sources { clusters, paged } = Sources::of(&choice, &work.index, of_part);
+    let pages = clusters
+        .iter()
+        .flat_map(|(extent, picked)| picked.iter().flat_map(|m| extent.pages(m.cluster, m.tokens)));
+    let (pages, extents) = (pages.collect(), clusters.iter().map(|(e, _)| e.clone()).collect());
     let mut chosen: Vec<u32> = paged.iter().map(|p| p / work.page_tokens() as u32).collect();
     chosen.dedup();
     let seen = work.call.options.bound.then(|| {
@@ -194,8 +185,9 @@ impl<'a> Stream<'a> {
         let (indptr, slots) = (&indptr[..], &slots[..]);
         let lists = SlotLists { indptr, slots, positions: None, per_head: true };
         let pool = clustered.pool()?;
-        let part = self.kernel(self.call.params, |queries, _, params, exec, out| {
-            attend::slots(queries, &pool, &lists, params, exec, out)
+        let exec = &self.call.cache.shared.exec;
+        let part = self.kernel(self.call.params, |queries, params, out| {
+            Ok(attend::slots(queries, &pool, &lists, params, exec, out)?)
         })?;
         self.add(part)
     }

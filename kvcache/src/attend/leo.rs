@@ -87,8 +87,13 @@ pub(super) fn search(
     let mut tree = Tree::new(work);
     let roots = tree.roots(&candidates);
     let search = Search { fan: FAN, candidates, grain, wanted };
-    let open = |node: &Node, out: &mut Vec<Node>| {
-        tree.score(node.level - 1, node.index * FAN..(node.index + 1) * FAN, out);
+    let children = |node: &Node| (node.level - 1, node.index * FAN..(node.index + 1) * FAN);
+    let open = |node: &Node, soon: &[Node], out: &mut Vec<Node>| {
+        for (level, boxes) in soon.iter().map(children) {
+            score::fetch_unit_rows(&tree.spec, tree.rows_of(level, boxes));
+        }
+        let (level, boxes) = children(node);
+        tree.score(level, boxes, out);
     };
     search.run(&roots, open, |leaves, score| {
         weights[leaves.start - first..leaves.end - first].fill(score);
@@ -103,15 +108,12 @@ struct Tree<'a> {
     work: &'a Work<'a>,
     spec: UnitSpec,
     boxes: Option<Arc<Boxes>>,
-    upper: UnitQuery,
-    /// Of the negated queries, whose upper bound is the lower one, negated.
-    lower: UnitQuery,
-    /// By query head: how far rounding may lift a bound over that of a box inside, or the other way.
-    slack: Vec<f32>,
+    query: UnitQuery,
     /// By query head: base-2 log-sum-exp of the roots' upper bounds.
     lse: Vec<f32>,
     rows: Vec<*const u8>,
     raw: Vec<f32>,
+    most: Vec<f32>,
     /// Boxes read.
     read: usize,
 }
@@ -120,84 +122,72 @@ impl<'a> Tree<'a> {
     fn new(work: &'a Work<'a>) -> Tree<'a> {
         let (spec, _) = work.units();
         let scale = work.call.params.scale;
-        let query = |q: &[f32]| UnitQuery::new(Isa::level(), spec, q, work.group, scale, false);
-        let negated: Vec<f32> = work.q.iter().map(|x| -x).collect();
-        let norm = |q: &[f32]| q.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        // Sums of 2 d products of f32 are off by 2 d / 2^24 of the sum of their sizes, which is at most that
-        // of the box's farthest corner; eight times that for both bounds and other orders of summing.
-        let (d, keys) = (spec.dim() as f64, f64::from(work.head.norm_max()));
-        let slack = |q: &[f32]| (d.powf(1.5) * norm(q) * keys * 2f64.powi(-20) + 1e-30) as f32;
-        let slack = work.q.chunks(spec.dim()).map(slack).collect();
+        let query = UnitQuery::new(Isa::level(), spec, work.q, work.group, scale, false);
         Tree {
             work,
             spec,
             boxes: work.sequence.memories.of(work.call.layer).boxes.get(work.number).cloned(),
-            upper: query(work.q),
-            lower: query(&negated),
-            slack,
+            query,
             lse: vec![f32::NEG_INFINITY; work.group],
             rows: Vec::new(),
             raw: Vec::new(),
+            most: Vec::new(),
             read: 0,
         }
     }
 
-    /// Raw upper bounds of boxes of one level, `[group][boxes]`; for the negated queries with `lower`.
-    fn raw(&mut self, level: u32, boxes: Range<usize>, lower: bool) {
-        let n = boxes.len();
-        self.rows.clear();
-        match (level, &self.boxes) {
-            (0, _) => self.rows.extend(boxes.map(|i| self.work.unit_row(i))),
-            (_, Some(above)) => {
-                self.rows.extend(boxes.map(|i| above.row(&self.spec, level, i)));
-            }
+    /// Where boxes of one level lie.
+    fn rows_of(&self, level: u32, boxes: Range<usize>) -> impl Iterator<Item = *const u8> + '_ {
+        boxes.map(move |i| match (level, &self.boxes) {
+            (0, _) => self.work.unit_row(i),
+            (_, Some(above)) => above.row(&self.spec, level, i),
             (_, None) => unreachable!("only runs that have boxes are roots"),
-        }
+        })
+    }
+
+    /// Raw upper bounds of boxes of one level, `[group][boxes]`.
+    fn raw(&mut self, level: u32, boxes: Range<usize>) {
+        let n = boxes.len();
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.clear();
+        rows.extend(self.rows_of(level, boxes));
+        self.rows = rows;
         self.raw.resize(self.work.group * n, 0.0);
-        let query = if lower { &self.lower } else { &self.upper };
         // SAFETY: rows of the sequence's cells, and of boxes that are held here.
-        unsafe { score::unit_rows(query, &self.rows, &mut self.raw) }
+        unsafe { score::unit_rows(&self.query, &self.rows, &mut self.raw) }
+        if self.work.call.params.soft_cap > 0.0 {
+            self.work.cap(&mut self.raw);
+        }
     }
 
     /// Scores boxes of one level.
     fn score(&mut self, level: u32, boxes: Range<usize>, out: &mut Vec<Node>) {
-        let (first, n, at) = (boxes.start, boxes.len(), out.len());
+        let (first, n) = (boxes.start, boxes.len());
         if n == 0 {
             return;
         }
         self.read += n;
-        self.raw(level, boxes.clone(), false);
-        let upper = self.fold(n, |x, _| x);
-        out.extend((0..n).map(|i| {
+        self.raw(level, boxes);
+        self.fold(n);
+        out.extend(self.most.iter().enumerate().map(|(i, &upper)| {
             // Nothing is known of keys that are no numbers: they are read.
-            let upper = if upper[i].is_nan() { f32::INFINITY } else { upper[i] };
-            Node { level, index: first + i, upper, lower: f32::NEG_INFINITY }
+            let upper = if upper.is_nan() { f32::INFINITY } else { upper };
+            Node { level, index: first + i, upper }
         }));
-        self.raw(level, boxes, true);
-        let lower = self.fold(n, |x, slack| -x - slack);
-        for (node, lower) in out[at..].iter_mut().zip(lower) {
-            node.lower = if lower.is_nan() { f32::NEG_INFINITY } else { lower };
-        }
     }
 
     /// The largest of the group, relative to each head's log-sum-exp; NaN where some are.
-    fn fold(&mut self, n: usize, of: impl Fn(f32, f32) -> f32) -> Vec<f32> {
-        for (row, &slack) in self.raw.chunks_mut(n.max(1)).zip(&self.slack) {
-            row.iter_mut().for_each(|x| *x = of(*x, slack));
-        }
-        if self.work.call.params.soft_cap > 0.0 {
-            self.work.cap(&mut self.raw);
-        }
+    fn fold(&mut self, n: usize) {
         let scale = self.work.scale_log2();
-        let mut most = vec![f32::NEG_INFINITY; n];
-        for (row, &lse) in self.raw.chunks(n.max(1)).zip(&self.lse) {
-            for (most, &x) in most.iter_mut().zip(row) {
+        self.most.clear();
+        self.most.resize(n, f32::NEG_INFINITY);
+        for (row, &lse) in self.raw.chunks(n).zip(&self.lse) {
+            for (most, &x) in self.most.iter_mut().zip(row) {
                 // Plus zero: there shall be one zero only.
                 let x = x * scale - lse + 0.0;
                 *most = if x > *most || x.is_nan() { x } else { *most };
             }
         }
-        most
     }
 
     /// The largest boxes that hold the candidates, and the 16-token boxes behind the last whole run.
@@ -212,10 +202,7 @@ impl<'a> Tree<'a> {
             if n == 0 {
                 continue;
             }
-            self.raw(level, boxes, false);
-            if self.work.call.params.soft_cap > 0.0 {
-                self.work.cap(&mut self.raw);
-            }
+            self.raw(level, boxes);
             let mut part = vec![f32::NEG_INFINITY; self.work.group];
             select::lse2_strided(&self.raw, n, n, self.work.scale_log2(), &mut part);
             let tokens = LEAF_LOG2 + 2.0 * level as f32;

@@ -26,6 +26,7 @@ mod parts;
 mod predict;
 mod proof;
 mod share;
+mod slots;
 mod sparse;
 mod support;
 mod tree;
@@ -33,13 +34,15 @@ mod tree;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvist_kernels::attend::Params;
+use kvist_kernels::attend::{self, Listed, Out, Params, Queries};
 use kvist_kernels::{Tensor3, Tensor3Mut};
 use kvist_policies::{Digest, Method};
 
 pub(crate) use derive::check as check_digest;
 pub use drafts::Drafts;
 
+#[cfg(feature = "cuda")]
+use crate::device::Job;
 use crate::live::Whole;
 use crate::prefill::Prefill;
 use crate::selector::Reads;
@@ -372,8 +375,48 @@ impl Call<'_> {
             if self.depths.is_none() {
                 self.observe(&run, &q);
             }
+            #[cfg(feature = "cuda")]
+            self.copy_ahead(&run);
         }
         Ok(infos)
+    }
+
+    /// Attends over pages of the host tier: on the GPU, if there is one, else on the CPU.
+    fn kernel(
+        &self,
+        queries: &Queries,
+        listed: Listed,
+        params: &Params,
+        out: &mut Out,
+    ) -> Result<(), Error> {
+        let (shared, layer) = (&self.cache.shared, self.layer);
+        let exec = &shared.exec;
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &shared.device
+            && device.attend(&Job { layer, queries, listed, params, exec }, &shared.pages, out)?
+        {
+            return Ok(());
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = layer;
+        match listed {
+            Listed::Pages(pool, lists) => attend::pages(queries, pool, lists, params, exec, out)?,
+            Listed::Slots(pool, lists) => attend::slots(queries, pool, lists, params, exec, out)?,
+        }
+        Ok(())
+    }
+
+    /// Lets the GPU have pages of the next layer, while the model computes what comes before it.
+    #[cfg(feature = "cuda")]
+    fn copy_ahead(&self, run: &Run) {
+        let Some(device) = &self.cache.shared.device else { return };
+        let page = self.cache.geometry().page_tokens;
+        for sequence in run.sequences {
+            let layer = &sequence.layers[(self.layer + 1) % sequence.layers.len()];
+            let full = (layer.len / page).saturating_sub(layer.sealed.len());
+            let pages = layer.heads.iter().flat_map(|head| &head.ids()[..full]);
+            device.ahead(pages.copied(), &self.cache.shared.pages);
+        }
     }
 
     /// Whether a selector decides what this sequence reads.

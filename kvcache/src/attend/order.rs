@@ -1,10 +1,53 @@
-//! Rows in the order of clusters: stored when a sequence with pages below first needs them.
+//! Rows in the order of clusters: stored or copied when a sequence first needs them.
 
 use super::derive::Taken;
+use super::head::{Choice, Members};
 use super::{Call, Run};
 use crate::Error;
-use crate::index::{Index, Made};
-use crate::live::{Clustered, Extent, Tier, TokenRows};
+use crate::index::{Index, Made, Part};
+use crate::live::{Clustered, Copies, Extent, Tier, TokenRows};
+
+/// Where a query group that picked clusters reads.
+pub(super) struct Sources<T> {
+    /// Clusters whose rows lie together, ascending, and where they do, by part.
+    pub(super) clusters: Vec<(T, Vec<Members>)>,
+    /// Positions that are read from pages, ascending.
+    pub(super) paged: Vec<u32>,
+}
+
+impl<T> Sources<T> {
+    /// `rows` are those of a part that lie together.
+    pub(super) fn of<'a>(
+        choice: &Choice,
+        index: &'a Index,
+        rows: impl Fn(&'a Part) -> Option<T>,
+    ) -> Sources<T> {
+        if choice.clusters.is_empty() {
+            return Sources { clusters: Vec::new(), paged: choice.positions.clone() };
+        }
+        let mut clusters = Vec::new();
+        let (before, behind) =
+            (&choice.positions[..choice.picked.start], &choice.positions[choice.picked.end..]);
+        let mut paged = before.to_vec();
+        for part in index.parts() {
+            let Made::Clusters(of) = &part.made else { continue };
+            let first = part.tokens.start;
+            paged.extend(part.open.iter().filter(|&&t| (t as usize) < choice.from));
+            let mut picked: Vec<Members> =
+                choice.clusters.iter().copied().filter(|m| m.first == first).collect();
+            picked.sort_unstable_by_key(|m| m.cluster);
+            let Some(rows) = rows(part) else {
+                let tokens = picked.iter().flat_map(|m| &of.members(m.cluster)[..m.tokens]);
+                paged.extend(tokens.map(|t| t + first as u32));
+                continue;
+            };
+            clusters.push((rows, picked));
+        }
+        paged[before.len()..].sort_unstable();
+        paged.extend(behind);
+        Sources { clusters, paged }
+    }
+}
 
 impl Call<'_> {
     /// Where rows in the order of clusters are, if the sequences of a run read from there.
@@ -13,8 +56,18 @@ impl Call<'_> {
         tier.and_then(Tier::clustered)
     }
 
-    /// Stores the rows of the parts of a head's index, where nobody has tried to. `taken` has those of one
-    /// of them.
+    /// Copies of rows in the order of clusters, where a cache has them.
+    pub(super) fn copies(&self) -> Option<&Copies> {
+        self.cache.shared.copies.as_ref()
+    }
+
+    /// Whether the rows of clusters are to lie together.
+    pub(super) fn orders(&self, run: &Run) -> bool {
+        self.clustered(run).is_some() || self.copies().is_some()
+    }
+
+    /// Stores or copies the rows of the parts of a head's index, where nobody has tried to. `taken` has those
+    /// of one of them.
     pub(super) fn order(
         &self,
         run: &Run,
@@ -23,11 +76,17 @@ impl Call<'_> {
         index: &Index,
         mut taken: Option<Taken>,
     ) -> Result<(), Error> {
-        let Some(clustered) = self.clustered(run) else { return Ok(()) };
+        if !self.orders(run) {
+            return Ok(());
+        }
         let g = self.cache.geometry();
         for part in index.parts() {
             let Made::Clusters(clusters) = &part.made else { continue };
-            if !part.ordered.is_untried() {
+            let untried = match self.copies() {
+                Some(_) => part.copied.is_untried(),
+                None => part.ordered.is_untried(),
+            };
+            if !untried {
                 continue;
             }
             let taken = match taken.take_if(|taken| taken.tokens == part.tokens) {
@@ -36,6 +95,11 @@ impl Call<'_> {
             };
             let row_bytes = [g.dim_k, g.dim_v].map(|dim| dim * g.dtype.size());
             let rows = TokenRows { k: &taken.k, v: &taken.v, row_bytes };
+            if let Some(copies) = self.copies() {
+                copies.add(&part.copied, clusters, &rows);
+                continue;
+            }
+            let Some(clustered) = self.clustered(run) else { continue };
             let at = (self.layer, part.tokens.start / g.page_tokens);
             let room = |take: &mut dyn FnMut() -> Result<(), Error>| self.cache.with_room(take);
             let stored = Extent::store(clustered, at, clusters, &rows, room)?;

@@ -1,7 +1,7 @@
 //! Partial attention over some pages of a run, and the sum of the parts.
 
-use kvist_kernels::attend::{self, Out, Params, Queries};
-use kvist_kernels::{Executor, KvPool, PageLists, SlotLists, Tensor3, Tensor3Mut};
+use kvist_kernels::attend::{self, Listed, Out, Params, Queries};
+use kvist_kernels::{PageLists, SlotLists, Tensor3, Tensor3Mut};
 
 use super::paged::{Item, Stream};
 use super::{Call, sparse};
@@ -57,8 +57,9 @@ impl Stream<'_> {
         }
         let (indptr, frames, lens) = (&indptr[..], &frames[..], &lens[..]);
         let lists = PageLists { indptr, frames, lens, first_pos: None, per_head: true };
-        self.kernel(self.call.params, |queries, pool, params, exec, out| {
-            attend::pages(queries, pool, &lists, params, exec, out)
+        let pool = self.call.cache.pool()?;
+        self.kernel(self.call.params, |queries, params, out| {
+            self.call.kernel(queries, Listed::Pages(&pool, &lists), params, out)
         })
     }
 
@@ -77,21 +78,16 @@ impl Stream<'_> {
         }
         let (indptr, slots, positions) = (&indptr[..], &slots[..], Some(&positions[..]));
         let lists = SlotLists { indptr, slots, positions, per_head: true };
-        self.kernel(self.call.params(), |queries, pool, params, exec, out| {
-            attend::slots(queries, pool, &lists, params, exec, out)
+        let pool = self.call.cache.pool()?;
+        self.kernel(self.call.params(), |queries, params, out| {
+            self.call.kernel(queries, Listed::Slots(&pool, &lists), params, out)
         })
     }
 
     pub(super) fn kernel(
         &mut self,
         params: Params,
-        run: impl FnOnce(
-            &Queries,
-            &KvPool,
-            &Params,
-            &Executor,
-            &mut Out,
-        ) -> Result<(), kvist_kernels::Error>,
+        run: impl FnOnce(&Queries, &Params, &mut Out) -> Result<(), Error>,
     ) -> Result<Part, Error> {
         let (indptr, positions) = self.call.rows(self.run);
         let queries = Queries { q: *self.q, indptr: &indptr, positions: Some(&positions) };
@@ -105,8 +101,7 @@ impl Stream<'_> {
             .find(|p| !p.o.is_empty())
             .map_or_else(Part::default, std::mem::take);
         let mut out = part.out(self.call, self.q)?;
-        let cache = self.call.cache;
-        run(&queries, &cache.pool()?, &params, &cache.shared.exec, &mut out)?;
+        run(&queries, &params, &mut out)?;
         Ok(part)
     }
 

@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use kvist_kernels::attend::{self, Out, Queries};
-use kvist_kernels::{SlotLists, Tensor3, Tensor3Mut};
+use kvist_kernels::attend::{self, Listed, Out, Queries};
+use kvist_kernels::{Tensor3, Tensor3Mut};
 use kvist_policies::{Method, Scope};
 
 use super::compose::{self, Weighed};
 use super::head::{Choice, Estimate, Work};
+use super::slots::Slots;
 use super::{AttendInfo, Call, Run, boxed, share};
+use crate::live::Copies;
 use crate::selector::Reads;
 use crate::{Error, Sequence};
 
@@ -31,22 +33,19 @@ pub(super) fn attend(
             None => choose(work, method, votes[i / g.kv_heads].as_ref()),
         })?;
     call.remember(run, &choices);
-    let (mut indptr, mut slots) = (vec![0u32], Vec::new());
+    let _busy = call.copies().map(Copies::busy);
+    let mut read = Slots::default();
     for (i, choice) in choices.iter().enumerate() {
-        let ids = run.ids(call, i / g.kv_heads, i % g.kv_heads);
-        // Divisions of 32 bits take half as long.
-        let page = g.page_tokens as u32;
-        let slot = |&p: &u32| ids[(p / page) as usize] * page + p % page;
-        slots.extend(choice.positions.iter().map(slot));
-        indptr.push(slots.len() as u32);
+        read.add(call, run, (i / g.kv_heads, i % g.kv_heads), choice);
     }
     let rows = q.shape()[0];
     let row_ptr: Vec<u32> = (0..=rows as u32).collect();
     let queries = Queries { q: *q, indptr: &row_ptr, positions: None };
-    let lists = SlotLists { indptr: &indptr, slots: &slots, positions: None, per_head: true };
+    let lists = read.lists();
     let mut lse = vec![0f32; rows * g.q_heads];
-    let (exec, pool) = (&call.cache.shared.exec, call.cache.pool()?);
-    let read = |to: &mut Out| attend::slots(&queries, &pool, &lists, &call.params, exec, to);
+    let pool = call.cache.pool()?;
+    let listed = Listed::Slots(&pool, &lists);
+    let read = |to: &mut Out| call.kernel(&queries, listed, &call.params, to);
     if choices.iter().any(|choice| choice.estimate.is_some()) {
         let mut o = vec![0f32; rows * g.q_heads * g.dim_v];
         let shape = [rows, g.q_heads, g.dim_v];

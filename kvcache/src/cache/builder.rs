@@ -9,11 +9,13 @@ use kvist_policies::{Profile, Select};
 use super::{Cache, Shared};
 use crate::arena::{Arena, CELL_OVERHEAD, Care};
 use crate::budget::Budget;
-use crate::codec::Codec;
+use crate::codec::DiskCodec;
+#[cfg(feature = "cuda")]
+use crate::device::DeviceTier;
 use crate::disk::{Disk, DiskOptions};
 use crate::format::MODEL_MAX;
 use crate::lend::Lenders;
-use crate::live::{self, Below, Clustered, Shelf, Tier};
+use crate::live::{self, Below, Clustered, Copies, Shelf, Tier};
 use crate::selector::{For, Selector};
 use crate::stats::Counters;
 use crate::summaries::{Store, Stores, TILE};
@@ -37,9 +39,12 @@ pub struct Builder {
     below: Option<Arc<dyn Below>>,
     live: live::Options,
     disk: Option<DiskOptions>,
-    disk_codec: Codec,
+    disk_codec: DiskCodec,
     vfs: Option<Arc<dyn Vfs>>,
     model: Vec<u8>,
+    #[cfg(feature = "cuda")]
+    device: Option<crate::DeviceOptions>,
+    cluster_order: bool,
 }
 
 impl Builder {
@@ -55,10 +60,13 @@ impl Builder {
             exec: None,
             below: None,
             disk: None,
-            disk_codec: Codec::lossless(),
+            disk_codec: DiskCodec::default(),
             vfs: None,
             model: Vec::new(),
             live: live::Options::default(),
+            #[cfg(feature = "cuda")]
+            device: None,
+            cluster_order: false,
         }
     }
 
@@ -139,6 +147,17 @@ impl Builder {
         self
     }
 
+    /// Whether keys and values of clustered tokens (`clusterkv`, `retroinfer`) are held a second time, in pages
+    /// in the order of clusters, so that a cluster is one contiguous read. Default no. Copies are made where the
+    /// budget has room for them when clusters are made, and are the first to go when it is needed for anything
+    /// else; tokens are read from where they were appended then. Results are the same up to rounding. Of no
+    /// account with a lower tier, where clusters are stored in any case.
+    #[must_use]
+    pub fn cluster_order(mut self, on: bool) -> Builder {
+        self.cluster_order = on;
+        self
+    }
+
     /// Reads from below that take longer are [`MissReason::Timeout`](crate::MissReason). Default 10 s.
     #[must_use]
     pub fn read_deadline(mut self, deadline: Duration) -> Builder {
@@ -154,10 +173,11 @@ impl Builder {
         self
     }
 
-    /// How pages are stored on disk. Default [`Codec::lossless`].
+    /// How pages are stored on disk: a [`Codec`](crate::Codec), or the one that is back sooner. Default
+    /// [`Codec::lossless`](crate::Codec::lossless).
     #[must_use]
-    pub fn disk_codec(mut self, codec: Codec) -> Builder {
-        self.disk_codec = codec;
+    pub fn disk_codec(mut self, codec: impl Into<DiskCodec>) -> Builder {
+        self.disk_codec = codec.into();
         self
     }
 
@@ -173,6 +193,14 @@ impl Builder {
     #[must_use]
     pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Builder {
         self.vfs = Some(vfs);
+        self
+    }
+
+    /// A GPU that keeps copies of pages and attends to them. Default none.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn device(mut self, options: crate::DeviceOptions) -> Builder {
+        self.device = Some(options);
         self
     }
 
@@ -227,13 +255,23 @@ impl Builder {
         let most = u32::MAX as usize / self.geometry.page_tokens;
         let care = Care { stays: self.prefault, ..Care::default() };
         let pages = Arena::new(page, most, budget.clone(), care)?;
-        if self.prefault {
-            touch(&pages, selector.store.as_ref(), &self.geometry, budget.limit())?;
-        }
+        let touched = match self.prefault {
+            true => touch(&pages, selector.store.as_ref(), &self.geometry, budget.limit())?,
+            false => 0,
+        };
+        #[cfg(feature = "cuda")]
+        let device = {
+            let open = |options: &crate::DeviceOptions| {
+                DeviceTier::open(options, &self.geometry, &pages, &budget, touched)
+            };
+            self.device.as_ref().map(open).transpose()?
+        };
+        #[cfg(not(feature = "cuda"))]
+        let _ = touched;
         let tier =
             |below| Tier::new(below, self.live, &self.geometry, pages.clone(), budget.clone());
         let open =
-            |options| open_shelf(self.vfs, options, &self.geometry, &self.disk_codec, &self.model);
+            |options| open_shelf(self.vfs, options, &self.geometry, self.disk_codec, &self.model);
         let shelf = match self.below {
             None => self.disk.map(open).transpose()?,
             Some(_) => None,
@@ -245,6 +283,8 @@ impl Builder {
             (None, Some(shelf)) => Some(Arc::new(shelf.of_clusters(&of_clusters)?)),
             (None, None) => None,
         };
+        let copies = (self.cluster_order && clusters_below.is_none())
+            .then(|| Copies::new(pages.clone(), budget.clone(), self.geometry.page_tokens));
         let clustered = |below| Clustered::new(below, self.live, of_clusters, budget.clone());
         let clustered = clusters_below.map(clustered).transpose()?;
         let below = self.below.or(shelf.clone().map(|shelf| shelf as Arc<dyn Below>));
@@ -253,6 +293,9 @@ impl Builder {
         let shared = Shared {
             pages,
             tier,
+            #[cfg(feature = "cuda")]
+            device,
+            copies,
             lenders: Lenders::default(),
             shelf,
             model: self.model,
@@ -269,19 +312,21 @@ impl Builder {
 }
 
 /// Touches the memory of a budget: for pages and their summaries in the proportion in which tokens
-/// need them.
+/// need them. Returns the bytes of pages.
 fn touch(
     pages: &Arena,
     store: Option<&Store>,
     geometry: &Geometry,
     budget: u64,
-) -> Result<(), Error> {
-    let Some(store) = store else { return pages.touch(budget) };
+) -> Result<u64, Error> {
+    let all = (pages.cells() * pages.cell_bytes()) as u64;
+    let Some(store) = store else { return pages.touch(budget).map(|()| all.min(budget)) };
     let page = pages.cell_bytes() as f64 / geometry.page_tokens as f64;
     let summary = store.arena.cell_bytes() as f64 / TILE as f64;
     let of_pages = (budget as f64 * page / (page + summary)) as u64;
     pages.touch(of_pages)?;
-    store.arena.touch(budget - of_pages)
+    store.arena.touch(budget - of_pages)?;
+    Ok(all.min(of_pages))
 }
 
 /// The disk tier for the pages of sequences.
@@ -289,7 +334,7 @@ fn open_shelf(
     vfs: Option<Arc<dyn Vfs>>,
     options: DiskOptions,
     geometry: &Geometry,
-    codec: &Codec,
+    codec: DiskCodec,
     model: &[u8],
 ) -> Result<Arc<Shelf>, Error> {
     if options.is_sealed() {

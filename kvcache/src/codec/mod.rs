@@ -33,8 +33,8 @@ pub(crate) use pages::{Canonical, PageSink, PageSource};
 #[cfg(test)]
 pub(crate) use pages::{Tiles, TilesMut};
 pub(crate) use plan::Plan;
-pub use profile::Codec;
 pub(crate) use profile::Stages;
+pub use profile::{Codec, DiskCodec};
 #[cfg(feature = "testing")]
 pub(crate) use sign::sign;
 pub(crate) use stream::Stream;

@@ -135,9 +135,63 @@ impl Default for Codec {
     }
 }
 
+/// How pages of live sequences are stored below host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskCodec {
+    /// All in one way.
+    Fixed(Codec),
+    /// [`Codec::lossless`] or [`Codec::raw`], whichever is back sooner by what the tier's own reads took:
+    /// waiting for the disk and decoding (dynamic compression of LeoAM, arXiv 2506.20187). Lossless until pages
+    /// were read back. Both are bit-exact.
+    Dynamic,
+}
+
+impl DiskCodec {
+    const DYNAMIC: &str = "dynamic";
+
+    /// `"dynamic"`, or the codec of that name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCodec`], with the nearest name if one is near.
+    pub fn parse(name: &str) -> Result<DiskCodec, Error> {
+        if name == DiskCodec::DYNAMIC {
+            return Ok(DiskCodec::Dynamic);
+        }
+        let names = || CODECS.iter().map(|c| c.name).chain([DiskCodec::DYNAMIC]);
+        Codec::parse(name).map(DiskCodec::Fixed).map_err(|_| Error::UnknownCodec {
+            name: name.to_owned(),
+            suggestion: kvist_policies::nearest(name, names()),
+            known: names().collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+impl From<Codec> for DiskCodec {
+    fn from(codec: Codec) -> DiskCodec {
+        DiskCodec::Fixed(codec)
+    }
+}
+
+impl Default for DiskCodec {
+    fn default() -> DiskCodec {
+        Codec::default().into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_sequences_may_be_stored_as_it_pays() {
+        assert_eq!(DiskCodec::parse("dynamic"), Ok(DiskCodec::Dynamic));
+        assert_eq!(DiskCodec::parse("raw"), Ok(Codec::raw().into()));
+        assert_eq!(DiskCodec::default(), Codec::lossless().into());
+        assert_eq!(
+            DiskCodec::parse("dinamic").unwrap_err().to_string(),
+            "unknown codec \"dinamic\", did you mean \"dynamic\"?; there are: raw, lossless, dynamic"
+        );
+    }
 
     #[test]
     fn every_codec_parses_and_a_typing_error_gets_the_nearest_name() {

@@ -143,21 +143,11 @@ impl Clustered {
 }
 
 impl Batch {
-    /// Writes the rows of a page; what they do not fill is zero.
-    pub(super) fn fill<'a>(
-        &mut self,
-        page: usize,
-        k_bytes: usize,
-        rows: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-    ) {
+    /// The bytes of a page, to be written.
+    pub(super) fn page(&mut self, page: usize) -> &mut [u8] {
         let Some(bytes) = self.cells.get_mut(page).and_then(Cell::bytes_mut) else {
             unreachable!("a fresh cell has one holder")
         };
-        bytes.fill(0);
-        let (k, v) = bytes.split_at_mut(k_bytes);
-        for (i, (key, value)) in rows.enumerate() {
-            k[i * key.len()..][..key.len()].copy_from_slice(key);
-            v[i * value.len()..][..value.len()].copy_from_slice(value);
-        }
+        bytes
     }
 }

@@ -38,6 +38,18 @@ impl TokenRows<'_> {
         let ([k, v], token) = (self.row_bytes, token as usize);
         (&self.k[token * k..][..k], &self.v[token * v..][..v])
     }
+
+    /// Writes the rows of these tokens to a page of `page_tokens`: keys, then values. The rest stays as it is.
+    pub(super) fn write(&self, tokens: &[u32], page_tokens: usize, page: &mut [u8]) {
+        let [key, value] = self.row_bytes;
+        let (k, v) = page.split_at_mut(page_tokens * key);
+        let to = k.chunks_exact_mut(key).zip(v.chunks_exact_mut(value));
+        for (&token, (k, v)) in tokens.iter().zip(to) {
+            let (key, value) = self.of(token);
+            k.copy_from_slice(key);
+            v.copy_from_slice(value);
+        }
+    }
 }
 
 impl Extent {
@@ -65,8 +77,9 @@ impl Extent {
             room(&mut || clustered.batch(n).map(|taken| batch = taken))?;
             for page in 0..n * STRIPE_PAGES {
                 let tokens = pages.get(page).copied().unwrap_or_default();
-                let k_bytes = page_tokens * rows.row_bytes[0];
-                batch.fill(page, k_bytes, tokens.iter().map(|&t| rows.of(t)));
+                let bytes = batch.page(page);
+                bytes.fill(0);
+                rows.write(tokens, page_tokens, bytes);
             }
             match clustered.store(at, batch) {
                 Ok(stored) => stripes.extend(stored),
@@ -107,40 +120,48 @@ impl Extent {
     }
 }
 
-/// A part's extent, if it has one.
-#[derive(Debug, Default)]
-pub(crate) struct Ordered(Mutex<State>);
+/// Rows of a part in the order of clusters, if it has such.
+#[derive(Debug)]
+pub(crate) struct Ordered<T>(Mutex<State<T>>);
 
-#[derive(Debug, Default)]
-enum State {
-    #[default]
+#[derive(Debug)]
+enum State<T> {
     Untried,
-    Stored(Arc<Extent>),
-    /// It could not be stored, or not be read back: pages are read instead from then on.
+    There(Arc<T>),
+    /// There was no place for them, they had to go, or could not be read back: pages are read instead from
+    /// then on.
     GivenUp,
 }
 
-impl Ordered {
-    /// Whether nobody has tried to store one.
+impl<T> Default for Ordered<T> {
+    fn default() -> Ordered<T> {
+        Ordered(Mutex::new(State::Untried))
+    }
+}
+
+impl<T> Ordered<T> {
+    /// Whether nobody has tried to make them.
     pub(crate) fn is_untried(&self) -> bool {
         matches!(*self.0.lock(), State::Untried)
     }
 
-    pub(crate) fn get(&self) -> Option<Arc<Extent>> {
+    pub(crate) fn get(&self) -> Option<Arc<T>> {
         match &*self.0.lock() {
-            State::Stored(extent) => Some(extent.clone()),
+            State::There(rows) => Some(rows.clone()),
             State::Untried | State::GivenUp => None,
         }
     }
 
-    /// What came of storing it.
-    pub(crate) fn set(&self, stored: Result<Extent, MissReason>) {
-        let new = stored.map_or(State::GivenUp, |extent| State::Stored(Arc::new(extent)));
+    /// What came of making them.
+    pub(crate) fn set(&self, made: Result<T, MissReason>) {
+        let new = made.map_or(State::GivenUp, |rows| State::There(Arc::new(rows)));
         let old = std::mem::replace(&mut *self.0.lock(), new);
         // Forgotten without the lock.
         drop(old);
     }
+}
 
+impl Ordered<Extent> {
     /// Gives the extent up if some of it is lost; whether it was.
     pub(crate) fn give_up_lost(&self, clustered: &Clustered) -> bool {
         let lost = self.get().is_some_and(|extent| extent.is_lost(clustered));

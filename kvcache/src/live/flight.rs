@@ -36,6 +36,7 @@ impl Table {
             let Some(stripe) = state.stored.clone() else { continue };
             let owner = StripeId { slot: key.slot, generation: state.generation };
             let Some(cell) = cells.pop() else { break };
+            cell.writes_from(0);
             // SAFETY: the whole cell, kept by the owner. It is defined memory, and nobody else looks
             // at it while its page is `Filling`: until the read is over and its buffer is gone.
             let into = unsafe { Buf::from_raw(cell.ptr(), cell.len(), Box::new(cell.clone())) };

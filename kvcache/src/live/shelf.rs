@@ -6,11 +6,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::below::{Below, Held, PageIn, PageNext, PageReads, Stored, StripeOut};
+use super::pace::Pace;
 use crate::arena::Cell;
-use crate::codec::{Codec, Directory, PageSource, Plan};
+use crate::codec::{Codec, Directory, DiskCodec, PageSource, Plan};
 use crate::disk::{
     BlobPlan, Disk, Into, LIVE, NewRecord, Part, Place, Refused, RunDone, Span, SpanNext,
     SpanReads, reason, reason_of_error,
@@ -23,10 +24,18 @@ use crate::{Error, Geometry, MissReason};
 pub(crate) struct Shelf {
     disk: Arc<Disk>,
     plan: Arc<Plan>,
+    /// Where stripes may also be stored as they are.
+    dynamic: Option<Dynamic>,
     model: [u8; 32],
     /// Tells this cache's stripes from those of others and of former runs.
     uid: [u8; 16],
     next: AtomicU64,
+}
+
+/// Stripes as they are, and what tells when that is better.
+struct Dynamic {
+    raw: Plan,
+    pace: Arc<Pace>,
 }
 
 impl fmt::Debug for Shelf {
@@ -123,7 +132,7 @@ impl Shelf {
     pub(crate) fn new(
         disk: Arc<Disk>,
         geometry: &Geometry,
-        codec: &Codec,
+        codec: DiskCodec,
         model: &[u8],
     ) -> Result<Shelf, Error> {
         let layout = BlockLayout { layers: 0..1, ..BlockLayout::of(geometry) };
@@ -131,14 +140,21 @@ impl Shelf {
         let what = "random bytes for a cache";
         let refused = |e: getrandom::Error| Error::System { what, reason: e.to_string() };
         getrandom::fill(&mut uid).map_err(refused)?;
-        let plan = Arc::new(Plan::new(&layout, codec)?);
+        let (codec, dynamic) = match codec {
+            DiskCodec::Fixed(codec) => (codec, None),
+            DiskCodec::Dynamic => {
+                let raw = Plan::new(&layout, &Codec::raw())?;
+                (Codec::lossless(), Some(Dynamic { raw, pace: Arc::default() }))
+            }
+        };
+        let plan = Arc::new(Plan::new(&layout, &codec)?);
         let model = if model.is_empty() { [0; 32] } else { *blake3::hash(model).as_bytes() };
-        Ok(Shelf { disk, plan, model, uid, next: AtomicU64::new(0) })
+        Ok(Shelf { disk, plan, dynamic, model, uid, next: AtomicU64::new(0) })
     }
 
     /// A shelf in the same directory for stripes of pages of clusters, which are read in place: as they are.
     pub(crate) fn of_clusters(&self, geometry: &Geometry) -> Result<Shelf, Error> {
-        let mut shelf = Shelf::new(self.disk.clone(), geometry, &Codec::raw(), &[])?;
+        let mut shelf = Shelf::new(self.disk.clone(), geometry, Codec::raw().into(), &[])?;
         shelf.model = self.model;
         Ok(shelf)
     }
@@ -206,6 +222,25 @@ impl Shelf {
         }
     }
 
+    /// How each of some stripes is stored.
+    fn plans(&self, stripes: usize) -> Vec<&Plan> {
+        let Some(Dynamic { raw, pace }) = &self.dynamic else { return vec![&*self.plan; stripes] };
+        let chosen = pace.choose(stripes, self.plan.layout().bytes() as u64);
+        chosen.iter().map(|&compressed| if compressed { &*self.plan } else { raw }).collect()
+    }
+
+    /// Learns how much a stripe that was stored has shrunk.
+    fn stored(&self, plan: &Plan, directory: &Directory) {
+        let compressed = std::ptr::eq(plan, &*self.plan);
+        let Some(Dynamic { pace, .. }) = self.dynamic.as_ref().filter(|_| compressed) else {
+            return;
+        };
+        let layout = plan.layout();
+        let bytes = |page: usize| directory.page_range(page).len() as u64;
+        let stored = (0..layout.pages()).map(bytes).sum();
+        pace.compressed(layout.bytes() as u64, stored);
+    }
+
     /// A key that no other stripe has.
     fn key(&self) -> BlockKey {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -230,20 +265,24 @@ impl Below for Shelf {
         let sources: Vec<Pages> = stripes.iter().map(|stripe| Pages { stripe, k }).collect();
         let directories: Vec<OnceLock<Directory>> =
             stripes.iter().map(|_| OnceLock::new()).collect();
+        let plans = self.plans(stripes.len());
         let mut records = Vec::with_capacity(stripes.len());
         for (i, pages) in sources.iter().enumerate() {
             let tokens = self.plan.layout().block_tokens;
-            records.push(self.record(keys[i], &self.plan, pages, tokens, &directories[i]));
+            records.push(self.record(keys[i], plans[i], pages, tokens, &directories[i]));
         }
         let results = self.disk.commit(&records);
         drop(records);
         let mut stored: Vec<Result<Arc<dyn Stored>, MissReason>> = Vec::with_capacity(keys.len());
-        for ((result, key), (stripe, directory)) in
-            results.into_iter().zip(keys).zip(stripes.iter().zip(directories))
+        for (((result, key), plan), (stripe, directory)) in
+            results.into_iter().zip(keys).zip(plans).zip(stripes.iter().zip(directories))
         {
             let directory = directory.into_inner().ok_or(MissReason::Io);
             stored.push(match result.map_err(reason_of).and(directory) {
-                Ok(directory) => Ok(self.adopt_stripe(self.adopt(key), directory)),
+                Ok(directory) => {
+                    self.stored(plan, &directory);
+                    Ok(self.adopt_stripe(self.adopt(key), directory))
+                }
                 Err(reason) => {
                     let StripeOut { layer, page, .. } = stripe;
                     tracing::debug!(layer, page, "stays in memory: {reason}");
@@ -277,7 +316,9 @@ impl Below for Shelf {
         }
         let spans = SpanReads::start(self.disk.clone(), spans);
         let (plan, disk) = (self.plan.clone(), self.disk.clone());
-        let mut reads = ShelfReads { plan, disk, spans, waiting, ready: failed };
+        let pace = self.dynamic.as_ref().map(|dynamic| dynamic.pace.clone());
+        let waited = Duration::ZERO;
+        let mut reads = ShelfReads { plan, disk, pace, waited, spans, waiting, ready: failed };
         reads.submit();
         Box::new(reads)
     }
@@ -305,6 +346,10 @@ struct Waiting {
 struct ShelfReads {
     disk: Arc<Disk>,
     plan: Arc<Plan>,
+    /// Where what reads cost is to be known.
+    pace: Option<Arc<Pace>>,
+    /// How long somebody waited for them.
+    waited: Duration,
     spans: SpanReads<Arc<Disk>>,
     waiting: Vec<Option<Waiting>>,
     ready: VecDeque<(usize, Result<(), MissReason>, Buf)>,
@@ -356,8 +401,13 @@ impl ShelfReads {
         into: &mut Buf,
     ) -> Result<(), MissReason> {
         let on_shelf = OnShelf::of(stripe).ok_or(MissReason::Gone)?;
+        let (since, bytes) = (Instant::now(), into.len() as u64);
         let tiles = into.split_at_mut(self.plan.layout().k_bytes());
-        self.plan.decode_page(&on_shelf.directory, head, stored, tiles).map_err(reason)
+        let decoded = self.plan.decode_page(&on_shelf.directory, head, stored, tiles);
+        if let Some(pace) = self.pace.as_ref().filter(|_| !on_shelf.directory.is_plain(head)) {
+            pace.decoded(bytes, since.elapsed());
+        }
+        decoded.map_err(reason)
     }
 }
 
@@ -367,7 +417,10 @@ impl PageReads for ShelfReads {
             if let Some((index, result, buf)) = self.ready.pop_front() {
                 return PageNext::Done { index, result, buf };
             }
-            match self.spans.next(deadline) {
+            let since = self.disk.now();
+            let next = self.spans.next(deadline);
+            self.waited += self.disk.now().saturating_sub(since);
+            match next {
                 SpanNext::Done(run) => self.arrived(run),
                 SpanNext::TimedOut => return PageNext::TimedOut,
                 SpanNext::Empty => return PageNext::Empty,
@@ -384,5 +437,8 @@ impl PageReads for ShelfReads {
 impl Drop for ShelfReads {
     fn drop(&mut self) {
         self.disk.count_read(self.spans.read_bytes());
+        if let Some(pace) = &self.pace {
+            pace.arrived(self.spans.read_bytes(), self.waited);
+        }
     }
 }

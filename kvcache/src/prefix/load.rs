@@ -8,13 +8,13 @@ use super::host::{Body, Held, Moment, Vacant};
 use super::keys::Prefix;
 use super::rows::BlockRowsMut;
 use super::space::Space;
-use crate::Cache;
 use crate::arena::Cell;
 use crate::codec::PageSink;
 use crate::disk::{BlockDone, BlockReads, Disk, Expect, Want};
 use crate::format::BlockLayout;
 use crate::miss::MissReason;
 use crate::vfs::Buf;
+use crate::{Cache, Error};
 
 /// Bytes of blocks that are asked for together.
 const WAVE: usize = 64 << 20;
@@ -281,5 +281,13 @@ impl<'a> Wave<'a> {
 /// Fresh cells of a cache, making room for them or not.
 pub(super) fn pages_of(cache: &Cache, n: usize, make_room: bool) -> Option<Vec<Arc<Cell>>> {
     let take = || cache.shared.pages.take(n);
-    if make_room { cache.with_room(take).ok() } else { take().ok() }
+    match make_room {
+        true => cache.with_room(take).ok(),
+        false => match take() {
+            Err(Error::OverBudget { needed, free, .. }) if cache.drop_copies(needed - free) => {
+                take().ok()
+            }
+            taken => taken.ok(),
+        },
+    }
 }

@@ -182,8 +182,10 @@ class Cache:
         dense_layers: _Seq[int] = (),
         threads: int | None = None,
         disk: tuple[str | os.PathLike[str], str | int] | None = None,
+        disk_codec: str = "lossless",
         model: str | bytes | None = None,
         profile: _Profile | None = None,
+        cluster_order: bool = False,
     ) -> Cache: ...
     def sequence(self) -> Sequence: ...
     def open_session(self, name: str) -> Sequence: ...

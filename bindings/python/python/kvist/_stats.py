@@ -16,6 +16,8 @@ class Stats:
     """Bytes charged to it: pages, summaries and overhead."""
     page_bytes: int
     """Bytes of pages in use; a page shared by forks counts once."""
+    cluster_bytes: int
+    """The part of these that are rows in the order of clusters."""
     summary_bytes: int
     """Bytes of summaries in use."""
     overhead_bytes: int

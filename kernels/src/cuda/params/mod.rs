@@ -2,13 +2,20 @@
 //!
 //! Addresses are `u64`, 0 where there is nothing. Strides count elements. Plain old data without padding.
 
+mod codec;
 mod prefill;
+mod select;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::DType;
 
+pub use codec::{
+    AttendCodesParams, ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask,
+    QuantParams, RopeParams,
+};
 pub use prefill::{Picked, PrefillParams, TreeParams};
+pub use select::{BoxedParams, PlanParams, TokensParams, TopPParams, Vote, VoteParams};
 
 /// Element types as kernels number them.
 #[must_use]
@@ -84,7 +91,7 @@ pub struct AttendParams {
     pub indptr: u64,
     /// u32: frames or slots.
     pub items: u64,
-    /// u32: tokens of each page list.
+    /// u32: tokens of each list; 0 for slots whose offsets say how many there are.
     pub lens: u64,
     /// u32: position of the first token of each page list, or 0.
     pub first_pos: u64,

@@ -1,6 +1,13 @@
 //! How the work of a device attention is cut, and which specialisation of the kernel does it.
 
+mod boxed;
+mod cluster;
+mod codec;
+mod columns;
+mod plan;
 mod prefill;
+mod score;
+mod tokens;
 mod tree;
 
 use std::ops::Range;
@@ -13,13 +20,20 @@ use crate::attend::{Listed, Out, Params, Queries};
 use crate::plan::stream_k;
 use crate::{DType, Error};
 
+pub use boxed::BoxedScoreSpec;
+pub use cluster::{KMeansSpec, metric_code, pieces};
+pub use codec::{AttendCodesSpec, ExpwSpec, expw_status};
+pub use columns::{ColumnsSpec, columns};
+pub use plan::PlanRoom;
 pub use prefill::{PrefillSpec, describe_prefill};
+pub use score::ScoreSpec;
+pub use tokens::TokensSpec;
 pub use tree::{TreeSpec, TreeWork, describe_tree};
 
 /// Tokens of a tile.
-const TILE: usize = 64;
+pub const TILE: usize = 64;
 /// Tiles of a range at least: under 128 tokens, a merge costs more than the split gains (FlashInfer).
-const TILES_MIN: u64 = 2;
+pub const TILES_MIN: u32 = 2;
 /// Warps of a block.
 const WARPS: usize = 4;
 
@@ -103,50 +117,6 @@ impl AttendSpec {
     }
 }
 
-/// A specialisation of `score.cu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ScoreSpec {
-    /// Dimensions of K, up to 128.
-    pub dim: usize,
-    /// Element type of the boxes, 16 bits.
-    pub dtype: DType,
-}
-
-impl ScoreSpec {
-    const STAGES: usize = 2;
-
-    /// All that there are kernels for.
-    pub fn all() -> impl Iterator<Item = ScoreSpec> {
-        let of = |dtype| [64, 80, 96, 128].map(|dim| ScoreSpec { dim, dtype });
-        [DType::F16, DType::Bf16].into_iter().flat_map(of)
-    }
-
-    /// Rows of a unit at most: whole groups.
-    #[must_use]
-    pub const fn rows(group: usize) -> usize {
-        16 / group * group
-    }
-
-    /// Macros to compile `score.cu` with.
-    #[must_use]
-    pub fn macros(&self) -> Macros {
-        let (dim, dtype, stages) = (self.dim, type_code(self.dtype), Self::STAGES);
-        vec![
-            ("KV_D", dim as u32),
-            ("KV_TY", dtype),
-            ("KV_SLOTS", 1),
-            ("KV_WIDE", 0),
-            ("KV_STAGES", stages as u32),
-        ]
-    }
-
-    /// Dynamic shared memory of a block, in bytes: the rings, and scores on their way to the fold.
-    #[must_use]
-    pub const fn shared_bytes(&self) -> usize {
-        WARPS * (Self::STAGES * 2 * side_bytes(self.dim * self.dtype.size()) + 16 * 16 * 4)
-    }
-}
-
 /// The cut of one call: units of query rows, and their tiles by worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work {
@@ -183,7 +153,7 @@ impl Work {
     /// Cuts a call for `workers` blocks that run at once, in units of `rows` rows.
     ///
     /// # Errors
-    /// [`Error`] if queries and lists do not fit.
+    /// [`Error`] if queries and lists do not fit, or units have no rows.
     pub fn new(
         queries: &Queries,
         listed: &Listed,
@@ -192,6 +162,7 @@ impl Work {
         workers: usize,
     ) -> Result<Work, Error> {
         let kv_heads = listed.check(queries, params)?;
+        check_rows(rows)?;
         let (_, source) = listed.source();
         let group = queries.q.shape()[1] / kv_heads;
         let list = |sequence, head| source.list(sequence, head, kv_heads);
@@ -200,13 +171,15 @@ impl Work {
             let seen = seen_by(queries, listed, params, unit, group as u32);
             (seen.start / TILE) as u32..seen.end.div_ceil(TILE) as u32
         };
-        let tiles = units.iter().map(tiles).collect();
         Ok(Work::cut(units, tiles, workers))
     }
 
     /// The units of a call, uncut: up to `rows` of the rows that a sequence has for a KV head. Sequence `b` owns
     /// query rows `q_indptr[b]..q_indptr[b + 1]`; `list` names the list of a sequence and KV head.
-    fn units(
+    ///
+    /// # Panics
+    /// If `rows` is 0.
+    pub fn units(
         q_indptr: &[u32],
         (kv_heads, group): (usize, usize),
         rows: usize,
@@ -229,10 +202,16 @@ impl Work {
         units
     }
 
-    /// Cuts units for `workers` blocks that run at once; `tiles` says what of its list each unit reads.
-    fn cut(mut units: Vec<Unit>, tiles: Vec<Range<u32>>, workers: usize) -> Work {
+    /// Cuts units for `workers` blocks that run at once; `tiles` says what of its list a unit reads.
+    pub fn cut(units: Vec<Unit>, tiles: impl Fn(&Unit) -> Range<u32>, workers: usize) -> Work {
+        let tiles = units.iter().map(tiles).collect();
+        Work::cut_at(units, tiles, workers)
+    }
+
+    /// The same with the tiles of each unit.
+    fn cut_at(mut units: Vec<Unit>, tiles: Vec<Range<u32>>, workers: usize) -> Work {
         let counts: Vec<u32> = tiles.iter().map(|t| t.end - t.start).collect();
-        let plan = stream_k(&counts, &vec![1; counts.len()], TILES_MIN, workers);
+        let plan = stream_k(&counts, &vec![1; counts.len()], u64::from(TILES_MIN), workers);
         for (unit, parts) in units.iter_mut().zip(plan.reduce.windows(2)) {
             (unit.partial, unit.reduce) = (parts[0], parts[1] - parts[0]);
         }
@@ -264,14 +243,10 @@ pub fn describe(
     out: &Out,
 ) -> Result<(AttendSpec, AttendParams), Error> {
     let kv_heads = listed.check_for(queries, params, out)?;
-    let (pool, _) = listed.source();
+    let pool = listed.source().0;
     let layout = pool.layout();
     if layout.dim_v != layout.dim_k {
         return Err(Error::shape("dim_v on the device", layout.dim_k, layout.dim_v));
-    }
-    let page = layout.page_tokens;
-    if matches!(listed, Listed::Pages(..)) && !page.is_multiple_of(16) {
-        return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
     }
     let group = queries.q.shape()[1] / kv_heads;
     let most = queries.indptr.windows(2).map(|w| (w[1] - w[0]) as usize * group).max();
@@ -282,40 +257,67 @@ pub fn describe(
         wide: most > Some(16),
     };
     spec.check()?;
-    let (q, o) = (&queries.q, out.o.as_view());
-    let (k, v) = (layout.k_strides, layout.v_strides);
-    aligned("q", q.row_ptr(0, 0), q.dtype(), &q.strides())?;
+    let inputs = inputs(queries, listed, params, kv_heads)?;
+    let (o, v) = (out.o.as_view(), layout.v_strides);
     aligned("out", o.row_ptr(0, 0), o.dtype(), &o.strides())?;
-    aligned("k", pool.k_row(0, 0, 0), pool.dtype(), &k)?;
     aligned("v", pool.v_row(0, 0, 0), pool.dtype(), &v)?;
-    // A pool of one head serves them all.
-    let head = |stride| if layout.kv_heads == 1 { 0 } else { stride };
     let params = AttendParams {
-        q: q.row_ptr(0, 0) as u64,
-        k: pool.k_row(0, 0, 0) as u64,
         v: pool.v_row(0, 0, 0) as u64,
         o: o.row_ptr(0, 0) as u64,
-        q_row: q.strides()[0],
-        q_head: q.strides()[1],
         o_row: o.strides()[0],
         o_head: o.strides()[1],
-        k_frame: k[0],
-        k_head: head(k[1]),
-        k_token: k[2],
         v_frame: v[0],
-        v_head: head(v[1]),
+        v_head: if layout.kv_heads == 1 { 0 } else { v[1] },
         v_token: v[2],
+        types: inputs.types | type_code(o.dtype()) << 8,
+        ..inputs
+    };
+    Ok((spec, params))
+}
+
+/// What a kernel is told of queries, keys and rules, which were checked to fit each other.
+fn inputs(
+    queries: &Queries,
+    listed: &Listed,
+    params: &Params,
+    kv_heads: usize,
+) -> Result<AttendParams, Error> {
+    let pool = listed.source().0;
+    let layout = pool.layout();
+    let page = layout.page_tokens;
+    if matches!(listed, Listed::Pages(..)) && !page.is_multiple_of(16) {
+        return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
+    }
+    let (q, k) = (&queries.q, layout.k_strides);
+    aligned("q", q.row_ptr(0, 0), q.dtype(), &q.strides())?;
+    aligned("k", pool.k_row(0, 0, 0), pool.dtype(), &k)?;
+    Ok(AttendParams {
+        q: q.row_ptr(0, 0) as u64,
+        k: pool.k_row(0, 0, 0) as u64,
+        q_row: q.strides()[0],
+        q_head: q.strides()[1],
+        k_frame: k[0],
+        // A pool of one head serves them all.
+        k_head: if layout.kv_heads == 1 { 0 } else { k[1] },
+        k_token: k[2],
         scale: params.scale,
         soft_cap: params.soft_cap,
         window: params.window,
         causal: u32::from(params.causal),
-        page_tokens: layout.page_tokens as u32,
-        group: group as u32,
+        page_tokens: page as u32,
+        group: (q.shape()[1] / kv_heads) as u32,
         q_heads: q.shape()[1] as u32,
-        types: type_code(q.dtype()) | type_code(o.dtype()) << 8,
+        types: type_code(q.dtype()),
         ..AttendParams::zeroed()
-    };
-    Ok((spec, params))
+    })
+}
+
+/// Checks that units have rows.
+fn check_rows(rows: usize) -> Result<(), Error> {
+    if rows == 0 {
+        return Err(Error::range("rows of a unit", "at least 1", rows));
+    }
+    Ok(())
 }
 
 /// Checks that rows start at multiples of 16 bytes.
@@ -365,5 +367,10 @@ mod tests {
                 assert!(spec.check().is_err() || spec.shared_bytes() <= 163 << 10, "{spec:?}");
             }
         }
+        let clusters = KMeansSpec::all().map(|s| s.shared_bytes());
+        let columns = ColumnsSpec::all().map(|s| s.shared_bytes());
+        assert!(clusters.chain(columns).all(|bytes| bytes <= 163 << 10));
+        let two = |s: AttendCodesSpec| 2 * (s.shared_bytes() + 1024) <= 228 << 10;
+        assert!(AttendCodesSpec::all().all(two));
     }
 }

@@ -1,6 +1,6 @@
 //! Attention of many rows on the device: its specialisations, and how calls over listed blocks are cut.
 
-use super::{AttendSpec, TILE, WARPS, Work, describe, merge_of, seen_by, side_bytes};
+use super::{AttendSpec, TILE, WARPS, Work, check_rows, describe, merge_of, seen_by, side_bytes};
 use crate::attend::{BlockLists, Listed, Out, Params, Queries};
 use crate::cuda::Macros;
 use crate::cuda::params::{AttendParams, MergeUnitsParams, Picked, PrefillParams, Unit, type_code};
@@ -132,7 +132,7 @@ impl Work {
     /// share a list; and what of the lists each unit reads.
     ///
     /// # Errors
-    /// [`Error`] if queries and lists do not fit.
+    /// [`Error`] if queries and lists do not fit, or units have no rows.
     pub fn of_blocks(
         queries: &Queries,
         (pool, lists): (&KvPool, &PageLists),
@@ -143,6 +143,7 @@ impl Work {
     ) -> Result<(Work, Vec<Picked>), Error> {
         let listed = Listed::Pages(pool, lists);
         let kv_heads = listed.check(queries, params)?;
+        check_rows(rows)?;
         blocks.check(queries, pool, lists, kv_heads)?;
         let q_heads = queries.q.shape()[1];
         let heads = if blocks.per_query_head { q_heads } else { kv_heads };
@@ -179,7 +180,7 @@ impl Work {
         }
         let tiles = |p: &Picked| (p.n as usize * (blocks.key_block / GROUP)).div_ceil(TILE / GROUP);
         let tiles = picked.iter().map(|p| 0..tiles(p) as u32).collect();
-        Ok((Work::cut(units, tiles, workers), picked))
+        Ok((Work::cut_at(units, tiles, workers), picked))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attention of draft trees among themselves on the device.
 
 use super::prefill::{row_tiles, tall_bytes};
-use super::{AttendSpec, WARPS, Work, describe};
+use super::{AttendSpec, WARPS, Work, check_rows, describe};
 use crate::attend::{Listed, Out, Params, Queries, Trees};
 use crate::cuda::Macros;
 use crate::cuda::params::{TreeParams, Unit, type_code};
@@ -66,7 +66,7 @@ impl TreeWork {
     /// Lists nodes, and what each sees: with [`Params::window`] only so many nodes up from its own.
     ///
     /// # Errors
-    /// [`Error`] if queries, trees and nodes do not fit, or a tree has more than 64 nodes.
+    /// [`Error`] if queries, trees and nodes do not fit, a tree has more than 64 nodes, or units have no rows.
     pub fn new(
         queries: &Queries,
         trees: &Trees,
@@ -75,6 +75,7 @@ impl TreeWork {
         rows: usize,
     ) -> Result<TreeWork, Error> {
         let kv_heads = trees.check(queries, nodes, params)?;
+        check_rows(rows)?;
         let ancestors = trees.bits(params.window)?;
         let group = queries.q.shape()[1] / kv_heads;
         let (pool, source) = nodes.source();

@@ -8,23 +8,23 @@ use crate::vfs::sim::SimVfs;
 use crate::{DiskOptions, MissReason};
 
 /// The selectors that pick clusters.
-fn by_clusters() -> [Select; 2] {
+pub(super) fn by_clusters() -> [Select; 2] {
     let all = selects();
     [all[7].clone(), all[8].clone()]
 }
 
-fn all_of_it() -> AttendOptions<'static> {
+pub(super) fn all_of_it() -> AttendOptions<'static> {
     AttendOptions { selected: true, bound: true, ..AttendOptions::default() }
 }
 
 /// The same tokens, and the same result but for rounding.
-fn agree(s: &Sequence, twin: &Sequence, layer: usize, q: &[f32]) {
+pub(super) fn agree(s: &Sequence, twin: &Sequence, layer: usize, q: &[f32]) {
     let (want, reference) = attend(twin, layer, q, &all_of_it()).unwrap();
     let (out, info) = attend(s, layer, q, &all_of_it()).unwrap();
     same((out, info), (want, reference));
 }
 
-fn same((out, info): (Vec<f32>, AttendInfo), (want, reference): (Vec<f32>, AttendInfo)) {
+pub(super) fn same((out, info): (Vec<f32>, AttendInfo), (want, reference): (Vec<f32>, AttendInfo)) {
     assert_eq!(info.selected, reference.selected);
     assert_eq!((info.tokens_read, info.bytes), (reference.tokens_read, reference.bytes));
     assert!(near(&out, &want) && near(&info.lse2, &reference.lse2));
@@ -37,7 +37,7 @@ fn same((out, info): (Vec<f32>, AttendInfo), (want, reference): (Vec<f32>, Atten
 }
 
 /// A cache that holds it all and has no tier below: tokens are picked one by one there.
-fn plain(select: &Select) -> Cache {
+pub(super) fn plain(select: &Select) -> Cache {
     builder(select, 64 << 20, 64).whole_pages(false).build().unwrap()
 }
 
@@ -289,7 +289,7 @@ fn clusters_and_pages_give_way_to_each_other() {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Append(usize),
     Attend(usize),
     Fork,
@@ -298,7 +298,7 @@ enum Step {
     Restore,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => prop_oneof![1usize..4, 1usize..150].prop_map(Step::Append),
         6 => (0..LAYERS).prop_map(Step::Attend),

@@ -1,9 +1,11 @@
 //! Live sequences over two tiers, against sequences that are all in memory.
 
 mod clusters;
+mod codecs;
 #[expect(dead_code, reason = "shared with the tests outside, which use all of it")]
 #[path = "../../../tests/store/common.rs"]
 mod common;
+mod copies;
 mod drafts;
 mod faults;
 mod hints;

@@ -134,6 +134,7 @@ class KvistCache(Cache):
         page_tokens: int = 64,
         scorer: Scorer | None = None,
         prefill: str | kvist.Prefill = "dense",
+        cluster_order: bool = False,
     ) -> KvistCache:
         """A cache for `model`, whose attention implementation becomes "kvist".
 
@@ -144,7 +145,8 @@ class KvistCache(Cache):
         for selectors that go by a trained indexer's scores ("nsa", "dsa"), called at every decode step
         with the layer, the queries `[batch, q_heads, dim]` and the tokens there are, returns
         `[batch, heads, units]`; `prefill`: how prompts read their keys, by the name of a pattern (see
-        `kvist.prefill_presets()`) or an object, dense layers densely.
+        `kvist.prefill_presets()`) or an object, dense layers densely; `cluster_order`: "clusterkv" and
+        "retroinfer" hold rows a second time, in the order of clusters, while `host` has room for them.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
@@ -162,6 +164,7 @@ class KvistCache(Cache):
             page_tokens=page_tokens,
             scorer=scorer,
             prefill=prefill,
+            cluster_order=cluster_order,
         )
         _switch(model, config)
         return cache
@@ -180,6 +183,7 @@ class KvistCache(Cache):
         page_tokens: int = 64,
         scorer: Scorer | None = None,
         prefill: str | kvist.Prefill = "dense",
+        cluster_order: bool = False,
     ) -> KvistCache:
         """Like `for_model`, for a model that already uses attention implementation "kvist".
 
@@ -197,6 +201,7 @@ class KvistCache(Cache):
             page_tokens=page_tokens,
             scorer=scorer,
             prefill=prefill,
+            cluster_order=cluster_order,
         )
 
     @classmethod
@@ -214,6 +219,7 @@ class KvistCache(Cache):
         page_tokens: int,
         scorer: Scorer | None,
         prefill: str | kvist.Prefill,
+        cluster_order: bool,
     ) -> KvistCache:
         types, kwargs = get_layer_types_and_kwargs(config)
         types = _without_useless_windows(types, config)
@@ -248,6 +254,7 @@ class KvistCache(Cache):
                 page_tokens=page_tokens,
                 scorer=scorer,
                 prefill=kvist.Prefill(prefill) if isinstance(prefill, str) else prefill,
+                cluster_order=cluster_order,
                 layers=tuple(slots),
             )
         )

@@ -60,6 +60,7 @@ class Options:
     page_tokens: int
     scorer: Scorer | None
     prefill: kvist.Prefill
+    cluster_order: bool
     layers: tuple[int, ...]
     """The model's layer of each slot."""
 
@@ -181,6 +182,7 @@ class Store:
             page_tokens=o.page_tokens,
             profile=o.profile,
             model=o.model,
+            cluster_order=o.cluster_order,
         )
 
     def _decode(self, slot: int, query: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:

@@ -1,0 +1,308 @@
+//! The device tier: a GPU keeps copies of pages of the host tier, and attends to them.
+//!
+//! Host memory stays the place where pages are: what the GPU has can be lost at any time without a loss.
+//! Every kernel call of attention comes by here, with lists of host frames. Pages that the GPU has are
+//! read there; others are copied on a stream of their own while these are read, and read then; pages for
+//! which there is no frame are read in place, over the link or by the CPU, and the parts are merged by
+//! log-sum-exp. A call that fails is done by the CPU.
+
+mod copies;
+mod frames;
+mod gpu;
+mod options;
+mod outputs;
+mod wanted;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use copies::Copies;
+use frames::Frames;
+pub(crate) use gpu::Job;
+use gpu::{Counts, Gpu};
+use kvist_kernels::attend::Out;
+use kvist_kernels::cuda::{Error as GpuError, KeepContext, TrialError};
+use parking_lot::Mutex;
+
+pub use options::DeviceOptions;
+use wanted::Pages;
+
+use crate::arena::Arena;
+use crate::budget::{Budget, Charge};
+use crate::{Error, Geometry};
+
+/// After the GPU's memory was used up, so many calls are done by the CPU before it is tried again.
+const REST_CALLS: u32 = 64;
+/// Host memory that is set aside for what grows with calls, so that a full budget does not keep the GPU from small
+/// ones: so much, or this share of the budget.
+const CALL_BYTES: u64 = 4 << 20;
+const CALL_SHARE: u64 = 64;
+/// A call waits so long for another one to end; then the CPU does it.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// What the device tier holds and has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceUse {
+    /// The GPU's name; empty if there never was one.
+    pub name: String,
+    /// Bytes of all its frames.
+    pub budget_bytes: u64,
+    /// Bytes of those in use.
+    pub used_bytes: u64,
+    /// Pages that calls found in frames.
+    pub page_hits: u64,
+    /// Pages that they did not.
+    pub page_misses: u64,
+    /// Bytes copied to frames.
+    pub copied_bytes: u64,
+    /// Pages copied before anybody asked for them.
+    pub prefetched: u64,
+    /// Pages that kernels read in host memory.
+    pub pages_in_place: u64,
+    /// Pages that the CPU read beside the GPU.
+    pub pages_on_cpu: u64,
+    /// Calls that the GPU did.
+    pub calls: u64,
+    /// Calls that the CPU did in its place.
+    pub calls_on_cpu: u64,
+    /// Why the CPU does its work now.
+    pub degraded: Option<DeviceDegraded>,
+}
+
+/// A GPU that is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceDegraded {
+    /// Seconds since it happened.
+    pub seconds: u64,
+    /// What happened.
+    pub cause: GpuError,
+}
+
+/// Why it is not used.
+#[derive(Debug)]
+struct Fault {
+    since: Instant,
+    cause: GpuError,
+    /// Calls until it is tried again; never if the GPU is gone.
+    rest: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    gpu: Option<Box<Gpu>>,
+    fault: Option<Fault>,
+    /// Of a GPU that is gone.
+    counts: Counts,
+    name: String,
+    on_cpu: u64,
+    /// Host memory: tables and pinned memory, and how much of it is for what grows with calls.
+    charge: Option<Charge>,
+    reserve: u64,
+}
+
+/// A GPU beside the host tier.
+#[derive(Debug)]
+pub(crate) struct DeviceTier {
+    state: Mutex<State>,
+    ahead: bool,
+    /// What it held and had done when the last call ended: who asks need not wait for a call.
+    last: Mutex<Snapshot>,
+}
+
+/// The state at the end of a call.
+#[derive(Debug, Default)]
+struct Snapshot {
+    usage: DeviceUse,
+    since: Option<Instant>,
+}
+
+impl DeviceTier {
+    /// `mapped` bytes of the arena's memory are there for good.
+    pub(crate) fn open(
+        options: &DeviceOptions,
+        geometry: &Geometry,
+        arena: &Arc<Arena>,
+        budget: &Arc<Budget>,
+        mapped: u64,
+    ) -> Result<DeviceTier, Error> {
+        let _context = KeepContext::new();
+        check(geometry, arena)?;
+        let lent = options.memory.as_ref().map(|lent| lent.lock().take());
+        if lent == Some(None) {
+            return Err(Error::setting("device memory", "one cache's", "taken by another one"));
+        }
+        let cells = arena.cells();
+        let options = &options.within(budget.limit());
+        let mut charge = Charge::none(budget.clone());
+        let tables = arena.watch_bytes() + Pages::bytes(cells) + Frames::bytes(cells, cells);
+        let reserve = CALL_BYTES.min(budget.limit() / CALL_SHARE);
+        let pinned = Copies::pinned_bytes(geometry, &options.limits) + reserve;
+        charge.grow_to(tables + pinned)?;
+        arena.watch();
+        let mut state = State { charge: Some(charge), reserve, ..State::default() };
+        match Gpu::open(options, geometry, arena, mapped, lent.flatten()) {
+            Ok(gpu) => {
+                state.name.clone_from(&gpu.device.info().name);
+                state.gpu = Some(Box::new(gpu));
+            }
+            Err(e) if !options.optional => return Err(e.into()),
+            Err(e) => state.fail(e),
+        }
+        let last = Mutex::new(state.snapshot());
+        Ok(DeviceTier { state: Mutex::new(state), ahead: options.ahead, last })
+    }
+
+    /// Does a call; `false` if the CPU has to, with nothing written.
+    pub(crate) fn attend(&self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
+        // A thread of a pool that waits for its part of a call may be given another call to do: it would wait
+        // for itself for ever.
+        let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(false) };
+        let _context = KeepContext::new();
+        let done = state.attend(job, arena, out);
+        state.on_cpu += u64::from(!matches!(done, Ok(true)));
+        *self.last.lock() = state.snapshot();
+        done
+    }
+
+    /// Copies those of these full pages that the last step read and that have no frame.
+    pub(crate) fn ahead(&self, pages: impl Iterator<Item = u32>, arena: &Arena) {
+        if !self.ahead {
+            return;
+        }
+        let Some(mut state) = self.state.try_lock() else { return };
+        let _context = KeepContext::new();
+        if state.fault.is_none()
+            && let Some(gpu) = &mut state.gpu
+            && let Err(e) = gpu.ahead(pages, arena)
+        {
+            state.fail(e);
+        }
+        *self.last.lock() = state.snapshot();
+    }
+
+    /// What it holds and has done.
+    pub(crate) fn usage(&self) -> DeviceUse {
+        let last = self.last.lock();
+        let mut usage = last.usage.clone();
+        if let (Some(degraded), Some(since)) = (&mut usage.degraded, last.since) {
+            degraded.seconds = since.elapsed().as_secs();
+        }
+        usage
+    }
+}
+
+impl Drop for DeviceTier {
+    fn drop(&mut self) {
+        let _context = KeepContext::new();
+        self.state.get_mut().gpu = None;
+    }
+}
+
+impl State {
+    /// Does a call, if there is a GPU for it.
+    fn attend(&mut self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
+        let needed = Gpu::host_bytes(&job.rows(), job.items());
+        if !self.ready() || !self.charged(needed) {
+            return Ok(false);
+        }
+        let Some(gpu) = &mut self.gpu else { return Ok(false) };
+        let (before, done) = (gpu.counts, gpu.attend(job, arena, out));
+        gpu.counts.report(&before);
+        match done {
+            Ok(done) => Ok(done),
+            Err(TrialError::Device(e)) => {
+                self.fail(e);
+                Ok(false)
+            }
+            Err(e) => {
+                // What was queued shall not outlive the call.
+                gpu.drain();
+                match e {
+                    TrialError::Arguments(e) => Err(e.into()),
+                    e => Err(Error::System { what: "the device tier", reason: e.to_string() }),
+                }
+            }
+        }
+    }
+
+    /// Whether the budget has so many bytes for what grows with a call.
+    fn charged(&mut self, call: u64) -> bool {
+        let more = call.saturating_sub(self.reserve);
+        let Some(charge) = &mut self.charge else { return true };
+        let had = charge.bytes();
+        let grown = charge.grow_to(had + more).is_ok();
+        self.reserve += charge.bytes() - had;
+        grown
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let counts = self.gpu.as_ref().map_or(self.counts, |gpu| gpu.counts);
+        let (budget_bytes, used_bytes) = self.gpu.as_ref().map_or((0, 0), |gpu| gpu.bytes());
+        let fault = self.fault.as_ref();
+        let degraded = fault.map(|fault| DeviceDegraded { seconds: 0, cause: fault.cause.clone() });
+        let usage = DeviceUse {
+            name: self.name.clone(),
+            budget_bytes,
+            used_bytes,
+            page_hits: counts.hits,
+            page_misses: counts.misses,
+            copied_bytes: counts.copied_bytes,
+            prefetched: counts.ahead,
+            pages_in_place: counts.in_place,
+            pages_on_cpu: counts.on_cpu,
+            calls: counts.calls,
+            calls_on_cpu: self.on_cpu,
+            degraded,
+        };
+        Snapshot { usage, since: fault.map(|fault| fault.since) }
+    }
+
+    /// Whether the GPU is to be used for this call.
+    fn ready(&mut self) -> bool {
+        if let Some(fault) = &mut self.fault {
+            let Some(rest) = &mut fault.rest else { return false };
+            if *rest > 0 {
+                *rest -= 1;
+                return false;
+            }
+            tracing::info!("the GPU is tried again");
+            self.fault = None;
+        }
+        self.gpu.is_some()
+    }
+
+    /// The CPU takes over: for a while where memory was used up, else for good.
+    fn fail(&mut self, cause: GpuError) {
+        tracing::warn!("the CPU attends in place of the GPU: {cause}");
+        metrics::counter!("kvist_device_faults").increment(1);
+        let rest = (cause.is_passing() && self.gpu.is_some()).then_some(REST_CALLS);
+        match (&mut self.gpu, rest) {
+            (Some(gpu), Some(_)) => gpu.forget(),
+            (Some(gpu), None) => {
+                self.counts = gpu.counts;
+                self.gpu = None;
+            }
+            (None, _) => {}
+        }
+        self.fault = Some(Fault { since: Instant::now(), cause, rest });
+    }
+}
+
+/// Checks that there are kernels for a geometry.
+fn check(geometry: &Geometry, arena: &Arena) -> Result<(), Error> {
+    let g = geometry;
+    if g.dim_k != g.dim_v {
+        let found = format!("{} and {}", g.dim_k, g.dim_v);
+        return Err(Error::setting("device: dim_k and dim_v", "equal", found));
+    }
+    if !g.page_tokens.is_multiple_of(16) {
+        return Err(Error::setting("device: page_tokens", "a multiple of 16", g.page_tokens));
+    }
+    gpu::spec(g, false, false).check()?;
+    let rows = arena.cells() as u64 * 2 * g.page_tokens as u64;
+    if rows > u64::from(u32::MAX) {
+        let expected = format!("at most {} rows of keys and values", u32::MAX);
+        return Err(Error::setting("device: host tier", expected, rows));
+    }
+    Ok(())
+}

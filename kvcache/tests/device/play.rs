@@ -1,0 +1,215 @@
+//! What the GPU computes is what the CPU would have.
+
+use kvist::kernels::cuda::{Compiler, Device};
+use kvist::policies::{ClusterKv, TokenSelect};
+use kvist::{
+    AttendOptions, Boxed, Builder, Cache, DeviceOptions, DeviceUse, DiskOptions, ParallelSequence,
+    Quest, Select, Tensor3Mut,
+};
+
+use crate::pair::{DIM, Pair, Random, geometry, same_rows};
+
+const SEEDS: u64 = 3;
+const STEPS: usize = 40;
+
+fn selects() -> Vec<Select> {
+    let (sinks, recent, budget) = (4, 8, 80);
+    vec![
+        Select::Full,
+        Quest { budget, ..Quest::default() }.into(),
+        // A reused choice depends on the last bits of log-sum-exps.
+        Select::Boxed(Boxed { sinks, recent, reuse: None, ..Boxed::with_budget(budget) }),
+        TokenSelect { sinks, recent, budget, ..TokenSelect::default() }.into(),
+        ClusterKv { sinks, window: recent, cluster_tokens: 8, budget, ..ClusterKv::default() }
+            .into(),
+    ]
+}
+
+fn base(select: &Select) -> Builder {
+    Cache::builder(geometry()).host_bytes(2 << 20).select(select.clone()).threads(1)
+}
+
+fn frames(n: usize) -> DeviceOptions {
+    DeviceOptions::default().bytes((n * geometry().page_bytes()) as u64)
+}
+
+/// Wanders with every selector; the sum of what the GPUs did.
+fn wander(gpu: impl Fn(Builder) -> Builder) -> DeviceUse {
+    let mut all = DeviceUse::default();
+    for (select, seed) in selects().iter().flat_map(|s| (0..SEEDS).map(move |seed| (s, seed))) {
+        let mut pair = Pair::new(gpu(base(select)), base(select), seed);
+        pair.wander(STEPS);
+        let done = pair.gpu.device().unwrap();
+        assert_eq!(done.degraded, None);
+        assert!(done.used_bytes <= done.budget_bytes);
+        assert!(done.calls + done.calls_on_cpu >= pair.attended as u64);
+        all.calls += done.calls;
+        all.calls_on_cpu += done.calls_on_cpu;
+        all.page_hits += done.page_hits;
+        all.page_misses += done.page_misses;
+        all.pages_on_cpu += done.pages_on_cpu;
+        all.pages_in_place += done.pages_in_place;
+        all.copied_bytes += done.copied_bytes;
+    }
+    all
+}
+
+/// With limits that small calls come past: parts of their own, runs by the copy engine, several stages.
+fn small(options: DeviceOptions) -> DeviceOptions {
+    let page = geometry().page_bytes();
+    options.limits(1, 2 * page, page)
+}
+
+pub(crate) fn roomy() {
+    let done = wander(|builder| builder.device(small(frames(256))));
+    assert_eq!((done.calls_on_cpu, done.pages_on_cpu, done.pages_in_place), (0, 0, 0));
+    let done = wander(|builder| builder.device(frames(256)));
+    assert_eq!((done.calls_on_cpu, done.pages_on_cpu, done.pages_in_place), (0, 0, 0));
+    assert!(done.page_hits > 2 * done.page_misses, "{done:?}");
+}
+
+pub(crate) fn tight() {
+    let done = wander(|builder| builder.device(frames(9)));
+    assert!(done.pages_on_cpu > 0 && done.page_hits > 0, "{done:?}");
+    // A mask over pages without frames is the CPU's.
+    assert!(done.calls_on_cpu > 0 && done.calls > done.calls_on_cpu, "{done:?}");
+    assert_eq!(done.pages_in_place, 0);
+    let again = wander(|builder| builder.device(small(frames(9))));
+    assert_eq!((again.page_hits, again.pages_on_cpu), (done.page_hits, done.pages_on_cpu));
+    let none = wander(|builder| builder.device(frames(0)));
+    assert_eq!((none.page_hits, none.copied_bytes, none.used_bytes), (0, 0, 0));
+}
+
+pub(crate) fn mapped() {
+    let done = wander(|builder| builder.prefault(true).device(frames(9)));
+    assert!(done.pages_in_place > 0 && done.page_hits > 0, "{done:?}");
+    assert_eq!(done.pages_on_cpu, 0, "{done:?}");
+    wander(|builder| builder.prefault(true).device(small(frames(9))));
+    wander(|builder| builder.prefault(true).device(small(frames(256))));
+    let done = wander(|builder| builder.prefault(true).device(frames(9).zero_copy(false)));
+    assert_eq!(done.pages_in_place, 0);
+}
+
+pub(crate) fn ahead() {
+    let dense = Select::Full;
+    let of = |on: bool| {
+        let mut pair = Pair::new(base(&dense).device(frames(24).prefetch(on)), base(&dense), 7);
+        pair.add();
+        for sequence in 0..2 {
+            pair.append(sequence, 16 * 5);
+        }
+        // The second finds four frames free, and more once the first has rested for a step.
+        for sequence in [0, 0, 0, 1, 1, 1] {
+            pair.attend(sequence, 1, &AttendOptions::default());
+        }
+        pair.gpu.device().unwrap()
+    };
+    let (with, without) = (of(true), of(false));
+    assert_eq!((with.prefetched, without.prefetched), (3, 0), "an eighth of the frames");
+    assert_eq!(with.page_misses + 3, without.page_misses);
+}
+
+pub(crate) fn below() {
+    let folder = tempfile::TempDir::new().unwrap();
+    // Keys of the lower tier cannot be scored one by one.
+    let by_summaries = |s: &&Select| !matches!(s, Select::TokenSelect(_));
+    for (i, select) in selects().iter().filter(by_summaries).enumerate() {
+        let at = |name: &str| {
+            let disk = DiskOptions::new(folder.path().join(format!("{name}{i}")), 64 << 20);
+            base(select).host_bytes(400 << 10).whole_pages(true).disk(disk)
+        };
+        let mut pair = Pair::new(at("gpu").device(frames(40)), at("cpu"), 3);
+        pair.append(0, 16 * 28);
+        for _ in 0..12 {
+            pair.append(0, 1);
+            pair.attend(0, 1, &AttendOptions::default());
+        }
+        let (done, stats) = (pair.gpu.device().unwrap(), pair.gpu.stats());
+        assert!(done.calls > 0 && done.degraded.is_none(), "{done:?}");
+        assert!(stats.below_read_bytes > 0, "{stats:?}");
+    }
+}
+
+pub(crate) fn lent() {
+    let device = Device::open(0, std::sync::Arc::new(Compiler::from_env())).unwrap();
+    let bytes = 40 * geometry().page_bytes();
+    let memory = device.buffer(bytes).unwrap();
+    // SAFETY: dropped behind the caches, and used by nobody else.
+    let options = unsafe { DeviceOptions::default().memory(memory.address(), bytes as u64) };
+    let again = base(&Select::Full).device(options.clone());
+    let mut pair = Pair::new(base(&Select::Full).device(options), base(&Select::Full), 5);
+    let text = again.build().unwrap_err().to_string();
+    assert_eq!(text, "device memory must be one cache's, found taken by another one");
+    pair.wander(STEPS);
+    assert_eq!(pair.gpu.device().unwrap().budget_bytes, bytes as u64);
+    drop(pair);
+    drop(memory);
+    // By itself it takes half of what is free.
+    // SAFETY: no other thread runs.
+    unsafe { std::env::set_var("FAKE_MEMORY", (8u64 << 20).to_string()) }
+    let large = base(&Select::Full).host_bytes(64 << 20);
+    let taken = |builder: Builder| {
+        let cache = builder.device(DeviceOptions::default()).build().unwrap();
+        cache.device().unwrap().budget_bytes
+    };
+    assert!((3 << 20..=4 << 20).contains(&taken(large)));
+    assert!(taken(base(&Select::Full)) < 2 << 20, "no more than the host tier has pages");
+}
+
+/// KV-parallel over two GPUs: each holds part of the tokens, and partial results are merged.
+pub(crate) fn parallel() {
+    let select = Select::Quest(Quest { budget: 32, ..Quest::default() });
+    for select in [Select::Full, select] {
+        let gpus = [0, 1].map(|ordinal| {
+            let cache = base(&select).device(frames(64).ordinal(ordinal)).build().unwrap();
+            assert_eq!(cache.device().unwrap().name, format!("Fake {ordinal}"));
+            cache
+        });
+        let cpus = [0, 1].map(|_| base(&select).build().unwrap());
+        let mut random = Random(3);
+        let mut pair = [&gpus, &cpus]
+            .map(|caches| ParallelSequence::new(&[&caches[0], &caches[1]], 32).unwrap());
+        for tokens in [150, 1, 1, 20] {
+            let [k, v] = random.tokens(tokens);
+            for (layer, sequence) in (0..2).flat_map(|l| [0, 1].map(|s| (l, s))) {
+                pair[sequence].append(layer, &k.view(), &v.view()).unwrap();
+            }
+            let q = random.queries(1);
+            for layer in 0..2 {
+                let of = |sequence: &ParallelSequence| {
+                    let mut out = vec![f32::NAN; 4 * DIM];
+                    let mut view = Tensor3Mut::contiguous(&mut out, [1, 4, DIM]).unwrap();
+                    let options = AttendOptions::default();
+                    sequence.attend(layer, &q.view(), &options, &mut view).unwrap();
+                    out
+                };
+                same_rows(&of(&pair[0]), &of(&pair[1]));
+            }
+        }
+        for gpu in &gpus {
+            let done = gpu.device().unwrap();
+            assert!(done.calls > 0 && done.calls_on_cpu == 0, "{done:?}");
+        }
+    }
+}
+
+/// Two threads with a sequence each: whoever finds the GPU busy for long goes to the CPU.
+pub(crate) fn threads() {
+    let select = Select::Full;
+    let (gpu, cpu) =
+        (base(&select).device(frames(64)).build().unwrap(), base(&select).build().unwrap());
+    let one = |seed: u64| {
+        let mut pair = Pair::of(&gpu, &cpu, seed);
+        pair.append(0, 40);
+        for _ in 0..10 {
+            pair.append(0, 1);
+            pair.attend(0, 1, &AttendOptions::default());
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| one(1));
+        one(2);
+    });
+    let done = gpu.device().unwrap();
+    assert!(done.calls > 0 && done.calls + done.calls_on_cpu <= 40, "{done:?}");
+}
