@@ -14,8 +14,11 @@ use std::process::Command;
 
 use kvist_bench::{Options, Sink};
 use kvist_kernels::DType;
-use kvist_kernels::cuda::work::{AttendSpec, ScoreSpec};
-use kvist_kernels::cuda::{ATTEND_PAGES, MERGE, Macros, PLAN, SCORE, SELECT, TRANSFER};
+use kvist_kernels::cuda::work::{AttendSpec, PrefillSpec, ScoreSpec, TreeSpec};
+use kvist_kernels::cuda::{
+    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, MERGE, Macros, PLAN, SCORE,
+    SELECT, TRANSFER,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 
@@ -25,10 +28,22 @@ const BENCHES: [&str; 5] = ["gpu-check", "gpu-attend", "gpu-select", "gpu-copy",
 
 fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
-    let attend = [false, true].map(|slots| {
-        let spec = AttendSpec { dim: 64, dtype: DType::Bf16, slots, wide: false };
-        ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()))
+    let attend =
+        [(false, false), (false, true), (true, false), (true, true)].map(|(slots, wide)| {
+            let spec = AttendSpec { dim: 64, dtype: DType::Bf16, slots, wide };
+            ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()))
+        });
+    let tall = [
+        (&ATTEND_PREFILL, false, false),
+        (&ATTEND_PREFILL_HOPPER, false, true),
+        (&ATTEND_PREFILL_HOPPER, true, true),
+    ]
+    .map(|(kernel, blocks, wgmma)| {
+        let macros = PrefillSpec { dim: 64, dtype: DType::Bf16, blocks, wgmma }.macros();
+        ("attend_prefill.cu", macros.clone(), kernel.with(macros))
     });
+    let tree = TreeSpec { dim: 64, dtype: DType::Bf16 }.macros();
+    let tree = [("attend_tree.cu", tree.clone(), ATTEND_TREE.with(tree))];
     let score = ScoreSpec { dim: 64, dtype: DType::Bf16, boxes: true }.macros();
     let score = [("score.cu", score.clone(), SCORE.with(score))];
     let plain = [
@@ -38,7 +53,7 @@ fn folder() -> TempDir {
         ("select.cu", &SELECT),
     ];
     let plain = plain.map(|(source, kernel)| (source, Macros::new(), kernel.with(Macros::new())));
-    gpu::make(folder.path(), &[&attend[..], &score[..], &plain[..]].concat());
+    gpu::make(folder.path(), &[&attend[..], &tall[..], &tree[..], &score[..], &plain[..]].concat());
     folder
 }
 

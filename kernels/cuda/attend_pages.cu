@@ -22,7 +22,7 @@
 //
 // Numerics: f32 scores and sums, base 2; weights are rounded to the type of V before they meet it and
 // summed unrounded. No tokens: o = 0, lse = -inf. Tokens behind a list's end are never read.
-#include "state.cuh"
+#include "sight.cuh"
 #if KV_BITS
 #include "codes.cuh"
 #endif
@@ -53,51 +53,13 @@ KV_FN const AttendParams& rules(const Params& p) { return p; }
 #endif
 KV_FN u32 tile_at(u32 warp) { return TILES_AT + warp * 2 * SIDE; }
 
-/// The rows' ranges: of all (what is fetched), common to the warp's rows, and of the lane's two rows.
-struct Sight {
-    Range wanted, alike, rows[2];
-};
-
-KV_FN u32 q_row_of(const AttendParams& p, const Unit& unit, u32 row) {
-    u32 last = unit.rows - 1;
-    return unit.first_row + (unit.packed + (row < last ? row : last)) / p.group;
-}
-
-template <class Fold> KV_FN u32 across(u32 x, u32 mask, Fold fold) {
-    for (; mask < 32; mask *= 2) {
-        x = fold(x, kv::shfl_xor(x, mask));
-    }
-    return x;
-}
-
-KV_FN Sight look(const AttendParams& p, const Unit& unit, const List& list, u32 first) {
-    Range all{0, list.len};
-    Sight s{all, all, {all, all}};
-    if (!p.causal && !p.window) {
-        return s;
-    }
-    auto least = [](u32 a, u32 b) { return a < b ? a : b; };
-    auto most = [](u32 a, u32 b) { return a > b ? a : b; };
-    for (u32 half = 0; half < 2; half++) {
-        s.rows[half] = seen(p, list, q_row_of(p, unit, first + row_of(half)));
-    }
-    s.alike.lo = across(most(s.rows[0].lo, s.rows[1].lo), 4, most);
-    s.alike.hi = across(least(s.rows[0].hi, s.rows[1].hi), 4, least);
-    Range wide{list.len, 0};
-    for (u32 row = kv::lane(); row < unit.rows; row += 32) {
-        Range r = seen(p, list, q_row_of(p, unit, row));
-        wide = Range{least(wide.lo, r.lo), most(wide.hi, r.hi)};
-    }
-    s.wanted = Range{across(wide.lo, 1, least), across(wide.hi, 1, most)};
-    return s;
-}
-
 /// Takes the warp's rows through a segment's tiles.
 KV_FN void walk(const Params& params, const Unit& unit, const Segment& segment, State& x) {
     const AttendParams& p = rules(params);
     u32 warp = kv::warp(), first = KV_WIDE ? warp * GROUP : 0;
     List list = open_list(p, unit.list, unit.head);
-    Sight sight = look(p, unit, list, first);
+    Sight sight = look(p, unit, list, first, GROUP);
+    Range rows[2] = {seen_by(p, unit, list, first + row_of(0)), seen_by(p, unit, list, first + row_of(1))};
     auto mine = [&](u32 tile) { return tile * TILE + warp * GROUP; };
     auto next_item = [&](u32 tile) { return item(p, list, sight.wanted, mine(tile)); };
     auto start = [&](u32 tile, u32 item, u32 stage) {
@@ -142,9 +104,9 @@ KV_FN void walk(const Params& params, const Unit& unit, const Segment& segment, 
             u32 base = tile * TILE + from * GROUP;
 #if KV_BITS
             Scaled scaled{stage_at(from, stage), groups_of(params), shift_of(params), base, sight.wanted};
-            attend_codes(p, q, tile_at(from), scaled, sight.alike, sight.rows, x);
+            attend_codes(p, q, tile_at(from), scaled, sight.alike, rows, x);
 #else
-            attend_group(p, q, stage_at(from, stage), base, sight.alike, sight.rows, x);
+            attend_group(p, q, stage_at(from, stage), base, sight.alike, rows, x);
 #endif
         }
         stage = stage + 1 == KV_STAGES ? 0 : stage + 1;

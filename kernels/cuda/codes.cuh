@@ -133,18 +133,20 @@ KV_FN void add_codes(const Scores& p, u32 v, const Scaled& x, State& state) {
 /// `attend_group` of state.cuh for a tile of widened codes.
 KV_FN void attend_codes(const AttendParams& p, const Queries& q, u32 tile, const Scaled& x, const Range& alike,
                         const Range (&rows)[2], State& state) {
-    Scores s = {};
-    dot_codes(q, tile, x, s);
+    Scores s[1] = {};
+    dot_codes(q, tile, x, s[0]);
     bool all = x.base >= alike.lo && x.base + GROUP <= alike.hi;
-    scale_and_mask(p, x.base, all, rows, s);
+    scale_and_mask(p, x.base, all, rows, s[0]);
     weigh(s, state);
     if (!all && (p.causal || p.window)) {
-        add_values_seen(s, x.base, rows, state, [&](u32 token, u32 c) {
+        u32 a[4];
+        pack_weights(s[0], a);
+        add_values_seen(a, x.base, rows, state, [&](u32 token, u32 c) {
             f32x2 y = wide2(KV_BF16, kv::lds<u32>(tile + SIDE + chunk_at(token, c) + quad() * 4));
             float scale = scale_of(x, 1, token, c * 8);
             return f32x2{y.x * scale, y.y * scale};
         });
     } else {
-        add_codes(s, tile + SIDE, x, state);
+        add_codes(s[0], tile + SIDE, x, state);
     }
 }

@@ -8,10 +8,11 @@
 //   shfl(x, from) shfl_xor(x, mask) any(x) ballot(x)      all 32 lanes take part
 //   cp16(to, from, real) cp_commit() cp_wait<N>()         16 bytes to shared memory, later; zeros if not real
 //   ldm4(at, r) ldm4t(at, r) mma_bf16(c, a, b0, b1) mma_f16(..) mma_s8(..)   tensor-core fragments, sm_80
+//   wgmma<BF16, TURNED>(c, a, at) wgmma_begin() wgmma_wait() settle(c) publish()     the same, sm_90a
 //   lds<T>(at) sts(at, x)                       shared memory, `at` in bytes from its start
 //   count(at) add(at, x)                        there, at once: 1 more in 32 bits, x more in 64
 //   ldg(p) ldg_once(p) stg(p, x)                global memory; _once: read by nobody else, kept out of L1
-//   popc exp2 log2 sqrt rint max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
+//   opaque popc exp2 log2 sqrt rint max pack_bf16 pack_f16 wide_bf16 wide_f16 bits float_of
 //
 // Rules: no static shared memory, no collective under a condition that differs between lanes, one
 // parameter struct by value. A barrier or wait is written KV_GUARD(n, call), n unique in its file: the
@@ -50,7 +51,7 @@ struct alignas(16) u32x4 {
     extern "C" __global__ void __launch_bounds__(threads, blocks_per_sm) name(const __grid_constant__ Params p)
 #define KV_GUARD(n, call) call
 
-extern __shared__ __align__(128) u8 kv_shared[];
+extern __shared__ __align__(1024) u8 kv_shared[];
 
 namespace kv {
 
@@ -119,6 +120,70 @@ KV_FN void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// Hopper's tensor cores. Four warps together compute c[64][64] += a[64][16] b[16][64], each with 16 rows of a and c
+/// as mma has them; b is 16-bit in shared memory, in rows of 128 bytes whose chunks are swapped by row % 8, 1024
+/// bytes for 8 rows, the first of them at a multiple of 1024. A row has one k in 64 columns (TURNED), or one column
+/// in 16 k from `at` on. It is done when it was waited for: until then c and b are left alone.
+#define KV_WGMMA_TEXT(type, turned)                                                                   \
+    "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {%0, %1, %2, %3, %4, %5, %6, %7, "   \
+    "%8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "                   \
+    "%24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, " turned ";"
+#define KV_WGMMA_OF(type, turned)                                                                      \
+    asm volatile(KV_WGMMA_TEXT(type, turned)                                                          \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), \
+                   "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]),          \
+                   "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]),       \
+                   "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),       \
+                   "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]),       \
+                   "+f"(c[31])                                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                  \
+                 : "memory")
+template <bool BF16, bool TURNED> KV_FN void wgmma(float* c, const u32 (&a)[4], u32 at) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    // The PTX manual's matrix descriptor: address, 1024 bytes from 8 rows to the next, swizzle of 128 bytes.
+    u64 b = (window(at) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+    if (BF16) {
+        if (TURNED) {
+            KV_WGMMA_OF("bf16", "1");
+        } else {
+            KV_WGMMA_OF("bf16", "0");
+        }
+    } else {
+        if (TURNED) {
+            KV_WGMMA_OF("f16", "1");
+        } else {
+            KV_WGMMA_OF("f16", "0");
+        }
+    }
+#endif
+}
+/// The compiler neither writes 32 registers of c later nor reads them earlier than here: before wgmma_begin, and
+/// behind the wait.
+KV_FN void settle(float* c) {
+#pragma unroll
+    for (u32 i = 0; i < 32; i++) {
+        asm volatile("" : "+f"(c[i])::"memory");
+    }
+}
+/// Before the first of several.
+KV_FN void wgmma_begin() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+KV_FN void wgmma_wait() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+/// What the thread wrote to shared memory, or waited for, is there for wgmma after the next barrier.
+KV_FN void publish() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 template <class T> KV_FN T lds(u32 at) { return *reinterpret_cast<const T*>(kv_shared + at); }
 template <class T> KV_FN void sts(u32 at, T x) { *reinterpret_cast<T*>(kv_shared + at) = x; }
 
@@ -135,6 +200,13 @@ KV_FN u32x4 ldg_once(const u32x4* p) {
                  : "l"(p)
                  : "memory");
     return r;
+}
+
+/// The same number, which the compiler takes for another each time: it stays out of the way of what is computed
+/// ahead of a loop, and kept.
+KV_FN u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 KV_FN u32 popc(u32 x) { return __popc(x); }

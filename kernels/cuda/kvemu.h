@@ -74,8 +74,8 @@ struct Report {
     char first[200];
 };
 
-enum Kind { BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, LDM, LDM_T, MMA_BF16, MMA_F16, MMA_S8 };
-enum { LANES = 32, WARPS_MAX = 32, WORDS_IN = 12, COPIES = 512, CANARY = 64 };
+enum Kind { BARRIER, SHUFFLE, SHUFFLE_XOR, BALLOT, LDM, LDM_T, MMA_BF16, MMA_F16, MMA_S8, WGMMA };
+enum { LANES = 32, WARPS_MAX = 32, WORDS_IN = 12, COPIES = 512, PRODUCTS = 32, CANARY = 64 };
 enum { STACK = KV_ASAN ? 256 << 10 : 64 << 10 };
 
 /// Writer of words that threads count in: with each other they may, with reads and writes they race.
@@ -99,6 +99,14 @@ struct Copy {
     bool real;
 };
 
+/// A wgmma that was not waited for: what lies at c is in `kept` of the first product of that c.
+struct Product {
+    float* c;
+    u32 first, a[4], at;
+    bool bf16, turned;
+    float kept[32];
+};
+
 enum State { READY, WAITING, DONE };
 
 struct Fiber {
@@ -108,6 +116,8 @@ struct Fiber {
     void* fake; // the address sanitizer's
     Copy* copies;
     u32 copies_begin, copies_end, group;
+    Product* products;
+    u32 product_count;
 };
 
 /// A collective that lanes are arriving at, and the one before, which some still read.
@@ -122,6 +132,7 @@ struct Meeting {
 struct Warp {
     Meeting meeting;
     u32 epoch;
+    u32 products; // wgmmas so far: four warps do the same ones
 };
 
 struct Machine {
@@ -275,6 +286,9 @@ static void fiber_main() {
     }
 #endif
     machine.body(machine.params);
+    if (machine.fibers[machine.current].product_count) {
+        fault(IN_FLIGHT, "ends before its wgmmas do");
+    }
     machine.fibers[machine.current].state = DONE;
     machine.alive--;
     yield();
@@ -290,7 +304,7 @@ static void start(Fiber& fiber) {
     *--top = reinterpret_cast<void*>(fiber_main);
     top -= 6;
     memset(top, 0, 6 * sizeof(void*));
-    fiber = Fiber{top, READY, fiber.stack, nullptr, fiber.copies, 0, 0, 0};
+    fiber = Fiber{top, READY, fiber.stack, nullptr, fiber.copies, 0, 0, 0, fiber.products, 0};
 }
 
 // --- Barriers and collectives ---------------------------------------------------------------------
@@ -322,6 +336,7 @@ static u32* meet(Kind kind, const u32* in, u32 words, void (*work)(Meeting&, u32
     Meeting& m = machine.warps[warp()].meeting;
     if (m.arrived && m.kind != kind) {
         fault(DIVERGED, "collective %d while other lanes are in %d", kind, m.kind);
+        go_home(); // what the others brought is not what this one's work is on
     }
     m.kind = kind;
     for (u32 i = 0; i < words; i++) {
@@ -552,6 +567,7 @@ template <int N> KV_FN void cp_wait() {
 
 // --- Arithmetic -----------------------------------------------------------------------------------
 
+KV_FN u32 opaque(u32 x) { return x; }
 KV_FN u32 popc(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
 KV_FN float rint(float x) { return ::rintf(x); }
 KV_FN float exp2(float x) { return ::exp2f(x); }
@@ -684,6 +700,98 @@ KV_FN void mma_s8(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     memcpy(c, meet(MMA_S8, in, 10, multiply_bytes), sizeof c);
 }
 
+/// Element (k, column) of a product's b. Bits 4 to 6 of an address are swapped by bits 7 to 9.
+static u16 wgmma_element(const Product& p, u32 k, u32 column) {
+    u32 at = p.at + (p.turned ? k * 128 + column * 2 : column * 128 + k * 2);
+    u16 x;
+    memcpy(&x, machine.shared + (at ^ (at >> 7 & 7) << 4), 2);
+    return x;
+}
+static void read_b(const Product& p) {
+    if (p.at / 128 * 128 % 1024 || p.at % 16) {
+        fault(SHARED_BOUNDS, "wgmma reads from byte %u, inside a group of 8 rows", p.at);
+    }
+    u32 rows = p.turned ? 16 : 64, chunks = p.turned ? 8 : 2;
+    for (u32 i = 0; i < rows * chunks; i++) {
+        u32 at = p.at + i / chunks * 128 + i % chunks * 16;
+        at ^= (at >> 7 & 7) << 4;
+        check_shared(at, 16);
+        note_read(at, 16);
+    }
+}
+/// The warp's 16 rows of all products that its lanes have in flight.
+static void multiply_all(Meeting& m, u32 (*)[4]) {
+    Fiber* lanes = machine.fibers + warp() * LANES;
+    for (u32 l = 0; l < LANES; l++) {
+        if (m.in[l][0] != m.in[0][0]) {
+            fault(DIVERGED, "lanes wait for %u and for %u wgmmas", m.in[0][0], m.in[l][0]);
+            go_home();
+        }
+    }
+    for (u32 n = 0; n < m.in[0][0]; n++) {
+        const Product& one = lanes[0].products[n];
+        read_b(one);
+        float a[16][16], b[16][64];
+        for (u32 k = 0; k < 16; k++) {
+            for (u32 j = 0; j < 64; j++) {
+                u16 x = wgmma_element(one, k, j);
+                b[k][j] = one.bf16 ? wide_bf16(x) : wide_f16(x);
+            }
+        }
+        for (u32 l = 0; l < LANES; l++) {
+            for (u32 i = 0; i < 8; i++) {
+                u16 x = static_cast<u16>(lanes[l].products[n].a[i / 2] >> i % 2 * 16);
+                a[l / 4 + i / 2 % 2 * 8][l % 4 * 2 + i / 4 * 8 + i % 2] = one.bf16 ? wide_bf16(x) : wide_f16(x);
+            }
+        }
+        for (u32 l = 0; l < LANES; l++) {
+            float* c = lanes[l].products[lanes[l].products[n].first].kept;
+            for (u32 i = 0; i < 32; i++) {
+                for (u32 k = 0; k < 16; k++) {
+                    c[i] += a[l / 4 + i / 2 % 2 * 8][k] * b[k][i / 4 * 8 + l % 4 * 2 + i % 2];
+                }
+            }
+        }
+    }
+}
+/// Until it is waited for, what lies at c is 0xFF.
+template <bool BF16, bool TURNED> static void wgmma(float* c, const u32 (&a)[4], u32 at) {
+    Fiber& f = machine.fibers[machine.current];
+    if (f.product_count == PRODUCTS) {
+        fprintf(stderr, "kvemu: more than %d wgmmas in flight\n", PRODUCTS);
+        abort();
+    }
+    u32 first = 0;
+    while (first < f.product_count && f.products[first].c != c) {
+        first++;
+    }
+    Product& p = f.products[f.product_count];
+    p = Product{c, first, {a[0], a[1], a[2], a[3]}, at, BF16, TURNED, {}};
+    if (first == f.product_count++) {
+        memcpy(p.kept, c, sizeof p.kept);
+        memset(c, 0xFF, sizeof p.kept);
+    }
+    machine.warps[warp()].products += lane() == 0;
+}
+/// All before were waited for: kernels here keep no two kinds in flight.
+KV_FN void wgmma_begin() {
+    if (machine.fibers[machine.current].product_count) {
+        fault(IN_FLIGHT, "begins wgmmas while others are in flight");
+    }
+}
+KV_FN void wgmma_wait() {
+    Fiber& f = machine.fibers[machine.current];
+    meet(WGMMA, &f.product_count, 1, multiply_all);
+    for (u32 i = 0; i < f.product_count; i++) {
+        if (f.products[i].first == i) {
+            memcpy(f.products[i].c, f.products[i].kept, sizeof f.products[i].kept);
+        }
+    }
+    f.product_count = 0;
+}
+KV_FN void publish() {}
+KV_FN void settle(float*) {}
+
 // --- A grid ---------------------------------------------------------------------------------------
 
 static void* zeroed(u64 count, u64 bytes) {
@@ -713,6 +821,11 @@ static void run_block(u32 block) {
 #endif
     kv_switch(&machine.home, to.stack_pointer);
     arrived(machine.home_fake);
+    for (u32 w = 0; w < machine.threads / LANES; w++) {
+        if (machine.warps[w].products != machine.warps[w / 4 * 4].products) {
+            fault(DIVERGED, "warps %u and %u did not do the same wgmmas", w / 4 * 4, w);
+        }
+    }
     for (u32 i = 0; i < CANARY; i++) {
         if (machine.shared[bytes + i] != 0xC5) {
             fault(SHARED_BOUNDS, "byte %u behind shared memory was written", i);
@@ -746,6 +859,7 @@ static void run(void (*body)(const void*), const void* params, const Launch& lau
     for (u32 t = 0; t < threads; t++) {
         machine.fibers[t].stack = static_cast<char*>(aligned_alloc(64, STACK));
         machine.fibers[t].copies = static_cast<Copy*>(zeroed(COPIES, sizeof(Copy)));
+        machine.fibers[t].products = static_cast<Product*>(zeroed(PRODUCTS, sizeof(Product)));
     }
     for (u32 i = 0; i < launch.blocks; i++) {
         run_block(launch.schedule == 1 ? launch.blocks - 1 - i : i);
@@ -753,6 +867,7 @@ static void run(void (*body)(const void*), const void* params, const Launch& lau
     for (u32 t = 0; t < threads; t++) {
         free(machine.fibers[t].stack);
         free(machine.fibers[t].copies);
+        free(machine.fibers[t].products);
     }
     for (u64 i = 0; i < launch.memories; i++) {
         free(machine.written[i]);

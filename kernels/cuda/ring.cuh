@@ -11,17 +11,42 @@
 
 #include "numbers.cuh"
 
+/// Sides of a stage: keys and values, unless a source says less.
 #ifndef KV_SIDES
 #define KV_SIDES 2
 #endif
+
+/// Bits of a code, or 0: K and V have KV_TY.
 #ifndef KV_BITS
 #define KV_BITS 0
+#endif
+
+/// Times 16 query rows of a warp: one, unless a source says more.
+#ifndef KV_ROW_TILES
+#define KV_ROW_TILES 1
+#endif
+
+/// 1: tiles lie as Hopper's wgmma reads them, 64 dimensions of all tokens behind each other.
+#ifndef KV_WGMMA
+#define KV_WGMMA 0
 #endif
 
 constexpr u32 GROUP = 16, WARPS = 4, TILE = GROUP * WARPS;
 constexpr u32 ELEMENT = KV_TY == KV_F32 ? 4 : 2;
 constexpr u32 CHUNKS = KV_D * ELEMENT / 16;
 constexpr bool SWAPPED = CHUNKS % 8 == 0;
+#if KV_WGMMA
+constexpr u32 PITCH = 128, PANEL = TILE * PITCH;
+/// From keys to values.
+constexpr u32 SIDE = CHUNKS / 8 * PANEL;
+constexpr u32 RING = KV_STAGES * 2 * SIDE / WARPS;
+
+/// Byte of a chunk, from the first row of a group.
+KV_FN u32 chunk_at(u32 row, u32 chunk) { return chunk / 8 * PANEL + row * PITCH + (chunk % 8 ^ (row & 7)) * 16; }
+
+/// Where a group of 16 tokens begins in shared memory.
+KV_FN u32 stage_at(u32 group, u32 stage) { return stage * 2 * SIDE + group * GROUP * PITCH; }
+#else
 constexpr u32 PITCH = (SWAPPED ? CHUNKS : CHUNKS + 1) * 16;
 constexpr u32 SIDE = GROUP * PITCH;
 /// Of codes in eight bits: the codes, and a scale of two bytes for 16 of them at most.
@@ -33,6 +58,7 @@ KV_FN u32 chunk_at(u32 row, u32 chunk) { return row * PITCH + (SWAPPED ? chunk ^
 
 /// Where a stage of a warp begins in shared memory.
 KV_FN u32 stage_at(u32 warp, u32 stage) { return warp * RING + stage * STAGE; }
+#endif
 
 struct Range {
     u32 lo, hi;

@@ -1,4 +1,4 @@
-// The softmax of 16 query rows over 16 tokens, in the registers of a warp.
+// The softmax of 16 query rows over 16 tokens or several times as many, in the registers of a warp.
 //
 // Everything is laid out as the tensor core's accumulators are: lane l holds rows l/4 and l/4 + 8, and of
 // each 8 columns the two at 2 (l%4). Columns are tokens in scores, and dimensions in outputs.
@@ -7,7 +7,7 @@
 #include "ring.cuh"
 
 /// Queries stay in registers where outputs leave room for them.
-constexpr bool Q_KEPT = KV_TY != KV_F32 && KV_D <= 128;
+constexpr bool Q_KEPT = KV_TY != KV_F32 && KV_D <= 128 && KV_ROW_TILES == 1;
 constexpr u32 Q_STEPS = Q_KEPT ? KV_D / 16 : 1;
 /// Queries in shared memory otherwise: 16 rows a warp, behind the rings.
 constexpr u32 Q_BYTES = Q_KEPT ? 0 : SIDE;
@@ -82,7 +82,10 @@ KV_FN void load_queries(const P& p, const Unit& unit, u32 first, u32 at, Queries
         i64 from = token * p.q_row + head * p.q_head + chunk * (16 / ELEMENT);
         kv::sts(at + chunk_at(row, chunk), query_chunk(p, from, first + row < unit.rows, part));
     }
-    KV_GUARD(1, kv::syncwarp());
+    // Who leaves them in shared memory comes to a barrier before a first tile.
+    if (Q_KEPT) {
+        KV_GUARD(1, kv::syncwarp());
+    }
     keep(at, q);
 }
 
@@ -114,7 +117,12 @@ KV_FN void dot(const Queries& q, u32 k, Scores& s) {
 KV_FN f32x2 value_pair(u32 v, u32 token, u32 n) {
     return kv::lds<f32x2>(v + chunk_at(token, 2 * n + quad() / 2) + quad() % 2 * 8);
 }
-KV_FN float rounded(float x) { return x; }
+/// Of the row of lane `from`, weights of tokens 2 (from%4) and the next of half `n`.
+KV_FN f32x2 weights_of(const Scores& p, u32 n, u32 half, u32 from) {
+    // Registers have no addresses: n may be unknown to the compiler.
+    float a = n ? p[1][half * 2] : p[0][half * 2], b = n ? p[1][half * 2 + 1] : p[0][half * 2 + 1];
+    return f32x2{kv::shfl(a, from), kv::shfl(b, from)};
+}
 #else
 KV_FN void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     KV_TY == KV_BF16 ? kv::mma_bf16(c, a, b0, b1) : kv::mma_f16(c, a, b0, b1);
@@ -136,38 +144,59 @@ KV_FN void dot(const Queries& q, u32 k, Scores& s) {
         }
     }
 }
-/// o += p v on the tensor cores. The accumulator's layout of p is that of the operand.
-KV_FN void add_values(const Scores& p, u32 v, State& x) {
-    u32 a[4] = {pack(KV_TY, p[0][0], p[0][1]), pack(KV_TY, p[0][2], p[0][3]),
-                pack(KV_TY, p[1][0], p[1][1]), pack(KV_TY, p[1][2], p[1][3])};
+/// From chunk 0 of a row to an even chunk. Swapped chunks differ in bits that the row's begin has not.
+KV_FN u32 onwards(u32 at, u32 chunk) { return SWAPPED ? at ^ chunk * 16 : at + chunk * 16; }
+static_assert(!SWAPPED || (PITCH & (PITCH - 1)) == 0, "swapped rows are powers of two");
+
+/// Weights as the tensor core's operand: the accumulator's layout is that of the operand.
+KV_FN void pack_weights(const Scores& p, u32 (&a)[4]) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        a[i] = pack(KV_TY, p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
+    }
+}
+/// o += p v on the tensor cores, for M times 16 rows.
+template <u32 M> KV_FN void add_values(const u32 (&p)[M][4], u32 v, State* x) {
+    u32 first = v + matrix_rows_first(0);
 #pragma unroll
     for (u32 n = 0; n < KV_D / 8; n += 2) {
         u32 b[4];
-        kv::ldm4t(v + matrix_rows_first(n), b);
-        mma(x.o[n], a, b[0], b[1]);
-        mma(x.o[n + 1], a, b[2], b[3]);
+        kv::ldm4t(onwards(first, n), b);
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+            mma(x[m].o[n], p[m], b[0], b[1]);
+            mma(x[m].o[n + 1], p[m], b[2], b[3]);
+        }
     }
 }
 KV_FN f32x2 value_pair(u32 v, u32 token, u32 n) {
     return wide2(KV_TY, kv::lds<u32>(v + chunk_at(token, n) + quad() * 4));
 }
-KV_FN float rounded(float x) { return wide(KV_TY, static_cast<u16>(pack(KV_TY, x, 0.0f))); }
+/// Of the row of lane `from`, weights of tokens 2 (from%4) and the next of half `n`.
+KV_FN f32x2 weights_of(const u32 (&p)[4], u32 n, u32 half, u32 from) {
+    // Registers have no addresses: n may be unknown to the compiler.
+    return wide2(KV_TY, kv::shfl(n ? p[2 + half] : p[half], from));
+}
 #endif
+
+/// How many of the tokens below are written out: code for many rows is long.
+constexpr u32 WRITTEN_OUT = KV_ROW_TILES == 1 ? 4 : 1;
 
 /// o += p v by ordinary arithmetic, row by row only what the row sees: with f32, and where rows of the tile
 /// see different tokens (0 times a NaN that another row sees would be NaN). Tokens are numbered from `base`;
 /// `value` gives the lane's two elements of a token and chunk of eight.
-template <class Value>
-KV_FN void add_values_seen(const Scores& p, u32 base, const Range (&rows)[2], State& x, Value value) {
+template <class Weights, class Row, class Value>
+KV_FN void add_values_seen(const Weights& p, u32 base, const Row (&rows)[2], State& x, Value value) {
 #pragma unroll 1
     for (u32 pair = 0; pair < 4; pair++) {
-#pragma unroll
+#pragma unroll WRITTEN_OUT
         for (u32 i = 0; i < 4; i++) {
-            u32 n = i / 2, j = i % 2, token = n * 8 + pair * 2 + j, from = kv::lane() / 4 * 4 + pair;
+            u32 token = i / 2 * 8 + pair * 2 + i % 2, from = kv::lane() / 4 * 4 + pair;
             float weight[2];
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                weight[half] = kv::shfl(rounded(p[n][half * 2 + j]), from);
+                f32x2 w = weights_of(p, i / 2, half, from);
+                weight[half] = i % 2 ? w.y : w.x;
             }
             bool sees[2] = {has(rows[0], base + token), has(rows[1], base + token)};
 #pragma unroll
@@ -185,30 +214,54 @@ KV_FN void add_values_seen(const Scores& p, u32 base, const Range (&rows)[2], St
     }
 }
 
-/// Turns q k into scores in units of log2, -inf where a row does not see a token.
-KV_FN void scale_and_mask(const AttendParams& p, u32 base, bool all, const Range (&rows)[2], Scores& s) {
-    float scale = p.soft_cap > 0.0f ? 2.0f * KV_LOG2_E * p.scale / p.soft_cap : p.scale * KV_LOG2_E;
+/// Turns q k into scores in units of log2.
+KV_FN void scale(const AttendParams& p, Scores& s) {
+    float factor = p.soft_cap > 0.0f ? 2.0f * KV_LOG2_E * p.scale / p.soft_cap : p.scale * KV_LOG2_E;
 #pragma unroll
     for (u32 n = 0; n < 2; n++) {
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            float x = s[n][i] * scale;
+            float x = s[n][i] * factor;
             if (p.soft_cap > 0.0f) {
                 // tanh(y) = 1 - 2 / (e^2y + 1), right at both ends.
                 x = p.soft_cap * KV_LOG2_E * (1.0f - 2.0f / (kv::exp2(x) + 1.0f));
             }
-            s[n][i] = all || has(rows[i / 2], base + token_of(n, i % 2)) ? x : KV_NEG_INF;
+            s[n][i] = x;
         }
     }
 }
 
-/// Takes scores into the running maximum and sum; they become weights against the new maximum.
-KV_FN void weigh(Scores& s, State& x) {
+/// Scores become -inf where a row does not see a token.
+template <class Row> KV_FN void hide(u32 base, const Row (&rows)[2], Scores& s) {
+#pragma unroll
+    for (u32 n = 0; n < 2; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            s[n][i] = has(rows[i / 2], base + token_of(n, i % 2)) ? s[n][i] : KV_NEG_INF;
+        }
+    }
+}
+
+/// Both of them, one if `all` tokens are seen.
+template <class Row>
+KV_FN void scale_and_mask(const AttendParams& p, u32 base, bool all, const Row (&rows)[2], Scores& s) {
+    scale(p, s);
+    if (!all) {
+        hide(base, rows, s);
+    }
+}
+
+/// Takes scores of G times 16 tokens into the running maximum and sum; they become weights against the new
+/// maximum.
+template <u32 G> KV_FN void weigh(Scores (&s)[G], State& x) {
     float alpha[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
-        u32 i = half * 2;
-        float highest = kv::max(kv::max(s[0][i], s[0][i + 1]), kv::max(s[1][i], s[1][i + 1]));
+        float highest = KV_NEG_INF;
+#pragma unroll
+        for (u32 i = 0; i < G * 4; i++) {
+            highest = kv::max(highest, s[i / 4][i / 2 % 2][half * 2 + i % 2]);
+        }
         highest = kv::max(highest, kv::shfl_xor(highest, 1));
         highest = kv::max(x.m[half], kv::max(highest, kv::shfl_xor(highest, 2)));
         float ref = reference(highest);
@@ -216,12 +269,10 @@ KV_FN void weigh(Scores& s, State& x) {
         x.m[half] = highest;
         float sum = 0.0f;
 #pragma unroll
-        for (u32 n = 0; n < 2; n++) {
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                s[n][i + j] = kv::exp2(s[n][i + j] - ref);
-                sum += s[n][i + j];
-            }
+        for (u32 i = 0; i < G * 4; i++) {
+            float& w = s[i / 4][i / 2 % 2][half * 2 + i % 2];
+            w = kv::exp2(w - ref);
+            sum += w;
         }
         x.l[half] = x.l[half] * alpha[half] + sum;
     }
@@ -241,20 +292,22 @@ KV_FN void weigh(Scores& s, State& x) {
 KV_FN void attend_group(const AttendParams& p, const Queries& q, u32 stage, u32 base, const Range& alike,
                         const Range (&rows)[2], State& x) {
     auto value = [&](u32 token, u32 c) { return value_pair(stage + SIDE, token, c); };
-    Scores s = {};
-    dot(q, stage, s);
+    Scores s[1] = {};
+    dot(q, stage, s[0]);
     bool all = base >= alike.lo && base + GROUP <= alike.hi;
-    scale_and_mask(p, base, all, rows, s);
+    scale_and_mask(p, base, all, rows, s[0]);
     weigh(s, x);
 #if KV_TY == KV_F32
-    add_values_seen(s, base, rows, x, value);
+    add_values_seen(s[0], base, rows, x, value);
 #else
+    u32 a[1][4];
+    pack_weights(s[0], a[0]);
     // Zeroed tokens may be multiplied: only those that some row sees, and another does not, may not.
     bool mixed = !all && (p.causal || p.window);
     if (mixed) {
-        add_values_seen(s, base, rows, x, value);
+        add_values_seen(a[0], base, rows, x, value);
     } else {
-        add_values(s, stage + SIDE, x);
+        add_values(a, stage + SIDE, &x);
     }
 #endif
 }

@@ -9,22 +9,35 @@ use crate::{Rng, Shape};
 /// Elements that are drawn; longer tensors repeat them.
 const DRAWN: usize = 1 << 20;
 
-/// One decoding query for each sequence, and its tokens.
+/// The last query rows of each sequence, and its tokens.
 pub(super) struct Batch<T> {
-    shape: Shape,
+    pub(super) shape: Shape,
     page: usize,
-    q: Vec<T>,
-    k: Vec<T>,
-    v: Vec<T>,
+    pub(super) q: Vec<T>,
+    pub(super) k: Vec<T>,
+    pub(super) v: Vec<T>,
     indptr: Vec<u32>,
     frames: Vec<u32>,
     lens: Vec<u32>,
-    q_indptr: Vec<u32>,
+    pub(super) q_indptr: Vec<u32>,
+    /// Of each row, where there is a causal mask.
+    positions: Option<Vec<u32>>,
 }
 
 impl<T: Element> Batch<T> {
-    /// Sequences of these lengths, their pages anywhere in a pool without gaps.
+    /// One decoding query for each sequence of these lengths, their pages anywhere in a pool without gaps.
     pub(super) fn new(shape: Shape, page: usize, lens: &[usize], seed: u64) -> Batch<T> {
+        Batch::tall(shape, page, lens, &vec![1; lens.len()], seed)
+    }
+
+    /// So many query rows for each sequence.
+    pub(super) fn tall(
+        shape: Shape,
+        page: usize,
+        lens: &[usize],
+        queries: &[usize],
+        seed: u64,
+    ) -> Batch<T> {
         let mut rng = Rng::new(seed);
         let pages: usize = lens.iter().map(|len| len.div_ceil(page)).sum();
         let mut numbers = |n: usize| -> Vec<T> {
@@ -32,13 +45,13 @@ impl<T: Element> Batch<T> {
             drawn.iter().copied().cycle().take(n).collect()
         };
         let rows = pages.max(1) * page * shape.kv_heads * shape.head_dim;
-        let q = numbers(lens.len() * shape.q_heads * shape.head_dim);
+        let q = numbers(queries.iter().sum::<usize>() * shape.q_heads * shape.head_dim);
         let (k, v) = (numbers(rows), numbers(rows));
         let frames = Rng::new(seed + 1).permutation(pages);
-        let offsets = |each: &dyn Fn(usize) -> usize| -> Vec<u32> {
+        let offsets = |sizes: &mut dyn Iterator<Item = usize>| -> Vec<u32> {
             let mut at = 0;
-            let ends = lens.iter().map(|&len| {
-                at += each(len);
+            let ends = sizes.map(|n| {
+                at += n;
                 at as u32
             });
             [0].into_iter().chain(ends).collect()
@@ -46,14 +59,26 @@ impl<T: Element> Batch<T> {
         Batch {
             shape,
             page,
-            indptr: offsets(&|len| len.div_ceil(page)),
-            q_indptr: offsets(&|_| 1),
+            indptr: offsets(&mut lens.iter().map(|len| len.div_ceil(page))),
+            q_indptr: offsets(&mut queries.iter().copied()),
             lens: lens.iter().map(|&len| len as u32).collect(),
             q,
             k,
             v,
             frames,
+            positions: None,
         }
+    }
+
+    /// With a causal mask: the rows are the last of their sequences.
+    pub(super) fn causal(mut self) -> Batch<T> {
+        let sequences = self.q_indptr.windows(2).zip(&self.lens);
+        let rows = sequences.flat_map(|(w, &len)| {
+            let n = w[1] - w[0];
+            (0..n).map(move |i| (len + i).saturating_sub(n))
+        });
+        self.positions = Some(rows.collect());
+        self
     }
 
     /// Bytes of K and V that the queries read.
@@ -68,8 +93,10 @@ impl<T: Element> Batch<T> {
         f: impl FnOnce(&Queries, &KvPool, &PageLists, &Params) -> R,
     ) -> Result<R, kvist_kernels::Error> {
         let Shape { q_heads, kv_heads, head_dim } = self.shape;
-        let q = Tensor3::contiguous(&self.q, [self.lens.len(), q_heads, head_dim])?;
-        let queries = Queries { q, indptr: &self.q_indptr, positions: None };
+        let rows = self.q.len() / (q_heads * head_dim);
+        let q = Tensor3::contiguous(&self.q, [rows, q_heads, head_dim])?;
+        let positions = self.positions.as_deref();
+        let queries = Queries { q, indptr: &self.q_indptr, positions };
         let layout = KvLayout::hnd(self.page, kv_heads, head_dim, head_dim);
         let frames = self.k.len() / (self.page * kv_heads * head_dim);
         let pool = KvPool::new(&self.k, &self.v, layout, frames)?;
@@ -80,12 +107,18 @@ impl<T: Element> Batch<T> {
             first_pos: None,
             per_head: false,
         };
-        Ok(f(&queries, &pool, &lists, &Params::new(1.0 / (head_dim as f32).sqrt())))
+        let params = Params::new(1.0 / (head_dim as f32).sqrt());
+        Ok(f(&queries, &pool, &lists, &Params { causal: positions.is_some(), ..params }))
+    }
+
+    /// What is behind the views.
+    pub(super) fn memory(&self) -> Memory<'_, T> {
+        Memory { q: &self.q, k: &self.k, v: &self.v }
     }
 
     /// The same on a GPU.
     pub(super) fn trial(&self, device: &Device, stream: &Stream) -> Result<Trial, TrialError> {
-        let memory = Memory { q: &self.q, k: &self.k, v: &self.v };
+        let memory = self.memory();
         self.with(|queries, pool, lists, params| {
             let listed = Listed::Pages(pool, lists);
             Trial::new(device, stream, (queries, &listed, params), memory, false)

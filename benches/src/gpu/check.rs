@@ -1,4 +1,4 @@
-//! Every specialisation of the attention kernel against f64.
+//! Every specialisation of the attention kernels against f64.
 
 use half::{bf16, f16};
 use kvist_kernels::cuda::TrialError;
@@ -8,6 +8,7 @@ use kvist_kernels::{DType, Element};
 
 use super::Gpu;
 use super::batch::{Batch, of_type};
+use super::tall::tall;
 use crate::{Error, Line, Options, Shape, Sink};
 
 /// Query heads for each KV head.
@@ -35,6 +36,7 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
                     let (q_heads, kv_heads) = (KV_HEADS * group, KV_HEADS);
                     let shape = Shape { q_heads, kv_heads, head_dim: dim };
                     wrong += of_type!(dtype, row(&gpu, shape, page, options, sink))?;
+                    wrong += of_type!(dtype, tall(&gpu, shape, page, options, sink))?;
                 }
             }
         }
@@ -64,14 +66,28 @@ fn row<T: Element>(
         let tokens = reference::page_tokens(pool, lists);
         reference::attend(queries, pool, &tokens, lists.per_head, params)
     })?;
-    let (error, lse_error) = errors(&o, &lse, &want, shape.head_dim);
+    Ok(judge::<T>(gpu, "attend", shape, page, (&o, &lse), &want, sink))
+}
+
+/// Says how far a kernel is from f64; whether that is too far, as 0 or 1.
+pub(super) fn judge<T: Element>(
+    gpu: &Gpu,
+    kernel: &str,
+    shape: Shape,
+    page: usize,
+    (o, lse): (&[f32], &[f32]),
+    want: &Attended,
+    sink: &mut Sink,
+) -> usize {
+    let (error, lse_error) = errors(o, lse, want, shape.head_dim);
     let (most, lse_most) = tolerance(T::DTYPE);
-    let params = gpu.params().with("dtype", T::DTYPE.name()).with("dim", shape.head_dim);
+    let params = gpu.params().with("kernel", kernel).with("dtype", T::DTYPE.name());
+    let params = params.with("dim", shape.head_dim);
     let params = params.with("page", page).with("group", shape.group());
     let columns = crate::Params::new().with("lse_error", lse_error).with("allowed", most);
     sink.push(Line::new("gpu-check", params, error, "of f64").columns(columns));
     // A NaN is no less than anything.
-    Ok(usize::from(!(error <= most && lse_error <= lse_most)))
+    usize::from(!(error <= most && lse_error <= lse_most))
 }
 
 /// The largest relative error of a row, and the largest error of a log-sum-exp. Empty lists have to give

@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod decode;
 pub(crate) mod link;
 pub(crate) mod select;
+mod tall;
 pub(crate) mod tier;
 
 use std::ptr::null_mut;

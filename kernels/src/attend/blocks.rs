@@ -96,7 +96,7 @@ impl BlockLists<'_> {
     }
 
     /// Checks every offset, block and column.
-    fn check(
+    pub(crate) fn check(
         &self,
         queries: &Queries,
         pool: &KvPool,

@@ -6,7 +6,7 @@
 
 use super::engine::{Job, Unit};
 use super::pick::Pick;
-use super::{Listed, Out, Params, Queries, merge};
+use super::{Listed, Out, Params, Queries, check_out, merge};
 use crate::{Error, Executor, Isa, KvPool, SlotLists, Tensor3, Tensor3Mut};
 
 /// Parent of a node that continues the context itself.
@@ -161,6 +161,39 @@ impl Trees {
         Ok(self.parents(sequence))
     }
 
+    /// How nodes are attended to among themselves: ancestors take the place of mask and window, and sink logits
+    /// are part of the context's sum.
+    pub(crate) fn params<'a>(params: &Params<'a>) -> Params<'a> {
+        Params { causal: false, window: 0, sinks: None, ..*params }
+    }
+
+    /// Checks that every query row has a node, and every list the nodes of its tree; returns the number of KV
+    /// heads.
+    pub(crate) fn check(
+        &self,
+        queries: &Queries,
+        nodes: &Listed,
+        params: &Params,
+    ) -> Result<usize, Error> {
+        if self.indptr != queries.indptr {
+            let (want, found) = (format!("{:?}", queries.indptr), format!("{:?}", self.indptr));
+            return Err(Error::shape("trees", want, found));
+        }
+        let kv_heads = nodes.check(queries, &Trees::params(params))?;
+        check_nodes(nodes, self, kv_heads)?;
+        Ok(kv_heads)
+    }
+
+    /// What each row sees of its tree, one word each, as [`Trees::ancestors`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn bits(&self, window: u32) -> Result<Vec<u64>, Error> {
+        let most = self.indptr.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        if most > 64 {
+            return Err(Error::range("nodes of a tree on the device", "64 at most", most));
+        }
+        Ok(self.ancestors(window).bits)
+    }
+
     /// Ancestor bits; with a window only the node itself and the `window - 1` nodes above it.
     fn ancestors(&self, window: u32) -> Ancestors {
         let trees = || self.indptr.windows(2).map(|w| (w[0], (w[1] - w[0]) as usize));
@@ -231,44 +264,51 @@ pub fn tree_at(
     exec: &Executor,
     out: &mut Out,
 ) -> Result<(), Error> {
-    if trees.indptr != queries.indptr {
-        let (want, found) = (format!("{:?}", queries.indptr), format!("{:?}", trees.indptr));
-        return Err(Error::shape("trees", want, found));
-    }
-    let params = Params { causal: false, ..*params };
-    let kv_heads = context.check_for(queries, &params, out)?;
-    let slots: Vec<u32> = (0..queries.q.shape()[0] as u32).collect();
-    let rows =
-        SlotLists { indptr: queries.indptr, slots: &slots, positions: None, per_head: false };
-    let pool;
-    let own = match keys {
-        DraftKeys::Listed(listed) => *listed,
-        DraftKeys::Rows { k, v } => {
-            pool = rows_pool(queries, k, v)?;
-            Listed::Slots(&pool, &rows)
+    let context_params = Params { causal: false, ..*params };
+    let kv_heads = context.check_for(queries, &context_params, out)?;
+    keys.with(queries, |own| {
+        let own_heads = trees.check(queries, own, params)?;
+        if own_heads != kv_heads {
+            return Err(Error::shape("KV heads of the trees", kv_heads, own_heads));
         }
-    };
-    // The sink logits are part of the context's sum.
-    let below = Params { sinks: None, window: 0, ..params };
-    let own_heads = own.check_for(queries, &below, out)?;
-    if own_heads != kv_heads {
-        return Err(Error::shape("KV heads of the trees", kv_heads, own_heads));
+        check_out(queries, own.source().0, out)?;
+        let [n, heads, dim] = out.o.shape();
+        let mut parts = [(); 2].map(|()| (vec![0f32; n * heads * dim], vec![0f32; n * heads]));
+        let ancestors = trees.ancestors(params.window);
+        let calls = [
+            (context, context_params, Pick::All),
+            (own, Trees::params(params), Pick::Ancestors(&ancestors)),
+        ];
+        for ((o, lse), (listed, params, pick)) in parts.iter_mut().zip(&calls) {
+            let o = Tensor3Mut::contiguous(o, [n, heads, dim])?;
+            let (pool, source) = listed.source();
+            let job = Job::new(isa, queries, pool, &source, pick, params);
+            job.run(exec, &mut Out { o, lse2: Some(lse) });
+        }
+        let [context, own] = &parts;
+        let view = |o| Tensor3::contiguous(o, [n, heads, dim]);
+        merge(&[(view(&context.0)?, &context.1), (view(&own.0)?, &own.1)], out)
+    })
+}
+
+impl DraftKeys<'_> {
+    /// Calls `f` with the nodes as lists.
+    pub(crate) fn with<R>(
+        &self,
+        queries: &Queries,
+        f: impl FnOnce(&Listed) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        match self {
+            DraftKeys::Listed(listed) => f(listed),
+            DraftKeys::Rows { k, v } => {
+                let pool = rows_pool(queries, k, v)?;
+                let slots: Vec<u32> = (0..queries.q.shape()[0] as u32).collect();
+                let indptr = queries.indptr;
+                let rows = SlotLists { indptr, slots: &slots, positions: None, per_head: false };
+                f(&Listed::Slots(&pool, &rows))
+            }
+        }
     }
-    check_nodes(&own, trees, kv_heads)?;
-    let [n, heads, dim] = out.o.shape();
-    let mut parts = [(); 2].map(|()| (vec![0f32; n * heads * dim], vec![0f32; n * heads]));
-    let ancestors = trees.ancestors(params.window);
-    let picks = [Pick::All, Pick::Ancestors(&ancestors)];
-    for (i, (o, lse)) in parts.iter_mut().enumerate() {
-        let (listed, params) = if i == 0 { (*context, &params) } else { (own, &below) };
-        let o = Tensor3Mut::contiguous(o, [n, heads, dim])?;
-        let (pool, source) = listed.source();
-        let job = Job::new(isa, queries, pool, &source, &picks[i], params);
-        job.run(exec, &mut Out { o, lse2: Some(lse) });
-    }
-    let [context, own] = &parts;
-    let view = |o| Tensor3::contiguous(o, [n, heads, dim]);
-    merge(&[(view(&context.0)?, &context.1), (view(&own.0)?, &own.1)], out)
 }
 
 /// The rows of two tensors, a node each, as the tokens of one frame.

@@ -61,8 +61,8 @@ pub use probe::{CompilerInfo, Probe, probe};
 pub use reader::{Reader, Strided};
 pub use step::{SelectedStep, StepMemory, StepShape};
 pub use table::{
-    ATTEND_CODES, ATTEND_PAGES, BOXED, COLUMNS, EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE,
-    SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
+    ATTEND_CODES, ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, BOXED, COLUMNS,
+    EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,
 };
 pub use trial::{Memory, Trial, TrialError};
 pub use usage::Usage;

@@ -2,8 +2,8 @@
 //! `kernels/cuda`; the head of each says what it computes and how it is launched.
 
 use super::work::{
-    AttendCodesSpec, AttendSpec, BoxedScoreSpec, ColumnsSpec, ExpwSpec, KMeansSpec, ScoreSpec,
-    TokensSpec,
+    AttendCodesSpec, AttendSpec, BoxedScoreSpec, ColumnsSpec, ExpwSpec, KMeansSpec, PrefillSpec,
+    ScoreSpec, TokensSpec, TreeSpec,
 };
 use super::{Header, Kernel, Macros, Variant};
 
@@ -29,6 +29,9 @@ const HEADERS: &[Header] = &[
     header!("numbers.cuh"),
     header!("ring.cuh"),
     header!("state.cuh"),
+    header!("sight.cuh"),
+    header!("params_prefill.cuh"),
+    header!("tall.cuh"),
     header!("params_select.cuh"),
     header!("scan.cuh"),
     header!("params_codec.cuh"),
@@ -59,6 +62,20 @@ fn plain() -> Vec<Variant> {
 /// Attention of few query rows over pages or slots: [`AttendSpec::macros`].
 pub static ATTEND_PAGES: Kernel = kernel!("attend_pages.cu", &["attend_pages"], || {
     variants(AttendSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
+/// Attention of many query rows over pages, or listed blocks of them: [`PrefillSpec::macros`].
+pub static ATTEND_PREFILL: Kernel = kernel!("attend_prefill.cu", &["attend_prefill"], || {
+    variants(PrefillSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
+});
+/// The same with Hopper's `wgmma`: [`PrefillSpec::hopper`].
+pub static ATTEND_PREFILL_HOPPER: Kernel = Kernel {
+    accelerated: true,
+    variants: || variants(PrefillSpec::hopper().map(|spec| spec.macros()), TWO_BLOCKS),
+    ..ATTEND_PREFILL
+};
+/// Attention of draft trees among themselves: [`TreeSpec::macros`].
+pub static ATTEND_TREE: Kernel = kernel!("attend_tree.cu", &["attend_tree"], || {
+    variants(TreeSpec::all().map(|spec| spec.macros()), TWO_BLOCKS)
 });
 /// Merges partial results.
 pub static MERGE: Kernel = kernel!("merge.cu", &["merge_units", "merge_parts"], plain);
@@ -107,8 +124,11 @@ pub static QUANT: Kernel = kernel!("quant.cu", &["quant_encode", "quant_decode"]
 pub static ROPE: Kernel = kernel!("rope.cu", &["rope_shift"], plain);
 
 /// Every kernel, with the variants of it that are tested.
-pub static SHIPPED: [&Kernel; 16] = [
+pub static SHIPPED: [&Kernel; 19] = [
     &ATTEND_PAGES,
+    &ATTEND_PREFILL,
+    &ATTEND_PREFILL_HOPPER,
+    &ATTEND_TREE,
     &MERGE,
     &SCORE,
     &TOKENS,

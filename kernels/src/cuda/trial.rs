@@ -1,10 +1,14 @@
 //! Attention over copies of host tensors on a GPU: what checks and measurements launch.
 
+mod tall;
+
+use std::fmt::Debug;
+
 use bytemuck::Pod;
 
-use super::params::{AttendParams, MergeUnitsParams};
+use super::params::AttendParams;
 use super::work::{self, AttendSpec, Work};
-use super::{ATTEND_PAGES, Buffer, Device, Error, Function, Grid, MERGE, Macros, Stream};
+use super::{ATTEND_PAGES, Buffer, Device, Error, Function, Grid, Kernel, MERGE, Macros, Stream};
 use crate::Tensor3Mut;
 use crate::attend::{Listed, Out, Params, Queries};
 
@@ -35,23 +39,76 @@ pub struct Memory<'a, T> {
 #[derive(Debug)]
 pub struct Trial {
     stream: Stream,
-    attend: (Function, Grid, AttendParams),
-    merge: (Function, Grid, MergeUnitsParams),
-    o: Buffer,
-    lse2: Buffer,
-    /// Numbers of `o`, and of `lse2`.
-    outputs: (usize, usize),
+    steps: Vec<Box<dyn Step>>,
+    results: Results,
     _kept: Vec<Buffer>,
 }
 
-/// What goes to the GPU, one buffer each.
+/// A launch with all it needs.
+trait Step: Debug {
+    fn launch(&self, stream: &Stream) -> Result<(), Error>;
+}
+
+/// An entry point with the struct that it takes, whose addresses are all of buffers that the trial keeps.
+#[derive(Debug)]
+struct Launch<P> {
+    function: Function,
+    grid: Grid,
+    params: P,
+}
+
+impl<P: Pod + Debug> Step for Launch<P> {
+    fn launch(&self, stream: &Stream) -> Result<(), Error> {
+        // SAFETY: the struct is that of the source; its addresses are of buffers that are kept; the stream
+        // orders the steps.
+        unsafe { self.function.launch(stream, self.grid, &self.params) }
+    }
+}
+
+/// Outputs f32 `[rows, q_heads, dim]` and base-2 log-sum-exps `[rows, q_heads]`.
+#[derive(Debug)]
+struct Results {
+    o: Buffer,
+    lse2: Buffer,
+    shape: [usize; 3],
+}
+
+impl Results {
+    /// Room for the results of these queries.
+    fn new(device: &Device, queries: &Queries) -> Result<Results, Error> {
+        let shape = queries.q.shape();
+        let numbers = shape.iter().product::<usize>();
+        let (o, lse2) = (device.buffer(numbers * 4)?, device.buffer(shape[0] * shape[1] * 4)?);
+        Ok(Results { o, lse2, shape })
+    }
+
+    /// The parameters of a call as they are for an output of this kind; `f` gets the output.
+    fn described<R>(
+        &self,
+        f: impl FnOnce(&Out) -> Result<R, crate::Error>,
+    ) -> Result<R, crate::Error> {
+        let mut o = vec![0f32; self.shape.iter().product()];
+        f(&Out { o: Tensor3Mut::contiguous(&mut o, self.shape)?, lse2: None })
+    }
+
+    fn told(&self, p: AttendParams) -> AttendParams {
+        AttendParams { o: self.o.address(), lse2: self.lse2.address(), ..p }
+    }
+}
+
+/// Steps, and what goes to the GPU for them, one buffer each.
 struct Upload<'a> {
     device: &'a Device,
     stream: &'a Stream,
     kept: Vec<Buffer>,
+    steps: Vec<Box<dyn Step>>,
 }
 
-impl Upload<'_> {
+impl<'a> Upload<'a> {
+    fn new(device: &'a Device, stream: &'a Stream) -> Upload<'a> {
+        Upload { device, stream, kept: Vec::new(), steps: Vec::new() }
+    }
+
     fn put<T: Pod>(&mut self, data: &[T]) -> Result<u64, Error> {
         self.room(size_of_val(data)).and_then(|address| {
             let buffer = self.kept.last_mut();
@@ -64,11 +121,110 @@ impl Upload<'_> {
         data.map_or(Ok(0), |data| self.put(data))
     }
 
+    /// What lies at `at` on the host, somewhere in `data`.
+    fn moved<T: Pod>(&mut self, data: &[T], at: u64) -> Result<u64, Error> {
+        Ok(self.put(data)? + (at - data.as_ptr() as u64))
+    }
+
     fn room(&mut self, bytes: usize) -> Result<u64, Error> {
         let buffer = self.device.buffer(bytes)?;
         let address = buffer.address();
         self.kept.push(buffer);
         Ok(address)
+    }
+
+    /// The tensors of a call.
+    fn tensors<T: Pod>(
+        &mut self,
+        memory: Memory<T>,
+        p: AttendParams,
+    ) -> Result<AttendParams, Error> {
+        Ok(AttendParams {
+            q: self.moved(memory.q, p.q)?,
+            k: self.moved(memory.k, p.k)?,
+            v: self.moved(memory.v, p.v)?,
+            ..p
+        })
+    }
+
+    /// The cut of a call, and room for `rows` rows of each partial result.
+    fn work(
+        &mut self,
+        work: &Work,
+        (rows, dim): (usize, usize),
+        p: AttendParams,
+    ) -> Result<AttendParams, Error> {
+        let partial = work.partials * rows;
+        Ok(AttendParams {
+            units: self.put(&work.units)?,
+            segments: self.put(&work.segments)?,
+            workers: self.put(&work.workers)?,
+            part_o: self.room(partial * dim * 4)?,
+            part_lse2: self.room(partial * 4)?,
+            ..p
+        })
+    }
+
+    /// A kernel, and the blocks of it that run at once.
+    fn function(
+        &self,
+        (kernel, macros): (&'static Kernel, Macros),
+        entry: &'static str,
+        (threads, shared_bytes): (u32, usize),
+    ) -> Result<(Function, usize), Error> {
+        let function = self.device.function(&kernel.with(macros), entry, self.stream)?;
+        let blocks = function.occupancy(threads, shared_bytes as u32)?;
+        Ok((function, (blocks * self.device.info().multiprocessors) as usize))
+    }
+
+    /// Adds a step of so many blocks.
+    fn step<P: Pod + Debug>(
+        &mut self,
+        function: Function,
+        (blocks, threads, shared_bytes): (usize, u32, usize),
+        params: P,
+    ) {
+        let blocks = [blocks.max(1) as u32, 1, 1];
+        let grid = Grid { blocks, threads, shared_bytes: shared_bytes as u32 };
+        self.steps.push(Box::new(Launch { function, grid, params }));
+    }
+
+    /// Adds a merge of partial results or parts.
+    fn merge<P: Pod + Debug>(
+        &mut self,
+        entry: &'static str,
+        rows: usize,
+        p: P,
+    ) -> Result<(), Error> {
+        let (function, _) = self.function((&MERGE, Macros::new()), entry, (128, 0))?;
+        self.step(function, (rows.div_ceil(4), 128, 0), p);
+        Ok(())
+    }
+
+    /// Adds attention of few rows.
+    fn attend<T: Pod>(
+        &mut self,
+        (queries, listed, params): (&Queries, &Listed, &Params),
+        memory: Memory<T>,
+        wide: bool,
+        results: &Results,
+    ) -> Result<(), TrialError> {
+        let (spec, p) = results.described(|out| work::describe(queries, listed, params, out))?;
+        let spec = AttendSpec { wide: spec.wide || wide, ..spec };
+        let (kernel, shared) = ((&ATTEND_PAGES, spec.macros()), spec.shared_bytes());
+        let (function, workers) = self.function(kernel, "attend_pages", (128, shared))?;
+        let work = Work::new(queries, listed, params, spec.rows(), workers)?;
+        let p = self.tensors(memory, results.told(p))?;
+        let p = lists(self, queries, listed, params, p)?;
+        let p = self.work(&work, (spec.rows(), spec.dim), p)?;
+        self.step(function, (work.workers.len() - 1, 128, shared), p);
+        let merge = work::merge_of(&spec, &p, &work);
+        self.merge("merge_units", work.units.len() * spec.rows(), merge)?;
+        Ok(())
+    }
+
+    fn finish(self, results: Results) -> Trial {
+        Trial { stream: self.stream.clone(), steps: self.steps, results, _kept: self.kept }
     }
 }
 
@@ -81,73 +237,21 @@ impl Trial {
     pub fn new<T: Pod>(
         device: &Device,
         stream: &Stream,
-        (queries, listed, params): (&Queries, &Listed, &Params),
+        call: (&Queries, &Listed, &Params),
         memory: Memory<T>,
         wide: bool,
     ) -> Result<Trial, TrialError> {
-        let shape = queries.q.shape();
-        let outputs = (shape.iter().product::<usize>(), shape[0] * shape[1]);
-        let mut o = vec![0f32; outputs.0];
-        let out = Out { o: Tensor3Mut::contiguous(&mut o, shape)?, lse2: None };
-        let (spec, p) = work::describe(queries, listed, params, &out)?;
-        let spec = AttendSpec { wide: spec.wide || wide, ..spec };
-        let attend = device.function(&ATTEND_PAGES.with(spec.macros()), "attend_pages", stream)?;
-        let merge = device.function(&MERGE.with(Macros::new()), "merge_units", stream)?;
-        let shared_bytes = spec.shared_bytes() as u32;
-        let workers = attend.occupancy(128, shared_bytes)? * device.info().multiprocessors;
-        let work = Work::new(queries, listed, params, spec.rows(), workers as usize)?;
-
-        let mut up = Upload { device, stream, kept: Vec::new() };
-        let moved = |up: &mut Upload, data: &[T], at: u64| {
-            Ok::<u64, Error>(up.put(data)? + (at - data.as_ptr() as u64))
-        };
-        let p = AttendParams {
-            q: moved(&mut up, memory.q, p.q)?,
-            k: moved(&mut up, memory.k, p.k)?,
-            v: moved(&mut up, memory.v, p.v)?,
-            ..lists(&mut up, queries, listed, params, p)?
-        };
-        let partial = work.partials * spec.rows();
-        let (o, lse2) = (device.buffer(outputs.0 * 4)?, device.buffer(outputs.1 * 4)?);
-        let p = AttendParams {
-            units: up.put(&work.units)?,
-            segments: up.put(&work.segments)?,
-            workers: up.put(&work.workers)?,
-            o: o.address(),
-            lse2: lse2.address(),
-            part_o: up.room(partial * spec.dim * 4)?,
-            part_lse2: up.room(partial * 4)?,
-            ..p
-        };
-        let grid = |blocks: usize, shared_bytes| Grid {
-            blocks: [blocks.max(1) as u32, 1, 1],
-            threads: 128,
-            shared_bytes,
-        };
-        let merging = grid((work.units.len() * spec.rows()).div_ceil(4), 0);
-        Ok(Trial {
-            stream: stream.clone(),
-            merge: (merge, merging, work::merge_of(&spec, &p, &work)),
-            attend: (attend, grid(work.workers.len() - 1, shared_bytes), p),
-            o,
-            lse2,
-            outputs,
-            _kept: up.kept,
-        })
+        let (mut up, results) = (Upload::new(device, stream), Results::new(device, call.0)?);
+        up.attend(call, memory, wide, &results)?;
+        Ok(up.finish(results))
     }
 
-    /// Queues the call: attention, and the merge behind it.
+    /// Queues the call: its steps, one behind the other.
     ///
     /// # Errors
     /// Those of [`Function::launch`].
     pub fn launch(&self) -> Result<(), Error> {
-        let ((attend, grid, p), (merge, merging, merged)) = (&self.attend, &self.merge);
-        // SAFETY: the structs are those of the sources; every address in them is of a buffer that this
-        // keeps, and the stream orders the two.
-        unsafe {
-            attend.launch(&self.stream, *grid, p)?;
-            merge.launch(&self.stream, *merging, merged)
-        }
+        self.steps.iter().try_for_each(|step| step.launch(&self.stream))
     }
 
     /// Waits, and returns outputs `[rows, q_heads, dim]` and base-2 log-sum-exps `[rows, q_heads]`.
@@ -155,9 +259,10 @@ impl Trial {
     /// # Errors
     /// [`Error::DeviceLost`] if the call failed, [`Error::Driver`].
     pub fn read(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
-        let (mut o, mut lse2) = (vec![0f32; self.outputs.0], vec![0f32; self.outputs.1]);
-        self.o.read(&self.stream, 0, &mut o)?;
-        self.lse2.read(&self.stream, 0, &mut lse2)?;
+        let [rows, heads, dim] = self.results.shape;
+        let (mut o, mut lse2) = (vec![0f32; rows * heads * dim], vec![0f32; rows * heads]);
+        self.results.o.read(&self.stream, 0, &mut o)?;
+        self.results.lse2.read(&self.stream, 0, &mut lse2)?;
         Ok((o, lse2))
     }
 
@@ -166,8 +271,10 @@ impl Trial {
     /// # Errors
     /// Those of [`Buffer::write`].
     pub fn poison(&mut self) -> Result<(), Error> {
-        self.o.write(&self.stream, 0, &vec![f32::NAN; self.outputs.0])?;
-        self.lse2.write(&self.stream, 0, &vec![f32::NAN; self.outputs.1])
+        for buffer in [&mut self.results.o, &mut self.results.lse2] {
+            buffer.write(&self.stream, 0, &vec![f32::NAN; buffer.len() / 4])?;
+        }
+        Ok(())
     }
 }
 

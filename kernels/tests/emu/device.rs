@@ -18,6 +18,7 @@ use kvist_kernels::{DType, Element, KvPool, PageLists, Tensor3, Tensor3Mut, refe
 use tempfile::TempDir;
 
 use crate::attend::{cases, compare};
+use crate::calls;
 use crate::common::{Built, Case, build, oracle, run_with};
 use crate::gpu::{self, Played};
 use crate::step;
@@ -41,11 +42,12 @@ fn kernels(specs: &[AttendSpec]) -> Vec<Played> {
     specs.iter().map(attend).chain([merge, transfer]).collect()
 }
 
-/// Fills a folder with a GPU that has all kernels over pages for few rows, and what a device tier of d 64 needs.
+/// Fills a folder with a GPU that has all kernels over pages, for few rows and for many, and what a device tier of
+/// d 64 needs.
 pub(crate) fn folder(folder: &Path) {
-    let wanted = |s: &AttendSpec| s.dim == 64 || (!s.slots && !s.wide);
+    let wanted = |s: &AttendSpec| s.dim == 64 || !s.slots;
     let specs: Vec<AttendSpec> = AttendSpec::all().filter(wanted).collect();
-    gpu::make(folder, &kernels(&specs));
+    gpu::make(folder, &[kernels(&specs), calls::all()].concat());
 }
 
 /// Runs [`child`] where the only driver is the one that is played.

@@ -8,7 +8,7 @@ use kvist_kernels::cuda::{Arch, Image, Macros, Specialisation, Target, Version};
 use crate::toolchain;
 
 /// The GPU that the driver plays.
-const TARGET: Target = Target::Cubin(Arch { number: 90, accelerated: false });
+const GPU: u32 = 90;
 
 /// Source, macros, and what the table makes of them.
 pub(crate) type Played = (&'static str, Macros, Specialisation);
@@ -22,7 +22,7 @@ pub(crate) fn make(folder: &Path, kernels: &[Played]) {
     for (source, macros, of) in kernels {
         let code = std::fs::read(toolchain::library(source, macros)).unwrap();
         let image = Image { ptx: false, compiler: Version { major: 13, minor: 0 }, code };
-        let key = of.key(TARGET);
+        let key = of.key(Target::Cubin(Arch::new(GPU, of.kernel().accelerated)));
         std::fs::write(folder.join(key.file_name()), image.encode(&key)).unwrap();
     }
 }

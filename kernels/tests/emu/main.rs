@@ -6,6 +6,7 @@
 
 mod attend;
 mod boxed;
+mod calls;
 mod chain;
 mod codes;
 mod columns;
@@ -22,6 +23,7 @@ mod kmeans;
 mod machine;
 mod merge;
 mod plan;
+mod prefill;
 mod quant;
 mod rope;
 mod score;
@@ -34,6 +36,7 @@ mod tiles;
 mod tokens;
 mod toolchain;
 mod transfer;
+mod tree;
 mod vote;
 mod write;
 
@@ -71,6 +74,8 @@ fn sanitized() {
 /// Every kernel once.
 fn small() {
     attend::small();
+    prefill::small();
+    tree::small();
     score::small();
     tokens::small();
     boxed::small();
@@ -91,6 +96,9 @@ fn main() {
     if let Some(folder) = std::env::var_os(device::CHILD) {
         return device::child(folder.as_ref());
     }
+    if let Some(folder) = std::env::var_os(calls::CHILD) {
+        return calls::child(folder.as_ref());
+    }
     if let Some(folder) = std::env::var_os(device::FOLDER) {
         return device::folder(folder.as_ref());
     }
@@ -108,19 +116,29 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 52] = [
+    let plain: [(&str, fn()); 62] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
         ("emulator: products of bytes", selftest::byte_products),
+        ("emulator: wgmma", selftest::hopper),
         ("emulator: conversions", selftest::conversions),
         ("attend: types", attend::types),
         ("attend: specials", attend::specials),
         ("attend: whole lists", attend::whole_lists),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
+        ("prefill: rows", prefill::rows),
+        ("prefill: specials", prefill::specials),
+        ("prefill: barriers left out", prefill::planted),
+        ("prefill: misuse", prefill::misuse),
+        ("tree: grid", tree::grid),
+        ("tree: specials", tree::specials),
+        ("tree: barriers left out", tree::planted),
+        ("tree: misuse", tree::misuse),
         ("merge: parts", merge::parts),
         ("device: attention", device::attention),
+        ("device: many rows and trees", calls::tall),
         ("score: grid", score::grid),
         ("score: rows", score::rows),
         ("score: specials", score::specials),
@@ -170,6 +188,13 @@ fn main() {
         let rows = spec.rows();
         let name = format!("attend: grid, {items}, d {dim}, {dtype}, {rows} rows");
         trials.push(trial(&name, Box::new(move || attend::grid(spec))));
+    }
+    for spec in prefill::specs() {
+        let (dim, dtype) = (spec.dim, spec.dtype);
+        let what = if spec.blocks { "blocks" } else { "pages" };
+        let how = if spec.wgmma { ", wgmma" } else { "" };
+        let name = format!("prefill: grid, {what}, d {dim}, {dtype}{how}");
+        trials.push(trial(&name, Box::new(move || prefill::grid(spec))));
     }
     if std::env::var_os(toolchain::SANITIZE).is_some() {
         trials.push(trial(SLIP, Box::new(selftest::slip)));

@@ -229,6 +229,41 @@ KV_KERNEL(bytes, SelfParams, 32, 1) {
     }
 }
 
+// c[64][64] += a b twice by wgmma, in bf16 (modes 0, 1) and f16 (2, 3): `in` is a[64][16] and x[64][64], of whose
+// second 16 columns (0, 2) or rows (1, 3) b is made: a column of x is a k, or a row is.
+KV_KERNEL(hopper, SelfParams, 128, 1) {
+    const u8* in = reinterpret_cast<const u8*>(p.in);
+    u32 l = kv::lane(), row = kv::warp() * 16 + l / 4;
+    for (u32 i = kv::tid(); i < 512; i += 128) {
+        kv::cp16(i / 8 * 128 + (i % 8 ^ (i / 8 & 7)) * 16, in + 2048 + i * 16, true);
+    }
+    kv::cp_commit();
+    kv::cp_wait<0>();
+    kv::publish();
+    kv::sync();
+    u32 a[4];
+    for (u32 i = 0; i < 4; i++) {
+        a[i] = kv::ldg(reinterpret_cast<const u32*>(in) + (row + i % 2 * 8) * 8 + l % 4 + i / 2 * 4);
+    }
+    float c[32] = {};
+    kv::settle(c);
+    kv::wgmma_begin();
+    for (u32 twice = 0; twice < 2; twice++) {
+        switch (p.mode) {
+        case 0: kv::wgmma<true, false>(c, a, 32); break;
+        case 1: kv::wgmma<true, true>(c, a, 2048); break;
+        case 2: kv::wgmma<false, false>(c, a, 32); break;
+        case 3: kv::wgmma<false, true>(c, a, 2048); break;
+        }
+    }
+    kv::wgmma_wait();
+    kv::settle(c);
+    for (u32 i = 0; i < 32; i++) {
+        u32 at = (row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + l % 4 * 2 + i % 2;
+        kv::stg(reinterpret_cast<u32*>(p.out) + at, kv::bits(c[i]));
+    }
+}
+
 #ifdef KV_EMU
 extern "C" u32 kv_pack_bf16(float low, float high) { return kv::pack_bf16(low, high); }
 extern "C" u32 kv_pack_f16(float low, float high) { return kv::pack_f16(low, high); }

@@ -191,6 +191,34 @@ pub(crate) fn byte_products() {
     }
 }
 
+/// PTX manual, wgmma: fragments are those of mma, rows of four warps one below the other.
+pub(crate) fn hopper() {
+    let kernels = kernels();
+    let mut random = Random(6);
+    let mut small =
+        |n: usize| -> Vec<f32> { (0..n).map(|_| random.below(17) as f32 - 8.0).collect() };
+    let (a, x) = (small(64 * 16), small(64 * 64));
+    for mode in 0..4 {
+        let narrow = |x: &f32| match mode / 2 {
+            0 => bf16::from_f32(*x).to_bits(),
+            _ => f16::from_f32(*x).to_bits(),
+        };
+        let input: Vec<u16> = a.iter().chain(&x).map(narrow).collect();
+        let mut out = vec![0u32; 64 * 64];
+        let params =
+            SelfParams { input: input.as_ptr() as u64, out: out.as_ptr() as u64, mode, zero: 0 };
+        let memory = [Memory::read(&input), Memory::write(&mut out)];
+        let grid = Grid { blocks: 1, shared_bytes: 8192, schedule: SCHEDULES[2], left_out: 0 };
+        kernels.run("hopper", &params, grid, &memory).expect_clean(&mode);
+        for (i, got) in out.iter().enumerate() {
+            let (row, column) = (i / 64, i % 64);
+            let b = |k: usize| if mode % 2 == 0 { x[column * 64 + k] } else { x[k * 64 + column] };
+            let want = 2.0 * (0..16).map(|k| a[row * 16 + k] * b(16 + k)).sum::<f32>();
+            assert_eq!(f32::from_bits(*got), want, "{mode}: {row}, {column}");
+        }
+    }
+}
+
 /// Against the crate `half`: every 16-bit number widened; random and awkward f32 narrowed.
 pub(crate) fn conversions() {
     let kernels = kernels();

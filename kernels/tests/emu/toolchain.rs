@@ -35,15 +35,22 @@ fn source(name: &str) -> PathBuf {
     if shipped.exists() { shipped } else { own }
 }
 
-/// The numbers of all `KV_GUARD`s that a source and the headers beside it have.
+/// The numbers of all `KV_GUARD`s that a source and the headers it needs have.
 pub(crate) fn guards(name: &str) -> Vec<u32> {
-    let text = |path: PathBuf| std::fs::read_to_string(path).unwrap();
-    let mut all = text(source(name));
-    for header in all.clone().split("#include \"").skip(1) {
-        all += &text(kernels().join(header.split('"').next().unwrap()));
+    let (mut files, mut at, mut found) = (vec![source(name)], 0, Vec::new());
+    while at < files.len() {
+        let text = std::fs::read_to_string(&files[at]).unwrap();
+        for header in text.split("#include \"").skip(1) {
+            let header = kernels().join(header.split('"').next().unwrap());
+            if !files.contains(&header) {
+                files.push(header);
+            }
+        }
+        let number = |part: &str| part.split(',').next().unwrap().parse::<u32>().ok();
+        // The macro itself is no guard.
+        found.extend(text.split("KV_GUARD(").skip(1).filter_map(number));
+        at += 1;
     }
-    let number = |part: &str| part.split(',').next().unwrap().parse().unwrap();
-    let mut found: Vec<u32> = all.split("KV_GUARD(").skip(1).map(number).collect();
     found.sort_unstable();
     assert!(found.windows(2).all(|w| w[0] < w[1]), "{name}: guards {found:?}");
     found

@@ -3,6 +3,7 @@
 //! Addresses are `u64`, 0 where there is nothing. Strides count elements. Plain old data without padding.
 
 mod codec;
+mod prefill;
 mod select;
 
 use bytemuck::{Pod, Zeroable};
@@ -13,6 +14,7 @@ pub use codec::{
     AttendCodesParams, ColumnsParams, ColumnsTile, ExpwParams, ExpwTile, KMeansParams, KMeansTask,
     QuantParams, RopeParams,
 };
+pub use prefill::{Picked, PrefillParams, TreeParams};
 pub use select::{BoxedParams, PlanParams, TokensParams, TopPParams, Vote, VoteParams};
 
 /// Element types as kernels number them.

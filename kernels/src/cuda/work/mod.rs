@@ -5,8 +5,10 @@ mod cluster;
 mod codec;
 mod columns;
 mod plan;
+mod prefill;
 mod score;
 mod tokens;
+mod tree;
 
 use std::ops::Range;
 
@@ -19,13 +21,14 @@ use crate::plan::stream_k;
 use crate::{DType, Error};
 
 pub use boxed::BoxedScoreSpec;
-pub use plan::PlanRoom;
-pub use score::ScoreSpec;
-pub use tokens::TokensSpec;
-
 pub use cluster::{KMeansSpec, metric_code, pieces};
 pub use codec::{AttendCodesSpec, ExpwSpec, expw_status};
 pub use columns::{ColumnsSpec, columns};
+pub use plan::PlanRoom;
+pub use prefill::{PrefillSpec, describe_prefill};
+pub use score::ScoreSpec;
+pub use tokens::TokensSpec;
+pub use tree::{TreeSpec, TreeWork, describe_tree};
 
 /// Tokens of a tile.
 pub const TILE: usize = 64;
@@ -127,14 +130,14 @@ pub struct Work {
     pub partials: usize,
 }
 
-/// The tiles that any of the unit's rows sees a token of.
-fn tiles(
+/// The tokens of its list that any of the unit's rows sees, as a range.
+fn seen_by(
     queries: &Queries,
     listed: &Listed,
     params: &Params,
     unit: &Unit,
     group: u32,
-) -> Range<u32> {
+) -> Range<usize> {
     let (_, source) = listed.source();
     let row = |packed: u32| (unit.first_row + packed / group) as usize;
     let (mut start, mut end) = (usize::MAX, 0);
@@ -143,7 +146,7 @@ fn tiles(
         let seen = source.seen(unit.list as usize, position, params);
         (start, end) = (start.min(seen.start), end.max(seen.end));
     }
-    (start.min(end) / TILE) as u32..end.div_ceil(TILE) as u32
+    start.min(end)..end
 }
 
 impl Work {
@@ -159,14 +162,15 @@ impl Work {
         workers: usize,
     ) -> Result<Work, Error> {
         let kv_heads = listed.check(queries, params)?;
-        if rows == 0 {
-            return Err(Error::range("rows of a unit", "at least 1", rows));
-        }
+        check_rows(rows)?;
         let (_, source) = listed.source();
         let group = queries.q.shape()[1] / kv_heads;
         let list = |sequence, head| source.list(sequence, head, kv_heads);
         let units = Work::units(queries.indptr, (kv_heads, group), rows, list);
-        let tiles = |unit: &Unit| tiles(queries, listed, params, unit, group as u32);
+        let tiles = |unit: &Unit| {
+            let seen = seen_by(queries, listed, params, unit, group as u32);
+            (seen.start / TILE) as u32..seen.end.div_ceil(TILE) as u32
+        };
         Ok(Work::cut(units, tiles, workers))
     }
 
@@ -199,8 +203,13 @@ impl Work {
     }
 
     /// Cuts units for `workers` blocks that run at once; `tiles` says what of its list a unit reads.
-    pub fn cut(mut units: Vec<Unit>, tiles: impl Fn(&Unit) -> Range<u32>, workers: usize) -> Work {
-        let tiles: Vec<Range<u32>> = units.iter().map(tiles).collect();
+    pub fn cut(units: Vec<Unit>, tiles: impl Fn(&Unit) -> Range<u32>, workers: usize) -> Work {
+        let tiles = units.iter().map(tiles).collect();
+        Work::cut_at(units, tiles, workers)
+    }
+
+    /// The same with the tiles of each unit.
+    fn cut_at(mut units: Vec<Unit>, tiles: Vec<Range<u32>>, workers: usize) -> Work {
         let counts: Vec<u32> = tiles.iter().map(|t| t.end - t.start).collect();
         let plan = stream_k(&counts, &vec![1; counts.len()], u64::from(TILES_MIN), workers);
         for (unit, parts) in units.iter_mut().zip(plan.reduce.windows(2)) {
@@ -276,7 +285,7 @@ fn inputs(
     let pool = listed.source().0;
     let layout = pool.layout();
     let page = layout.page_tokens;
-    if !page.is_multiple_of(16) {
+    if matches!(listed, Listed::Pages(..)) && !page.is_multiple_of(16) {
         return Err(Error::range("page_tokens on the device", "a multiple of 16", page));
     }
     let (q, k) = (&queries.q, layout.k_strides);
@@ -301,6 +310,14 @@ fn inputs(
         types: type_code(q.dtype()),
         ..AttendParams::zeroed()
     })
+}
+
+/// Checks that units have rows.
+fn check_rows(rows: usize) -> Result<(), Error> {
+    if rows == 0 {
+        return Err(Error::range("rows of a unit", "at least 1", rows));
+    }
+    Ok(())
 }
 
 /// Checks that rows start at multiples of 16 bytes.
