@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
         "--test",
         "emu",
     ]
-    env = {**os.environ, "KVIST_EMU_GPU": str(made)}
+    env = {**os.environ, "KVIST_EMU_GPU": str(made), "KVIST_EMU_DIM": "64"}
     done = subprocess.run(cargo, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (made / "libcuda.so").exists(), done.stdout

@@ -27,6 +27,8 @@ use crate::step;
 pub(crate) const CHILD: &str = "KVIST_EMU_DEVICE";
 /// Names a folder that is to be filled with a GPU: all kernels over pages for few rows, and of d 64 all.
 pub(crate) const FOLDER: &str = "KVIST_EMU_GPU";
+/// Names the only dimension that it is to have, and that of a device tier.
+const DIM: &str = "KVIST_EMU_DIM";
 const SPECS: [AttendSpec; 3] = [
     AttendSpec { dim: 64, dtype: DType::Bf16, slots: false, wide: false },
     AttendSpec { dim: 80, dtype: DType::F16, slots: true, wide: false },
@@ -42,12 +44,14 @@ fn kernels(specs: &[AttendSpec]) -> Vec<Played> {
     specs.iter().map(attend).chain([merge, transfer]).collect()
 }
 
-/// Fills a folder with a GPU that has all kernels over pages, for few rows and for many, and what a device tier of
-/// d 64 needs.
+/// Fills a folder with a GPU that has all kernels over pages, for few rows and for many; or, where [`DIM`] says so,
+/// what a device tier of that dimension needs.
 pub(crate) fn folder(folder: &Path) {
-    let wanted = |s: &AttendSpec| s.dim == 64 || !s.slots;
-    let specs: Vec<AttendSpec> = AttendSpec::all().filter(wanted).collect();
-    gpu::make(folder, &[kernels(&specs), calls::all()].concat());
+    let dim = std::env::var(DIM).ok().map(|dim| dim.parse::<usize>().unwrap());
+    let wanted = |s: &AttendSpec| dim.map_or(!s.slots, |dim| s.dim == dim);
+    let attend = kernels(&AttendSpec::all().filter(wanted).collect::<Vec<_>>());
+    let others = if dim.is_none() { calls::all() } else { Vec::new() };
+    gpu::make(folder, &[attend, others].concat());
 }
 
 /// Runs [`child`] where the only driver is the one that is played.
