@@ -17,8 +17,8 @@ import kvist
 import pytest
 import torch
 from kvist.hf import KvistCache
+from kvist.hf._gpu import check_device
 from kvist.hf._masks import plan_of_tensor
-from kvist.hf._store import check_device
 from test_hf import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -85,23 +85,23 @@ def test_without_a_driver_it_says_what_to_install():
     assert "no NVIDIA driver" in used.degraded and used.calls_on_cpu == 1 and used.calls == 0
 
 
-def options(**more):
+def gpu(**more):
     cache = KvistCache.for_model(tiny_llama(), **more)
-    return cache._store.options
+    return cache._store.options.gpu
 
 
 def test_a_model_on_a_gpu_without_device_says_so():
     second = torch.device("cuda:1")
     with pytest.warns(UserWarning, match='the model is on cuda:1, .* with device="cuda"') as told:
-        assert options().device_for(second)["device"] is None
+        assert gpu().beside(second)["device"] is None
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert options().device_for(torch.device("cpu"))["device"] is None
-        assert options(device="cuda").device_for(second)["device"] == 1
-        assert options(device="cuda:0").device_for(second)["device"] == "cuda:0"
-        given = options(device=0, device_bytes="1GiB", device_optional=True)
-        assert given.device_for(torch.device("cpu")) == {
+        assert gpu().beside(torch.device("cpu"))["device"] is None
+        assert gpu(device="cuda").beside(second)["device"] == 1
+        assert gpu(device="cuda:0").beside(second)["device"] == "cuda:0"
+        given = gpu(device=0, device_bytes="1GiB", device_optional=True)
+        assert given.beside(torch.device("cpu")) == {
             "device": 0, "device_bytes": "1GiB", "device_memory": None, "device_optional": True,
         }  # fmt: skip
 

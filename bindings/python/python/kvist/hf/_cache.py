@@ -21,9 +21,10 @@ import kvist
 
 from .._errors import OptionError, RangeError, ShapeError, UnsupportedError
 from ._attention import NAME
+from ._gpu import Gpu, check_device
 from ._masks import KvLength
 from ._report import Report, report_of
-from ._store import Handle, Options, Scorer, Store, check_device
+from ._store import Handle, Options, Scorer, Store
 
 _pending = threading.local()
 
@@ -151,9 +152,8 @@ class KvistCache(Cache):
         `[batch, heads, units]`; `prefill`: how prompts read their keys, by the name of a pattern (see
         `kvist.prefill_presets()`) or an object, dense layers densely; `cluster_order`: "clusterkv" and
         "retroinfer" hold rows a second time, in the order of clusters, while `host` has room for them;
-        `device`: the GPU that keeps copies of
-        pages and attends to them, by default none (the model may be on a GPU all the same), "cuda" for the
-        model's own; `device_bytes`, `device_memory`, `device_optional`: as for `kvist.Cache`.
+        `device`: the GPU that keeps copies of pages and attends to them, by default none (the model may be
+        on a GPU all the same), "cuda" for the model's own; `device_bytes`, `device_memory`, `device_optional`: as for `kvist.Cache`.
 
         Raises `UnsupportedError` for models kvist cannot serve, `OptionError` for bad options.
         """
@@ -172,10 +172,7 @@ class KvistCache(Cache):
             scorer=scorer,
             prefill=prefill,
             cluster_order=cluster_order,
-            device=device,
-            device_bytes=device_bytes,
-            device_memory=device_memory,
-            device_optional=device_optional,
+            gpu=Gpu(device, device_bytes, device_memory, device_optional),
         )
         _switch(model, config)
         return cache
@@ -217,10 +214,7 @@ class KvistCache(Cache):
             scorer=scorer,
             prefill=prefill,
             cluster_order=cluster_order,
-            device=device,
-            device_bytes=device_bytes,
-            device_memory=device_memory,
-            device_optional=device_optional,
+            gpu=Gpu(device, device_bytes, device_memory, device_optional),
         )
 
     @classmethod
@@ -239,10 +233,7 @@ class KvistCache(Cache):
         scorer: Scorer | None,
         prefill: str | kvist.Prefill,
         cluster_order: bool,
-        device: str | int | None,
-        device_bytes: str | int | None,
-        device_memory: torch.Tensor | None,
-        device_optional: bool,
+        gpu: Gpu,
     ) -> KvistCache:
         types, kwargs = get_layer_types_and_kwargs(config)
         types = _without_useless_windows(types, config)
@@ -279,10 +270,7 @@ class KvistCache(Cache):
                 prefill=kvist.Prefill(prefill) if isinstance(prefill, str) else prefill,
                 cluster_order=cluster_order,
                 layers=tuple(slots),
-                device=device,
-                device_bytes=device_bytes,
-                device_memory=device_memory,
-                device_optional=device_optional,
+                gpu=gpu,
             )
         )
         store.foreign = len(slots) < len(types)

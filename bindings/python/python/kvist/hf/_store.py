@@ -6,7 +6,6 @@ only, so a left-padded batch is a ragged batch here.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import kvist
 
 from .._errors import ClosedError, KvistError, ShapeError, UnsupportedError
+from ._gpu import Gpu, check_device
 from ._masks import Plan, plan_of_tensor
 from ._recorder import Recorder
 
@@ -64,31 +64,7 @@ class Options:
     cluster_order: bool
     layers: tuple[int, ...]
     """The model's layer of each slot."""
-    device: str | int | None
-    device_bytes: str | int | None
-    device_memory: torch.Tensor | None
-    device_optional: bool
-
-    def device_for(self, model: torch.device) -> dict[str, Any]:
-        """The device options of a `kvist.Cache` for keys that are there: "cuda" is the keys' own GPU.
-
-        Warns if a model on a GPU has its pages in host memory alone.
-        """
-        device = self.device
-        if device is None and model.type == "cuda":
-            warnings.warn(
-                f"the model is on {model}, and its keys and values go to host memory, where the CPU attends "
-                'to them; with device="cuda" the GPU keeps pages and attends',
-                stacklevel=2,
-            )
-        if device == "cuda" and model.type == "cuda" and model.index is not None:
-            device = model.index
-        return {
-            "device": device,
-            "device_bytes": self.device_bytes,
-            "device_memory": self.device_memory,
-            "device_optional": self.device_optional,
-        }
+    gpu: Gpu
 
 
 class Store:
@@ -206,7 +182,7 @@ class Store:
             profile=o.profile,
             model=o.model,
             cluster_order=o.cluster_order,
-            **o.device_for(key.device),
+            **o.gpu.beside(key.device),
         )
 
     def _decode(self, slot: int, query: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -364,15 +340,6 @@ class Handle:
         except KvistError as error:
             self.store.roll_back(self.past, error)
             raise
-
-
-def check_device(device: torch.device) -> None:
-    """Raises for devices that kvist cannot read."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    if device.type != "cpu" and not nvidia:
-        raise UnsupportedError(
-            f"device: expected a model on the CPU or on an NVIDIA GPU, found {device}; model.to('cpu')"
-        )
 
 
 def _token_major(x: torch.Tensor) -> torch.Tensor:
