@@ -3,45 +3,21 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use kvist_kernels::attend::{self, Listed, Out, Params, Queries};
+use kvist_kernels::attend::{self, Listed, Out, Queries};
 use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
     Attention, Buffer, Compiler, Device, DevicePart, Error, Event, Registered, Stream, TrialError,
 };
-use kvist_kernels::{Executor, KvLayout, KvPool, Tensor3, Tensor3Mut};
+use kvist_kernels::{KvLayout, KvPool, Tensor3};
 
+use super::asked::{Asked, Job};
 use super::copies::Copies;
 use super::frames::{Arrangement, Frames};
 use super::options::DeviceOptions;
 use super::outputs::{Outputs, PARTS, Rows};
-use super::wanted::{self, Lists, Pages, Part, View};
+use super::wanted::{self, Lists, Pages, Part};
 use crate::Geometry;
 use crate::arena::Arena;
-
-/// One kernel call: over the host tier, or not.
-pub(crate) struct Job<'a> {
-    pub(crate) layer: usize,
-    pub(crate) queries: &'a Queries<'a>,
-    pub(crate) listed: Listed<'a>,
-    pub(crate) params: &'a Params<'a>,
-    pub(crate) exec: &'a Executor,
-}
-
-impl Job<'_> {
-    /// The rows of its results.
-    pub(super) fn rows(&self) -> Rows {
-        let [rows, heads, dim] = self.queries.q.shape();
-        Rows { rows, heads, dim }
-    }
-
-    /// Entries of its lists.
-    pub(super) fn items(&self) -> usize {
-        match self.listed {
-            Listed::Pages(_, lists) => lists.frames.len(),
-            Listed::Slots(_, lists) => lists.slots.len(),
-        }
-    }
-}
 
 /// The end of the copies that were queued last, and how often copies were.
 #[derive(Debug)]
@@ -217,9 +193,9 @@ impl Gpu {
         self.counts.misses += plan.misses;
         let rows = job.rows();
         self.outputs.make_room(&self.device, &rows)?;
-        let q = self.queries(job)?;
+        let asked = Asked { job, q: self.queries(job)?, rows, sees_all };
         let split = !masked && copied >= self.split_bytes;
-        let (done, rest) = self.parts(job, &q, split, sees_all, &rows)?;
+        let (done, rest) = self.parts(&asked, split)?;
         let part = match done.len() {
             0 => None,
             1 => Some(0),
@@ -234,8 +210,7 @@ impl Gpu {
             self.outputs.fetch(&self.compute, part, &rows)?;
         }
         // The CPU reads its part while the GPU reads the others.
-        let params = |lists: &View| of_part(job, lists, sees_all, done.is_empty());
-        let on_cpu = rest.map(|rest| on_cpu(job, &rest, params, &rows)).transpose()?;
+        let on_cpu = rest.map(|rest| asked.on_cpu(&rest, done.is_empty())).transpose()?;
         self.compute.synchronize()?;
         let mut views = Vec::new();
         let shape = [rows.rows, rows.heads, rows.dim];
@@ -278,14 +253,11 @@ impl Gpu {
     /// Queues attention part by part; what is left for the CPU.
     fn parts(
         &mut self,
-        job: &Job,
-        q: &Tensor3,
+        asked: &Asked,
         split: bool,
-        sees_all: bool,
-        rows: &Rows,
     ) -> Result<(Vec<DevicePart>, Option<Lists>), TrialError> {
         let page = self.geometry.page_tokens as u32;
-        let lists = |gpu: &Gpu, part| Lists::new(&job.listed, &gpu.pages, part, page);
+        let lists = |gpu: &Gpu, part| Lists::new(&asked.job.listed, &gpu.pages, part, page);
         let frames = self.pool(self.base(), self.frame_count)?;
         let mut done = Vec::new();
         let parts: &[Part] = if split { &[Part::Here, Part::Coming] } else { &[Part::Device] };
@@ -294,14 +266,16 @@ impl Gpu {
                 self.arrival.wait(&self.compute, self.arrival.queued)?;
             }
             let lists = lists(self, part);
-            self.part(job, q, &lists, &frames, sees_all, rows, &mut done)?;
+            if !lists.is_empty() {
+                self.launch(asked, &lists, &frames, &mut done)?;
+            }
         }
         let away = lists(self, Part::Away);
         let pages = self.pages.away().count() as u64;
         if away.is_empty() {
             // Rows that read nothing have a result, too.
             if done.is_empty() {
-                self.launch(job, q, &away, &frames, sees_all, rows, &mut done)?;
+                self.launch(asked, &away, &frames, &mut done)?;
             }
             return Ok((done, None));
         }
@@ -310,46 +284,26 @@ impl Gpu {
         {
             self.counts.in_place += pages;
             let host = self.pool(base, cells)?;
-            self.part(job, q, &away, &host, sees_all, rows, &mut done)?;
+            self.launch(asked, &away, &host, &mut done)?;
             return Ok((done, None));
         }
         self.counts.on_cpu += pages;
         Ok((done, Some(away)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a call is made of")]
-    fn part(
-        &mut self,
-        job: &Job,
-        q: &Tensor3,
-        lists: &Lists,
-        pool: &KvPool,
-        sees_all: bool,
-        rows: &Rows,
-        done: &mut Vec<DevicePart>,
-    ) -> Result<(), TrialError> {
-        if lists.is_empty() {
-            return Ok(());
-        }
-        self.launch(job, q, lists, pool, sees_all, rows, done)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "as above")]
     fn launch(
         &mut self,
-        job: &Job,
-        q: &Tensor3,
+        asked: &Asked,
         lists: &Lists,
         pool: &KvPool,
-        sees_all: bool,
-        rows: &Rows,
         done: &mut Vec<DevicePart>,
     ) -> Result<(), TrialError> {
         let (part, view) = (done.len(), lists.view());
         let listed = view.over(pool);
-        let queries = Queries { q: *q, ..*job.queries };
-        let params = of_part(job, &view, sees_all, done.is_empty());
-        let (out, to) = (self.outputs.view(part, rows), self.outputs.part(part, rows));
+        let queries = Queries { q: asked.q, ..*asked.job.queries };
+        let params = asked.params(&view, done.is_empty());
+        let (out, to) =
+            (self.outputs.view(part, &asked.rows), self.outputs.part(part, &asked.rows));
         // SAFETY: memory of the GPU that stays until the call is over; frames are not written before.
         unsafe {
             self.attention.launch(&self.compute, (&queries, &listed, &params), &out, to.lse2)?;
@@ -405,37 +359,6 @@ impl Drop for Gpu {
 /// A kernel for calls of a geometry: `wide` for those of more than 16 rows of a KV head.
 pub(super) fn spec(geometry: &Geometry, slots: bool, wide: bool) -> AttendSpec {
     AttendSpec { dim: geometry.dim_k, dtype: geometry.dtype, slots, wide }
-}
-
-/// A mask is left out where the part's pages have no positions: all of them are seen then. Learned sinks join
-/// once.
-fn of_part<'a>(job: &Job<'a>, view: &View, sees_all: bool, first: bool) -> Params<'a> {
-    let unplaced = matches!(view, View::Pages(lists) if lists.first_pos.is_none());
-    Params {
-        causal: job.params.causal && !(unplaced && sees_all),
-        sinks: job.params.sinks.filter(|_| first),
-        ..*job.params
-    }
-}
-
-/// Attention on the CPU over some of a call's pages.
-fn on_cpu<'a>(
-    job: &Job,
-    lists: &Lists,
-    params: impl FnOnce(&View) -> Params<'a>,
-    rows: &Rows,
-) -> Result<(Vec<f32>, Vec<f32>), TrialError> {
-    let shape = [rows.rows, rows.heads, rows.dim];
-    let (mut o, mut lse) = (vec![0f32; shape.iter().product()], vec![0f32; shape[0] * shape[1]]);
-    let mut to = Out { o: Tensor3Mut::contiguous(&mut o, shape)?, lse2: Some(&mut lse) };
-    let view = lists.view();
-    let params = params(&view);
-    let (Listed::Pages(pool, _) | Listed::Slots(pool, _)) = job.listed;
-    match &view {
-        View::Pages(lists) => attend::pages(job.queries, pool, lists, &params, job.exec, &mut to)?,
-        View::Slots(lists) => attend::slots(job.queries, pool, lists, &params, job.exec, &mut to)?,
-    }
-    Ok((o, lse))
 }
 
 /// Maps the cells in the first `bytes` of the host tier, and says how many. Without, pages pass through pinned

@@ -6,6 +6,7 @@
 //! which there is no frame are read in place, over the link or by the CPU, and the parts are merged by
 //! log-sum-exp. A call that fails is done by the CPU.
 
+mod asked;
 mod copies;
 mod frames;
 mod gpu;
@@ -16,9 +17,9 @@ mod wanted;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use asked::Job;
 use copies::Copies;
 use frames::Frames;
-pub(crate) use gpu::Job;
 use gpu::{Counts, Gpu};
 use kvist_kernels::attend::Out;
 use kvist_kernels::cuda::{Error as GpuError, TrialError, Visit};
