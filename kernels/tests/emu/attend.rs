@@ -29,11 +29,7 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) fn new(spec: AttendSpec) -> Device {
-        let attend = Kernels::compile("attend_pages.cu", &spec.macros());
-        // SAFETY: the type is that of `attend_pages.cu`; the function only computes.
-        let shared =
-            unsafe { attend.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-        assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
+        let attend = Kernels::sized("attend_pages.cu", &spec.macros(), spec.shared_bytes());
         Device { spec, whole: false, attend, merge: Kernels::compile("merge.cu", &[]) }
     }
 

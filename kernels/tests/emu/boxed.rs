@@ -82,11 +82,7 @@ struct Scores {
 }
 
 fn compile(spec: &BoxedScoreSpec) -> Kernels {
-    let kernels = Kernels::compile("boxed.cu", &spec.macros());
-    // SAFETY: the type is that of `boxed.cu`; the function only computes.
-    let shared = unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-    assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
-    kernels
+    Kernels::sized("boxed.cu", &spec.macros(), spec.shared_bytes())
 }
 
 fn run(

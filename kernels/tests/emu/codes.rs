@@ -52,11 +52,7 @@ struct Device {
 
 impl Device {
     fn new(spec: AttendCodesSpec) -> Device {
-        let attend = Kernels::compile("attend_pages.cu", &spec.macros());
-        // SAFETY: the type is that of `attend_pages.cu`; the function only computes.
-        let shared =
-            unsafe { attend.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-        assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
+        let attend = Kernels::sized("attend_pages.cu", &spec.macros(), spec.shared_bytes());
         Device { spec, attend, merge: Kernels::compile("merge.cu", &[]) }
     }
 

@@ -22,11 +22,7 @@ struct Device {
 impl Device {
     fn new(dim: usize, dtype: DType) -> Device {
         let spec = ColumnsSpec { dim, dtype };
-        let kernels = Kernels::compile("columns.cu", &spec.macros());
-        // SAFETY: the type is that of `columns.cu`; the function only computes.
-        let shared =
-            unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-        assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
+        let kernels = Kernels::sized("columns.cu", &spec.macros(), spec.shared_bytes());
         Device { spec, kernels }
     }
 

@@ -27,11 +27,7 @@ struct Arrangement {
 
 fn kernels(dtype: DType) -> Kernels {
     let spec = ExpwSpec { dtype };
-    let kernels = Kernels::compile("expw.cu", &spec.macros());
-    // SAFETY: the type is that of `expw.cu`; the function only computes.
-    let shared = unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-    assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
-    kernels
+    Kernels::sized("expw.cu", &spec.macros(), spec.shared_bytes())
 }
 
 fn item(dtype: DType, tokens: usize, dim: usize, kind: Kind) -> Item {

@@ -189,11 +189,7 @@ impl State {
 
 fn kernels<T: Element>(dim: usize) -> Kernels {
     let spec = KMeansSpec { dim, dtype: T::DTYPE };
-    let kernels = Kernels::compile("kmeans.cu", &spec.macros());
-    // SAFETY: the type is that of `kmeans.cu`; the function only computes.
-    let shared = unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-    assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
-    kernels
+    Kernels::sized("kmeans.cu", &spec.macros(), spec.shared_bytes())
 }
 
 /// Every label is the best in f64, or as good but for what rounding can do.

@@ -119,6 +119,16 @@ impl Kernels {
         Kernels(unsafe { Library::new(path) }.unwrap())
     }
 
+    /// The same, of a kernel that says how much shared memory it needs: as much as its specialisation does.
+    pub(crate) fn sized(source: &str, macros: &[(&str, u32)], shared_bytes: usize) -> Kernels {
+        let kernels = Kernels::compile(source, macros);
+        // SAFETY: the type is that of every source that has it; the function only computes.
+        let says =
+            unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
+        assert_eq!(says as usize, shared_bytes, "{source} {macros:?}");
+        kernels
+    }
+
     /// A function of the library.
     ///
     /// # Safety

@@ -75,11 +75,7 @@ struct Device {
 
 impl Device {
     fn new(spec: PrefillSpec) -> Device {
-        let attend = Kernels::compile("attend_prefill.cu", &spec.macros());
-        // SAFETY: the type is that of `attend_prefill.cu`; the function only computes.
-        let shared =
-            unsafe { attend.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-        assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
+        let attend = Kernels::sized("attend_prefill.cu", &spec.macros(), spec.shared_bytes());
         Device { spec, attend, merge: Kernels::compile("merge.cu", &[]) }
     }
 

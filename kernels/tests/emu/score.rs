@@ -98,9 +98,6 @@ fn run<T: Element>(
 ) -> (Vec<f32>, Report) {
     let layout = boxes.layout;
     let spec = ScoreSpec { dim: layout.dim_k, dtype: T::DTYPE, boxes: boxes.boxes };
-    // SAFETY: the type is that of `score.cu`; the function only computes.
-    let shared = unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-    assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
     let rows = boxes.q_indptr[boxes.lens.len()] as usize;
     let q_heads = layout.kv_heads * boxes.group;
     let q = Tensor3::contiguous(&boxes.q, [rows, q_heads, layout.dim_k]).unwrap();
@@ -229,7 +226,8 @@ fn check_built<T: Element>(kernels: &Kernels, shape: &Shape, boxes: &Boxes<T>, f
 }
 
 fn kernels(dim: usize, dtype: DType, boxes: bool) -> Kernels {
-    Kernels::compile("score.cu", &ScoreSpec { dim, dtype, boxes }.macros())
+    let spec = ScoreSpec { dim, dtype, boxes };
+    Kernels::sized("score.cu", &spec.macros(), spec.shared_bytes())
 }
 
 /// Units of 16 tokens in pages of 64, of 16 in pages of 16, and an odd number; groups that fill a unit of

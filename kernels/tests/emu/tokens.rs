@@ -24,11 +24,7 @@ struct Votes {
 }
 
 fn compile(spec: &TokensSpec) -> Kernels {
-    let kernels = Kernels::compile("tokens.cu", &spec.macros());
-    // SAFETY: the type is that of `tokens.cu`; the function only computes.
-    let shared = unsafe { kernels.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-    assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
-    kernels
+    Kernels::sized("tokens.cu", &spec.macros(), spec.shared_bytes())
 }
 
 fn longest<T>(built: &Built<T>, slots: bool) -> usize {

@@ -61,11 +61,7 @@ struct Device {
 
 impl Device {
     fn new(spec: TreeSpec) -> Device {
-        let attend = Kernels::compile("attend_tree.cu", &spec.macros());
-        // SAFETY: the type is that of `attend_tree.cu`; the function only computes.
-        let shared =
-            unsafe { attend.function::<unsafe extern "C" fn() -> u32>("kv_shared_bytes")() };
-        assert_eq!(shared as usize, spec.shared_bytes(), "{spec:?}");
+        let attend = Kernels::sized("attend_tree.cu", &spec.macros(), spec.shared_bytes());
         Device { spec, attend }
     }
 
