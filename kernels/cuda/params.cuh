@@ -52,6 +52,7 @@ struct AttendParams {
     u64 sinks;                  // f32 per q head, or 0
     i64 q_row, q_head, o_row, o_head;
     i64 k_frame, k_head, k_token, v_frame, v_head, v_token;
+    i64 far;                    // bytes to K and V of items with the highest bit, or 0: that bit is of the number
     float scale, soft_cap;      // soft_cap 0: off
     u32 window, causal;         // window 0: off
     u32 page_tokens, group, q_heads, types; // types: q | o << 8
@@ -62,9 +63,9 @@ KV_AT(AttendParams, indptr, 80);
 KV_AT(AttendParams, slot_pos, 112);
 KV_AT(AttendParams, q_row, 136);
 KV_AT(AttendParams, k_frame, 168);
-KV_AT(AttendParams, scale, 216);
-KV_AT(AttendParams, types, 244);
-KV_SIZE(AttendParams, 248);
+KV_AT(AttendParams, scale, 224);
+KV_AT(AttendParams, types, 252);
+KV_SIZE(AttendParams, 256);
 
 /// K6 behind K1: joins the partial results of units that were cut.
 struct MergeUnitsParams {
@@ -122,13 +123,15 @@ struct TopKParams {
     u64 scores, counts;       // f32 [rows][scores_row]; u32 per row: how many
     u64 forced_ptr, forced;   // u32 [rows + 1] into ranges (u32 begin, end), ascending, disjoint; or 0
     u64 out, out_n;           // u32 [rows][out_row] ids; u32 per row: how many
-    u64 indptr, frames, lens; // page lists of the rows whose pages the ids are; or 0
-    u64 out_frames, out_lens; // u32 [rows][out_row], u32 per row: the chosen pages as lists
+    u64 wanted;               // u32 per row: how many, in place of k; or 0
+    u64 indptr, frames, lens; // page lists of the rows, and their tokens; or 0
+    u64 out_items, out_lens;  // u32 [rows][out_row], u32 per row: the chosen units as lists
     i64 scores_row, out_row;
-    u32 k, page_tokens;
+    u32 k, unit_tokens;
+    u32 page_units, page_items; // unit i of frame f is item f * page_items + i; a frame's highest bit stays
 };
-KV_AT(TopKParams, scores_row, 88);
-KV_SIZE(TopKParams, 112);
+KV_AT(TopKParams, scores_row, 96);
+KV_SIZE(TopKParams, 128);
 
 /// K12. Strides of sources, pools and boxes in elements; rows start at 16 bytes.
 struct AppendParams {

@@ -77,8 +77,8 @@ struct ColumnsParams {
     i64 out_row;
     u32 fold, zero; // KV_FOLD_NONE: a row per query head; KV_FOLD_SUM: per KV head
 };
-KV_AT(ColumnsParams, tiles, 248);
-KV_SIZE(ColumnsParams, 280);
+KV_AT(ColumnsParams, tiles, sizeof(AttendParams));
+KV_SIZE(ColumnsParams, sizeof(AttendParams) + 32);
 
 /// Rows of pages, and their codes and scales. Items are numbered by the lists, or 0, 1, 2, ... without.
 struct QuantParams {
@@ -114,6 +114,6 @@ struct AttendCodesParams {
     i64 k_scale_frame, k_scale_head, v_scale_frame, v_scale_head; // numbers
     u32 group, zero;          // group: 16, 32, 64, 128
 };
-KV_AT(AttendCodesParams, k_scales, 248);
-KV_AT(AttendCodesParams, group, 296);
-KV_SIZE(AttendCodesParams, 304);
+KV_AT(AttendCodesParams, k_scales, sizeof(AttendParams));
+KV_AT(AttendCodesParams, group, sizeof(AttendParams) + 48);
+KV_SIZE(AttendCodesParams, sizeof(AttendParams) + 56);

@@ -13,9 +13,9 @@ struct TokensParams {
     i64 logits_row, out_row; // logits_row: even
     u32 kv_heads, zero;
 };
-KV_AT(TokensParams, logits, 248);
-KV_AT(TokensParams, kv_heads, 288);
-KV_SIZE(TokensParams, 296);
+KV_AT(TokensParams, logits, sizeof(AttendParams));
+KV_AT(TokensParams, kv_heads, sizeof(AttendParams) + 40);
+KV_SIZE(TokensParams, sizeof(AttendParams) + 48);
 
 /// Estimates from boxed codes.
 struct BoxedParams {
@@ -41,8 +41,8 @@ struct TopPParams {
     u64 out_mass;  // f32 per row: what is reached; or 0
     u32 least, zero;
 };
-KV_AT(TopPParams, target, 112);
-KV_SIZE(TopPParams, 136);
+KV_AT(TopPParams, target, sizeof(TopKParams));
+KV_SIZE(TopPParams, sizeof(TopKParams) + 24);
 
 /// Folds of softmax masses, beside KV_FOLD_MAX, _SUM and _MEAN of scores.
 #define KV_FOLD_MASS 4

@@ -128,6 +128,14 @@ KV_FN u32 item(const AttendParams& p, const List& list, const Range& wanted, u32
 #endif
 }
 
+/// Bytes from where items lie to where this one does: with its highest bit, it lies in the other of two places.
+template <class P> KV_FN i64 far_of(const P&, u32&) { return 0; }
+KV_FN i64 far_of(const AttendParams& p, u32& item) {
+    bool away = p.far && item >> 31;
+    item = away ? item & 0x7fffffff : item;
+    return away ? p.far : 0;
+}
+
 /// Starts the copies of tokens token..token + 16 into a stage; those not wanted become zeros, and their
 /// memory is not read (it may hold anything).
 template <class P>
@@ -137,25 +145,30 @@ KV_FN void fetch(const P& p, const List& list, const Range& wanted, u32 token, u
 #if !KV_SLOTS
     // A group lies in one page: page_tokens is a multiple of 16.
     u32 offset = token % p.page_tokens;
-    k += (item * p.k_frame + offset * p.k_token) * ELEMENT;
-    v += (item * p.v_frame + offset * p.v_token) * ELEMENT;
+    i64 far = far_of(p, item);
+    k += (item * p.k_frame + offset * p.k_token) * ELEMENT + far;
+    v += (item * p.v_frame + offset * p.v_token) * ELEMENT + far;
 #else
-    u32 my_frame = item / p.page_tokens, my_offset = item % p.page_tokens;
+    u32 slot = item;
+    u32 mark = far_of(p, slot) ? item & 0x80000000 : 0;
+    u32 my_frame = slot / p.page_tokens | mark, my_offset = slot % p.page_tokens;
 #endif
 #pragma unroll
     for (u32 i = 0; i < GROUP * CHUNKS / 32; i++) {
         u32 at = i * 32 + kv::lane(), row = at / CHUNKS, chunk = at % CHUNKS;
 #if KV_SLOTS
         u32 frame = kv::shfl(my_frame, row), offset = kv::shfl(my_offset, row);
-        i64 k_at = frame * p.k_frame + offset * p.k_token, v_at = frame * p.v_frame + offset * p.v_token;
+        i64 far = far_of(p, frame);
+        i64 k_at = (frame * p.k_frame + offset * p.k_token) * ELEMENT + far;
+        i64 v_at = (frame * p.v_frame + offset * p.v_token) * ELEMENT + far;
 #else
-        i64 k_at = row * p.k_token, v_at = row * p.v_token;
+        i64 k_at = row * p.k_token * ELEMENT, v_at = row * p.v_token * ELEMENT;
 #endif
         u32 to = stage + chunk_at(row, chunk);
         bool real = has(wanted, token + row);
-        kv::cp16(to, k + k_at * ELEMENT + chunk * 16, real);
+        kv::cp16(to, k + k_at + chunk * 16, real);
         if (KV_SIDES == 2) {
-            kv::cp16(to + SIDE, v + v_at * ELEMENT + chunk * 16, real);
+            kv::cp16(to + SIDE, v + v_at + chunk * 16, real);
         }
     }
 }

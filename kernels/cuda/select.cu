@@ -153,18 +153,20 @@ KV_FN u32 bits_below(u32 ballot) { return kv::popc(ballot & ((1u << kv::lane()) 
 KV_FN void put(const TopKParams& p, u32 row, u32 id, u32 at) {
     i64 to = row * p.out_row + at;
     kv::stg(reinterpret_cast<u32*>(p.out) + to, id);
-    if (p.out_frames) {
-        u32 frame = load<u32>(p.frames, load<u32>(p.indptr, row) + id);
-        kv::stg(reinterpret_cast<u32*>(p.out_frames) + to, frame);
+    if (p.out_items) {
+        u32 frame = load<u32>(p.frames, load<u32>(p.indptr, row) + id / p.page_units);
+        u32 mark = p.page_items > 1 ? frame & 0x80000000 : 0;
+        u32 item = (frame ^ mark) * p.page_items + id % p.page_units;
+        kv::stg(reinterpret_cast<u32*>(p.out_items) + to, item | mark);
     }
 }
 
-/// The row's count, and the tokens of the chosen pages: all are full but the row's last.
-KV_FN void put_counts(const TopKParams& p, u32 row, u32 pages, u32 chosen, bool last) {
+/// The row's count, and the tokens of the chosen units: all are full but the row's last.
+KV_FN void put_counts(const TopKParams& p, u32 row, u32 units, u32 chosen, bool last) {
     kv::stg(reinterpret_cast<u32*>(p.out_n) + row, chosen);
     if (p.out_lens) {
-        u32 missing = last ? pages * p.page_tokens - load<u32>(p.lens, row) : 0;
-        kv::stg(reinterpret_cast<u32*>(p.out_lens) + row, chosen * p.page_tokens - missing);
+        u32 missing = last ? units * p.unit_tokens - load<u32>(p.lens, row) : 0;
+        kv::stg(reinterpret_cast<u32*>(p.out_lens) + row, chosen * p.unit_tokens - missing);
     }
 }
 
@@ -218,7 +220,8 @@ KV_FN u32 behind(u32 forced, u32 budget) { return budget > forced ? budget - for
 
 KV_KERNEL(top_k, TopKParams, THREADS, 1) {
     Row row = open_row(p);
-    u32 forced = count_forced(row), wanted = behind(forced, p.k), turn = 0;
+    u32 k = p.wanted ? load<u32>(p.wanted, kv::block()) : p.k;
+    u32 forced = count_forced(row), wanted = behind(forced, k), turn = 0;
     // All of the free ones: every key is above the cut. None: the cut is above every key.
     Cut cut{0, 0xffffffffu};
     if (wanted == 0) {

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use half::bf16;
 use kvist_kernels::attend::{Listed, Out, Queries};
+use kvist_kernels::cuda::params::Fold;
 use kvist_kernels::cuda::{
-    Attention, Buffer, Capacity, Error as GpuError, SelectedStep, StepMemory, StepShape, Stream,
-    TrialError,
+    Attention, Buffer, Capacity, Error as GpuError, SelectedStep, StepMemory, StepRow, StepShape,
+    Stream, TrialError,
 };
 use kvist_kernels::{DType, KvLayout, KvPool, PageLists, Tensor3, Tensor3Mut};
 
@@ -16,7 +17,9 @@ use crate::{Error, Line, Options, Params, Rng, Sample, Shape, Sink};
 const SHAPE: Shape = Shape { q_heads: 32, kv_heads: 8, head_dim: 128 };
 /// Batch and context of the rows, without `--context`.
 const ROWS: [(usize, usize); 3] = [(1, 32 << 10), (1, 128 << 10), (8, 128 << 10)];
-const PAGES: [usize; 2] = [16, 64];
+const PAGE: usize = 64;
+/// Tokens that are chosen at once.
+const UNITS: [usize; 2] = [16, 64];
 /// Tokens that a query reads, without `--budget`.
 const BUDGET: usize = 2048;
 /// Replays between two waits.
@@ -31,20 +34,24 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     };
     for shape in options.shapes(&[SHAPE])? {
         for &(batch, context) in &rows {
-            for page in PAGES {
+            for unit in UNITS {
                 let budget = options.budget.as_ref().and_then(|b| b.first().copied());
-                let pages = budget.unwrap_or(BUDGET).min(context / 2).div_ceil(page).max(2);
+                let wanted = budget.unwrap_or(BUDGET).min(context / 2).div_ceil(unit).max(2);
                 let step = StepShape {
                     sequences: batch,
                     kv_heads: shape.kv_heads,
                     group: shape.q_heads / shape.kv_heads,
                     dim: shape.head_dim,
                     dtype: DType::Bf16,
-                    page_tokens: page,
-                    pages_max: context.div_ceil(page),
-                    pages,
-                    keep: [1, 1],
+                    q_dtype: DType::Bf16,
+                    unit_tokens: unit,
+                    page_tokens: PAGE,
+                    cell_units: PAGE / unit,
+                    pages_max: context.div_ceil(PAGE),
+                    wanted_max: wanted,
+                    fold: Fold::Max,
                     scale: 1.0 / (shape.head_dim as f32).sqrt(),
+                    soft_cap: 0.0,
                 };
                 row(&gpu, &own, step, context, options, sink)?;
             }
@@ -56,13 +63,13 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
 /// Tensors of a step on the GPU, drawn at random.
 struct Tensors {
     q: Buffer,
-    k: Buffer,
-    v: Buffer,
-    boxes: Buffer,
-    frames: Buffer,
+    pages: Buffer,
+    cells: Buffer,
     order: Vec<u32>,
     o: Buffer,
     lse2: Buffer,
+    chosen: Buffer,
+    chosen_n: Buffer,
 }
 
 impl Tensors {
@@ -73,13 +80,11 @@ impl Tensors {
             let data: Vec<bf16> = drawn.iter().copied().cycle().take(numbers).collect();
             gpu.device.buffer_of(&gpu.stream, &data)
         };
-        let (frames, q_heads) = (s.sequences * s.pages_max, s.kv_heads * s.group);
-        let of_page = s.kv_heads * s.dim;
-        let order = Rng::new(72).permutation(frames);
+        let (frames, q_heads) = (s.rows() * s.pages_max, s.kv_heads * s.group);
         let boxes: Vec<bf16> = drawn
             .chunks_exact(s.dim)
             .cycle()
-            .take(frames * s.kv_heads)
+            .take(s.rows() * s.cells_max() * s.cell_units)
             .flat_map(|row| {
                 let above = row.iter().map(|x| bf16::from_f32(x.to_f32().abs() + 1.0));
                 let below = row.iter().map(|x| bf16::from_f32(-x.to_f32().abs() - 1.0));
@@ -88,26 +93,47 @@ impl Tensors {
             .collect();
         Ok(Tensors {
             q: put(s.sequences * q_heads * s.dim)?,
-            k: put(frames * s.page_tokens * of_page)?,
-            v: put(frames * s.page_tokens * of_page)?,
-            boxes: gpu.device.buffer_of(&gpu.stream, &boxes)?,
-            frames: gpu.device.buffer_of(&gpu.stream, &order)?,
-            order,
+            pages: put(frames * 2 * s.page_tokens * s.dim)?,
+            cells: gpu.device.buffer_of(&gpu.stream, &boxes)?,
+            order: Rng::new(72).permutation(frames),
             o: gpu.device.buffer(s.sequences * q_heads * s.dim * 4)?,
             lse2: gpu.device.buffer(s.sequences * q_heads * 4)?,
+            chosen: gpu.device.buffer(s.rows() * s.wanted_max * 4)?,
+            chosen_n: gpu.device.buffer(s.rows() * 4)?,
         })
     }
 
     fn memory(&self) -> StepMemory {
         StepMemory {
             q: self.q.address(),
-            k: self.k.address(),
-            v: self.v.address(),
-            boxes: self.boxes.address(),
-            frames: self.frames.address(),
+            pages: self.pages.address(),
+            far: 0,
+            cells: self.cells.address(),
             o: self.o.address(),
             lse2: self.lse2.address(),
+            chosen: self.chosen.address(),
+            chosen_n: self.chosen_n.address(),
         }
+    }
+
+    /// A step over them, of sequences of `context` tokens; the first and the last unit are always read.
+    fn step(
+        &self,
+        gpu: &Gpu,
+        own: &Stream,
+        s: StepShape,
+        context: usize,
+    ) -> Result<SelectedStep, TrialError> {
+        let mut step = SelectedStep::new(&gpu.device, own, s, self.memory())?;
+        let lists = step.lists()?;
+        lists.frames.copy_from_slice(&self.order);
+        lists.cells.iter_mut().zip(0..).for_each(|(to, cell)| *to = cell);
+        let row = StepRow { tokens: context, keep: [1, 1], wanted: s.wanted_max };
+        step.set_rows(&vec![row; s.rows()])?;
+        // SAFETY: the step outlives it.
+        unsafe { step.send_lists(own)? }
+        own.synchronize()?;
+        Ok(step)
     }
 }
 
@@ -120,8 +146,7 @@ fn row(
     sink: &mut Sink,
 ) -> Result<(), Error> {
     let tensors = Tensors::new(gpu, &s).map_err(TrialError::from)?;
-    let mut step = SelectedStep::new(&gpu.device, own, s, tensors.memory())?;
-    step.set_lens(&vec![context; s.sequences]).map_err(TrialError::from)?;
+    let step = tensors.step(gpu, own, s, context)?;
     // SAFETY: step and tensors outlive the replays, which `timed` waits for.
     let graph = own.capture(|| unsafe { step.queue(own) });
     let mut graph = graph.map_err(TrialError::from)?;
@@ -129,7 +154,7 @@ fn row(
     let selected = timed(own, options, || Ok(unsafe { graph.launch(own) }?))?;
     let dense = dense(gpu, own, &s, context, &tensors, options)?;
     let params = gpu.params().with("batch", s.sequences).with("context", context);
-    let params = params.with("page", s.page_tokens).with("tokens", s.pages * s.page_tokens);
+    let params = params.with("unit", s.unit_tokens).with("tokens", s.wanted_max * s.unit_tokens);
     let line = Line::new("gpu-select", params, selected.median * 1e6, "us")
         .peer("dense", dense.median * 1e6)
         .best(selected.best * 1e6)
@@ -152,14 +177,15 @@ fn dense(
     let shape = [s.sequences, q_heads, s.dim];
     let strides = [(q_heads * s.dim) as i64, s.dim as i64];
     let indptr: Vec<u32> = (0..=s.sequences as u32).collect();
-    let pages: Vec<u32> = indptr.iter().map(|i| i * s.pages_max as u32).collect();
-    let lens = vec![context as u32; s.sequences];
+    let pages: Vec<u32> = (0..=s.rows()).map(|i| (i * s.pages_max) as u32).collect();
+    let lens = vec![context as u32; s.rows()];
+    let layout = KvLayout::page(s.page_tokens, s.dim, s.dim);
+    let v = m.pages + (s.page_tokens * s.dim * s.dtype.size()) as u64;
     // SAFETY: memory of the GPU; nobody reads it here.
     let (q, pool, o) = unsafe {
-        let layout = KvLayout::hnd(s.page_tokens, s.kv_heads, s.dim, s.dim);
         (
             Tensor3::from_raw(m.q as *const u8, s.dtype, shape, strides),
-            KvPool::from_raw(m.k as _, m.v as _, s.dtype, layout, tensors.order.len())?,
+            KvPool::from_raw(m.pages as _, v as _, s.dtype, layout, tensors.order.len())?,
             Tensor3Mut::from_raw(m.o as *mut u8, DType::F32, shape, strides),
         )
     };
@@ -169,12 +195,12 @@ fn dense(
         frames: &tensors.order,
         lens: &lens,
         first_pos: None,
-        per_head: false,
+        per_head: true,
     };
     let params = kvist_kernels::attend::Params::new(s.scale);
     let call = (&queries, &Listed::Pages(&pool, &lists), &params);
     let out = Out { o, lse2: None };
-    let most = Capacity { lists: s.sequences, items: tensors.order.len() };
+    let most = Capacity { lists: s.rows(), items: tensors.order.len() };
     let mut attention = Attention::new(&gpu.device, own).map_err(TrialError::from)?;
     // SAFETY: all of it is the GPU's, and outlives the replays.
     let mut replay = unsafe { attention.capture(own, call, &out, m.lse2, most)? };

@@ -59,7 +59,7 @@ pub use nvrtc::{Compiled, Nvrtc};
 pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use reader::{Reader, Strided};
-pub use step::{SelectedStep, StepMemory, StepShape};
+pub use step::{SelectedStep, StepLists, StepMemory, StepRow, StepShape};
 pub use table::{
     ATTEND_CODES, ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, BOXED, COLUMNS,
     EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,

@@ -59,6 +59,8 @@ static int due(void) {
     if (!text) text = "";
     if (strcmp(text, now)) {
         snprintf(now, sizeof now, "%s", text);
+        // Nobody gives back what a GPU had that was lost.
+        if (lost) memories = taken = 0;
         calls = lost = 0;
     }
     const char* code = strchr(now, '=');
@@ -168,7 +170,6 @@ int cuDevicePrimaryCtxRetain(void** c, int d) { CHECK; *c = &contexts[d & 7]; re
 int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; CHECK; return 0; }
 int cuCtxGetCurrent(void** c) { CHECK; *c = current; return 0; }
 int cuCtxSetCurrent(void* c) { CHECK; current = c; return 0; }
-int cuModuleUnload(void* m) { (void)m; CHECK; return 0; }
 
 int cuStreamCreate(struct Stream** s, unsigned flags) {
     (void)flags;
@@ -290,6 +291,12 @@ int cuDeviceGetAttribute(int* out, int which, int d) {
     return 0;
 }
 
+/// Kernels for the emulator. Their file stays open: the loader takes a name that comes again for the same library.
+struct Module {
+    void* library;
+    int file;
+};
+
 int cuModuleLoadData(void** m, const void* image) {
     CHECK;
     if (memcmp(image, "\x7f" "ELF", 4) && memcmp(image, "//", 2)) return 200;
@@ -302,9 +309,22 @@ int cuModuleLoadData(void** m, const void* image) {
     if (file < 0 || write(file, image, bytes) != (ssize_t)bytes) return 200;
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    *m = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!*m) fprintf(stderr, "%s\n", dlerror());
-    return *m ? 0 : 200;
+    struct Module own = {dlopen(path, RTLD_NOW | RTLD_LOCAL), file};
+    if (!own.library) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 200;
+    }
+    *m = memcpy(malloc(sizeof own), &own, sizeof own);
+    return 0;
+}
+
+int cuModuleUnload(struct Module* m) {
+    CHECK;
+    if ((void*)m == &module) return 0;
+    dlclose(m->library);
+    close(m->file);
+    free(m);
+    return 0;
 }
 
 int cuModuleGetFunction(void** f, void* m, const char* name) {
@@ -313,8 +333,9 @@ int cuModuleGetFunction(void** f, void* m, const char* name) {
         char run[64], size[64];
         snprintf(run, sizeof run, "kv_run_%s", name);
         snprintf(size, sizeof size, "kv_size_%s", name);
-        struct Entry entry = {dlsym(m, run), 0};
-        const uint32_t* bytes = dlsym(m, size);
+        void* library = ((struct Module*)m)->library;
+        struct Entry entry = {dlsym(library, run), 0};
+        const uint32_t* bytes = dlsym(library, size);
         if (!entry.run || !bytes || *bytes > 4096) return 500;
         entry.parameter_bytes = *bytes;
         *f = memcpy(malloc(sizeof entry), &entry, sizeof entry);

@@ -23,6 +23,8 @@ pub(crate) struct Device {
     pub(crate) spec: AttendSpec,
     /// Plans as the device makes them: with every tile of a list, whatever a mask hides.
     whole: bool,
+    /// Every other frame lies in another place.
+    apart: bool,
     attend: Kernels,
     merge: Kernels,
 }
@@ -30,7 +32,13 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn new(spec: AttendSpec) -> Device {
         let attend = Kernels::sized("attend_pages.cu", &spec.macros(), spec.shared_bytes());
-        Device { spec, whole: false, attend, merge: Kernels::compile("merge.cu", &[]) }
+        Device {
+            spec,
+            whole: false,
+            apart: false,
+            attend,
+            merge: Kernels::compile("merge.cu", &[]),
+        }
     }
 
     /// Attends and merges; queries are of type `Q`, results are rounded to `O`.
@@ -95,15 +103,21 @@ impl Device {
             sinks: if case.sinks { built.sinks.as_ptr() as u64 } else { 0 },
             ..p
         };
+        let apart = self.apart.then(|| Apart::new(built, &p, case));
+        let p = apart.as_ref().map_or(p, |apart| apart.over(p));
+        let (data, list) = match &apart {
+            Some(apart) => ([Memory::read(&apart.data), Memory::read::<T>(&[])], &apart.list),
+            None => ([Memory::read(&built.k), Memory::read(&built.v)], &built.list),
+        };
         let mut memory = vec![
-            Memory::read(&built.k),
-            Memory::read(&built.v),
+            data[0],
+            data[1],
             q,
             Memory::read(&work.units),
             Memory::read(&work.segments),
             Memory::read(&work.workers),
             Memory::read(&built.indptr),
-            Memory::read(&built.list),
+            Memory::read(list),
             Memory::read(&built.lens),
             Memory::read(&built.first_pos),
             Memory::read(&built.slot_positions),
@@ -123,6 +137,41 @@ impl Device {
         let blocks = (work.units.len() * self.spec.rows()).div_ceil(4);
         let grid = Grid { blocks, shared_bytes: 0, schedule, left_out };
         report.and(&self.merge.run("merge_units", &merge, grid, &memory))
+    }
+}
+
+/// Keys and values twice, one behind the other: even frames are good in the first place, odd ones in the second.
+struct Apart<T> {
+    data: Vec<T>,
+    keys: usize,
+    list: Vec<u32>,
+}
+
+impl<T: Element> Apart<T> {
+    fn new(built: &Built<T>, p: &AttendParams, case: &Case) -> Apart<T> {
+        let half = |odd: usize| -> Vec<T> {
+            let part = |data: &[T], frame: i64| -> Vec<T> {
+                let frames = data.chunks(frame as usize).enumerate();
+                let good = |i: usize, x: T| if i % 2 == odd { x } else { T::from_f32(f32::NAN) };
+                frames.flat_map(|(i, rows)| rows.iter().map(move |&x| good(i, x))).collect()
+            };
+            [part(&built.k, p.k_frame), part(&built.v, p.v_frame)].concat()
+        };
+        let frame = |item: u32| if case.slots { item / p.page_tokens } else { item };
+        let mark = |&item: &u32| if frame(item) % 2 == 1 { item | 1 << 31 } else { item };
+        let list = built.list.iter().map(mark).collect();
+        Apart { data: [half(0), half(1)].concat(), keys: built.k.len(), list }
+    }
+
+    fn over(&self, p: AttendParams) -> AttendParams {
+        let k = self.data.as_ptr();
+        AttendParams {
+            k: k as u64,
+            v: k.wrapping_add(self.keys) as u64,
+            far: (self.data.len() / 2 * size_of::<T>()) as i64,
+            items: self.list.as_ptr() as u64,
+            ..p
+        }
     }
 }
 
@@ -260,6 +309,15 @@ pub(crate) fn whole_lists() {
         let device = Device { whole: true, ..Device::new(AttendSpec { wide, ..BF16 }) };
         let masked = cases(&device.spec).into_iter().filter(|c| c.causal || c.window > 0);
         masked.for_each(|case| check::<bf16>(&device, &case));
+    }
+}
+
+/// Pages and slots in two places.
+pub(crate) fn apart() {
+    for (slots, wide) in [(false, false), (true, false), (false, true), (true, true)] {
+        let spec = AttendSpec { slots, wide, ..BF16 };
+        let device = Device { apart: true, ..Device::new(spec) };
+        cases(&spec).iter().for_each(|case| check::<bf16>(&device, case));
     }
 }
 

@@ -116,7 +116,7 @@ fn main() {
         };
         Trial::test(name.to_owned(), run).with_ignored_flag(!able)
     };
-    let plain: [(&str, fn()); 62] = [
+    let plain: [(&str, fn()); 63] = [
         ("emulator: rules", selftest::rules),
         ("emulator: matrices", selftest::matrices),
         ("emulator: products", selftest::products),
@@ -126,6 +126,7 @@ fn main() {
         ("attend: types", attend::types),
         ("attend: specials", attend::specials),
         ("attend: whole lists", attend::whole_lists),
+        ("attend: two places", attend::apart),
         ("attend: barriers left out", attend::planted),
         ("attend: misuse", attend::misuse),
         ("prefill: rows", prefill::rows),

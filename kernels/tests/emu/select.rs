@@ -17,7 +17,13 @@ const SHARED: [usize; 2] = [8336, 24992];
 #[derive(Clone, Copy, Debug)]
 enum Goal {
     Count(usize),
-    Mass { target: f64, least: usize, most: usize },
+    /// Of each row.
+    Counts(&'static [u32]),
+    Mass {
+        target: f64,
+        least: usize,
+        most: usize,
+    },
 }
 
 /// Rows of scores with forced ranges.
@@ -26,12 +32,15 @@ struct Rows {
     forced: Vec<Vec<Range<u32>>>,
 }
 
-/// Page lists that the ids number: frames and tokens.
+/// Page lists in whose pages the ids are: frames and tokens; tokens of an id's unit, units of a page, and items
+/// of a frame.
 struct Pages {
     indptr: Vec<u32>,
     frames: Vec<u32>,
     lens: Vec<u32>,
-    tokens: u32,
+    unit: u32,
+    units: u32,
+    items: u32,
 }
 
 struct Chosen {
@@ -78,15 +87,21 @@ fn run(
         out_row: width as i64,
         k: match goal {
             Goal::Count(k) => k,
+            Goal::Counts(_) => 0,
             Goal::Mass { most, .. } => most,
         } as u32,
         ..TopKParams::zeroed()
     };
+    let wanted = if let Goal::Counts(each) = goal { each } else { &[] };
+    if !wanted.is_empty() {
+        params.wanted = wanted.as_ptr() as u64;
+    }
     let mut memory = vec![
         Memory::read(&scores),
         Memory::read(&counts),
         Memory::read(&forced_ptr),
         Memory::read(&aligned),
+        Memory::read(wanted),
         Memory::write(&mut out),
         Memory::write(&mut out_n),
         Memory::write(&mut frames),
@@ -98,9 +113,11 @@ fn run(
             indptr: pages.indptr.as_ptr() as u64,
             frames: pages.frames.as_ptr() as u64,
             lens: pages.lens.as_ptr() as u64,
-            out_frames: frames.as_ptr() as u64,
+            out_items: frames.as_ptr() as u64,
             out_lens: lens.as_ptr() as u64,
-            page_tokens: pages.tokens,
+            unit_tokens: pages.unit,
+            page_units: pages.units,
+            page_items: pages.items,
             ..params
         };
         let lists = [&pages.indptr, &pages.frames, &pages.lens];
@@ -108,7 +125,7 @@ fn run(
     }
     let grid = |shared_bytes| Grid { blocks: n, shared_bytes, schedule, left_out };
     let report = match goal {
-        Goal::Count(_) => kernels.run("top_k", &params, grid(SHARED[0]), &memory),
+        Goal::Count(_) | Goal::Counts(_) => kernels.run("top_k", &params, grid(SHARED[0]), &memory),
         Goal::Mass { target, least, .. } => {
             let out_mass = masses.as_ptr() as u64;
             let params = TopPParams { of: params, target, out_mass, least: least as u32, zero: 0 };
@@ -260,28 +277,46 @@ pub(crate) fn pages() {
     let scores: Vec<Vec<f32>> = counts.iter().map(|&n| scores(0, n, &mut random)).collect();
     // The last page is chosen in some rows only.
     let forced = [Some(39..40), None, None, None].map(|r| r.into_iter().collect()).to_vec();
-    let mut pages = Pages { indptr: vec![0], frames: vec![], lens: vec![], tokens: 64 };
-    for n in counts {
-        pages.frames.extend((0..n).map(|_| random.next() as u32));
-        pages.indptr.push(pages.frames.len() as u32);
-        pages.lens.push((n as u32 * 64).saturating_sub(17));
+    let rows = Rows { scores, forced };
+    for (unit, units, items) in [(64, 1, 1), (16, 4, 8)] {
+        let (mut frames, mut lens, mut indptr) = (vec![], vec![], vec![0]);
+        for n in counts.map(|n| n as u32) {
+            // Some are marked; without units the mark is a bit of the number.
+            frames.extend((0..n.div_ceil(units)).map(|_| random.next() as u32 & 0x8fff_ffff));
+            indptr.push(frames.len() as u32);
+            lens.push((n * unit).saturating_sub(7));
+        }
+        let pages = Pages { indptr, frames, lens, unit, units, items };
+        for schedule in SCHEDULES {
+            check_pages(&kernels, &rows, &pages, schedule);
+        }
     }
-    for schedule in SCHEDULES {
-        let rows = Rows { scores: scores.clone(), forced: forced.clone() };
-        let (got, report) = run(&kernels, &rows, Goal::Count(8), Some(&pages), (schedule, 0));
-        report.expect_clean(&schedule);
-        let mass = Goal::Mass { target: f64::INFINITY, least: 0, most: 8 };
-        let (same, report) = run(&kernels, &rows, mass, Some(&pages), (schedule, 0));
-        report.expect_clean(&schedule);
-        assert!(same.ids == got.ids && same.frames == got.frames && same.lens == got.lens);
-        for (row, ids) in got.ids.iter().enumerate() {
-            assert_eq!(ids.len(), counts[row].min(8));
+}
+
+fn check_pages(kernels: &Kernels, rows: &Rows, pages: &Pages, schedule: Schedule) {
+    let chosen = |goal| {
+        let (chosen, report) = run(kernels, rows, goal, Some(pages), (schedule, 0));
+        report.expect_clean(&(schedule, goal));
+        chosen
+    };
+    let got = chosen(Goal::Count(8));
+    let same = chosen(Goal::Mass { target: f64::INFINITY, least: 0, most: 8 });
+    assert!(same.ids == got.ids && same.frames == got.frames && same.lens == got.lens);
+    let apart = chosen(Goal::Counts(&[5, 0, 3, 699]));
+    assert!(apart.ids.iter().map(Vec::len).eq([5, 0, 0, 699]));
+    for chosen in [got, apart] {
+        for (row, ids) in chosen.ids.iter().enumerate() {
             let list = &pages.frames[pages.indptr[row] as usize..];
-            let frames: Vec<u32> = ids.iter().map(|&id| list[id as usize]).collect();
-            assert_eq!(got.frames[row], frames, "row {row}");
-            let last = ids.last().is_some_and(|&id| id as usize == counts[row] - 1);
-            let want = ids.len() as u32 * 64 - if last { 17 } else { 0 };
-            assert_eq!(got.lens[row], want, "row {row}");
+            let item = |&id: &u32| {
+                let frame = list[(id / pages.units) as usize];
+                let mark = if pages.items > 1 { frame & 1 << 31 } else { 0 };
+                ((frame ^ mark) * pages.items + id % pages.units) | mark
+            };
+            let items: Vec<u32> = ids.iter().map(item).collect();
+            assert_eq!(chosen.frames[row], items, "row {row}");
+            let last = ids.last().is_some_and(|&id| id as usize == rows.scores[row].len() - 1);
+            let want = ids.len() as u32 * pages.unit - if last { 7 } else { 0 };
+            assert_eq!(chosen.lens[row], want, "row {row}");
         }
     }
 }

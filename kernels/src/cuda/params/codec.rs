@@ -261,13 +261,15 @@ pub struct RopeParams {
 /// The numbers of `cuda/params_codec.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
+    let call = size_of::<AttendParams>();
     assert!(size_of::<KMeansTask>() == 32);
     assert!(offset_of!(KMeansParams, centroids) == 40 && offset_of!(KMeansParams, k_frame) == 80);
     assert!(size_of::<KMeansParams>() == 112);
-    assert!(size_of::<ColumnsTile>() == 32 && offset_of!(ColumnsParams, tiles) == 248);
-    assert!(size_of::<ColumnsParams>() == 280);
-    assert!(offset_of!(AttendCodesParams, k_scales) == 248);
-    assert!(offset_of!(AttendCodesParams, group) == 296 && size_of::<AttendCodesParams>() == 304);
+    assert!(size_of::<ColumnsTile>() == 32 && offset_of!(ColumnsParams, tiles) == call);
+    assert!(size_of::<ColumnsParams>() == call + 32);
+    assert!(offset_of!(AttendCodesParams, k_scales) == call);
+    assert!(offset_of!(AttendCodesParams, group) == call + 48);
+    assert!(size_of::<AttendCodesParams>() == call + 56);
     assert!(offset_of!(QuantParams, row_item) == 48 && offset_of!(QuantParams, items) == 120);
     assert!(size_of::<QuantParams>() == 152);
     assert!(offset_of!(RopeParams, k_item) == 40 && offset_of!(RopeParams, items) == 80);

@@ -121,6 +121,9 @@ pub struct AttendParams {
     pub v_head: i64,
     /// Stride of tokens in V.
     pub v_token: i64,
+    /// Bytes from K, and from V, to those of frames or slots whose highest bit is set; 0: it is a bit of the
+    /// number.
+    pub far: i64,
     /// Multiplies q.k.
     pub scale: f32,
     /// 0 is off.
@@ -301,15 +304,17 @@ pub struct TopKParams {
     pub out: u64,
     /// u32: ids of each row.
     pub out_n: u64,
-    /// u32: offsets of the page lists whose pages the ids are, or 0.
+    /// u32: how many of each row, forced ones included, or 0: `k`. Not for the fewest that reach a mass.
+    pub wanted: u64,
+    /// u32: offsets of the page lists in whose pages the units are, or 0.
     pub indptr: u64,
     /// u32: their frames.
     pub frames: u64,
     /// u32: their tokens.
     pub lens: u64,
-    /// u32 `[rows][out_row]`: frames of the chosen pages, or 0.
-    pub out_frames: u64,
-    /// u32: tokens of the chosen pages of each row, or 0.
+    /// u32 `[rows][out_row]`: items of the chosen units, or 0.
+    pub out_items: u64,
+    /// u32: tokens of the chosen units of each row, or 0.
     pub out_lens: u64,
     /// Between rows of scores.
     pub scores_row: i64,
@@ -317,8 +322,13 @@ pub struct TopKParams {
     pub out_row: i64,
     /// How many, forced ones included.
     pub k: u32,
-    /// Tokens of a page.
-    pub page_tokens: u32,
+    /// Tokens of a unit.
+    pub unit_tokens: u32,
+    /// Units of a page.
+    pub page_units: u32,
+    /// Items of a frame: unit `i` of frame `f` is item `f * page_items + i`. Where that is more than 1, a frame's
+    /// highest bit is no part of its number, and becomes its items'.
+    pub page_items: u32,
 }
 
 /// A slot or item that names nothing.
@@ -423,14 +433,14 @@ const _: () = {
     assert!(offset_of!(AttendParams, part_o) == 40 && offset_of!(AttendParams, units) == 56);
     assert!(offset_of!(AttendParams, indptr) == 80 && offset_of!(AttendParams, slot_pos) == 112);
     assert!(offset_of!(AttendParams, q_row) == 136 && offset_of!(AttendParams, k_frame) == 168);
-    assert!(offset_of!(AttendParams, scale) == 216 && offset_of!(AttendParams, types) == 244);
-    assert!(size_of::<AttendParams>() == 248);
+    assert!(offset_of!(AttendParams, scale) == 224 && offset_of!(AttendParams, types) == 252);
+    assert!(size_of::<AttendParams>() == 256);
     assert!(offset_of!(MergeUnitsParams, o_row) == 48);
     assert!(offset_of!(MergeUnitsParams, o_type) == 84 && size_of::<MergeUnitsParams>() == 88);
     assert!(size_of::<Part>() == 32);
     assert!(offset_of!(ScoreParams, q_row) == 80 && offset_of!(ScoreParams, page_tokens) == 152);
     assert!(size_of::<ScoreParams>() == 176);
-    assert!(offset_of!(TopKParams, scores_row) == 88 && size_of::<TopKParams>() == 112);
+    assert!(offset_of!(TopKParams, scores_row) == 96 && size_of::<TopKParams>() == 128);
     assert!(offset_of!(AppendParams, k_row) == 48 && offset_of!(AppendParams, box_frame) == 128);
     assert!(offset_of!(AppendParams, tokens) == 152 && size_of::<AppendParams>() == 184);
     assert!(offset_of!(CopyParams, from_item) == 32 && size_of::<CopyParams>() == 80);

@@ -161,11 +161,13 @@ pub struct PlanParams {
 /// The numbers of `cuda/params_select.cuh`.
 const _: () = {
     use std::mem::{offset_of, size_of};
-    assert!(offset_of!(TokensParams, logits) == 248 && offset_of!(TokensParams, kv_heads) == 288);
-    assert!(size_of::<TokensParams>() == 296);
+    let (call, top) = (size_of::<AttendParams>(), size_of::<TopKParams>());
+    assert!(offset_of!(TokensParams, logits) == call);
+    assert!(offset_of!(TokensParams, kv_heads) == call + 40);
+    assert!(size_of::<TokensParams>() == call + 48);
     assert!(offset_of!(BoxedParams, q_row) == 80 && offset_of!(BoxedParams, group) == 128);
     assert!(size_of::<BoxedParams>() == 144);
-    assert!(offset_of!(TopPParams, target) == 112 && size_of::<TopPParams>() == 136);
+    assert!(offset_of!(TopPParams, target) == top && size_of::<TopPParams>() == top + 24);
     assert!(offset_of!(PlanParams, units_n) == 40 && size_of::<PlanParams>() == 56);
     assert!(offset_of!(VoteParams, scale) == 56 && size_of::<VoteParams>() == 72);
 };

@@ -125,7 +125,7 @@ impl Attended {
         TopKParams {
             out: self.ids.as_ptr() as u64,
             out_n: self.ids_n.as_ptr() as u64,
-            out_frames: self.items.as_ptr() as u64,
+            out_items: self.items.as_ptr() as u64,
             out_lens: self.lens.as_ptr() as u64,
             out_row: TOKENS_MAX as i64,
             ..of

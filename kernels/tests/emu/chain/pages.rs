@@ -65,7 +65,9 @@ pub(crate) fn pages() {
         lens: inputs.lens.row_tokens.as_ptr() as u64,
         scores_row: UNITS_MAX as i64,
         k: K as u32,
-        page_tokens: PAGE as u32,
+        unit_tokens: PAGE as u32,
+        page_units: 1,
+        page_items: 1,
         ..TopKParams::zeroed()
     });
     for (step, schedule) in STEPS.into_iter().zip(SCHEDULES) {

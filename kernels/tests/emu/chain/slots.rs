@@ -58,7 +58,9 @@ pub(crate) fn slots() {
         lens: inputs.lens.row_tokens.as_ptr() as u64,
         scores_row: TOKENS_MAX as i64,
         k: most as u32,
-        page_tokens: 1,
+        unit_tokens: 1,
+        page_units: 1,
+        page_items: 1,
         ..TopKParams::zeroed()
     });
     let out_mass = masses.as_ptr() as u64;
