@@ -161,7 +161,6 @@ impl Arena {
         };
         ids.iter().for_each(|&id| state.regions.take(id));
         drop(state);
-        ids.iter().for_each(|&id| self.copied(id as u32, 0));
         let cell = |id| Arc::new(Cell { arena: self.clone(), id: id as u32, checksum: 0 });
         let cells: Vec<Arc<Cell>> = ids.into_iter().map(cell).collect();
         #[cfg(debug_assertions)]
@@ -169,30 +168,35 @@ impl Arena {
         Ok(cells)
     }
 
-    /// From now on it keeps account of what was copied: [`Arena::copied`], [`Arena::kept`].
+    /// From now on it keeps account of what was copied of its first cells: [`Arena::copied`], [`Arena::kept`].
     #[cfg(feature = "cuda")]
-    pub(crate) fn watch(&self) {
-        let none = || std::iter::repeat_with(AtomicU32::default).take(self.cells).collect();
+    pub(crate) fn watch(&self, cells: usize) {
+        let none = || std::iter::repeat_with(AtomicU32::default).take(cells).collect();
         self.copied.get_or_init(none);
     }
 
-    /// Bytes that this account takes.
+    /// Bytes that this account takes for so many cells.
     #[cfg(feature = "cuda")]
-    pub(crate) fn watch_bytes(&self) -> u64 {
-        (self.cells * size_of::<AtomicU32>()) as u64
+    pub(crate) fn watch_bytes(cells: usize) -> u64 {
+        (cells * size_of::<AtomicU32>()) as u64
+    }
+
+    /// The account of a cell, if there is one.
+    fn account(&self, id: u32) -> Option<&AtomicU32> {
+        self.copied.get()?.get(id as usize)
     }
 
     /// A cell's first `tokens` tokens were copied elsewhere.
     pub(crate) fn copied(&self, id: u32, tokens: u32) {
-        if let Some(copied) = self.copied.get() {
-            copied[id as usize].store(tokens, Ordering::Relaxed);
+        if let Some(copied) = self.account(id) {
+            copied.store(tokens, Ordering::Relaxed);
         }
     }
 
     /// How many of them nobody wrote since then.
     #[cfg(feature = "cuda")]
     pub(crate) fn kept(&self, id: u32) -> u32 {
-        self.copied.get().map_or(0, |copied| copied[id as usize].load(Ordering::Relaxed))
+        self.account(id).map_or(0, |copied| copied.load(Ordering::Relaxed))
     }
 
     /// Takes up to `n` cells: as many as are free.
@@ -205,6 +209,7 @@ impl Arena {
     }
 
     fn give(&self, id: u32) {
+        self.copied(id, 0);
         let mut state = self.lock();
         state.free.give(id as usize);
         if state.regions.give(id as usize) <= SPARE_REGIONS || self.care.stays {
@@ -257,8 +262,8 @@ impl Cell {
 
     /// Tokens from this one on are written: who copied them has to copy them again.
     pub(crate) fn writes_from(&self, token: usize) {
-        if let Some(copied) = self.arena.copied.get() {
-            copied[self.id as usize].fetch_min(token as u32, Ordering::Relaxed);
+        if let Some(copied) = self.arena.account(self.id) {
+            copied.fetch_min(token as u32, Ordering::Relaxed);
         }
     }
 

@@ -75,6 +75,14 @@ impl Spec {
         [kind, parameter, self.cell_bytes() as u32]
     }
 
+    /// The row of a cell in which one of its tokens is; 0 where no row is written by itself.
+    fn row(&self, token: usize) -> usize {
+        match self {
+            Spec::Units(units) => token / units.unit_tokens(),
+            Spec::Boxed(_) | Spec::Pruned(..) => 0,
+        }
+    }
+
     /// Cells that `len` tokens need.
     pub(crate) fn cells(&self, len: usize) -> usize {
         match self {
@@ -170,10 +178,10 @@ impl Store {
         len: usize,
         row: impl Fn(usize) -> *const u8,
     ) {
-        let Some(bytes) = cell.bytes_mut() else {
+        let (first, last) = (tile * TILE, ((tile + 1) * TILE).min(len));
+        let Some(bytes) = cell.bytes_from(self.spec.row(first.max(had) - first)) else {
             unreachable!("a summary cell is copied before it is written, see `Head::grow`");
         };
-        let (first, last) = (tile * TILE, ((tile + 1) * TILE).min(len));
         match &self.spec {
             Spec::Boxed(spec) => {
                 let rows: Vec<*const u8> = (first..last).map(row).collect();

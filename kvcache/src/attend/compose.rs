@@ -65,7 +65,7 @@ impl Weighed {
     }
 
     /// Candidates that `rule` takes.
-    fn count(&self, rule: Rule, len: usize) -> usize {
+    pub(super) fn count(&self, rule: Rule, len: usize) -> usize {
         let kept = self.keep[0].len() + self.keep[1].len();
         match rule {
             Rule::Budget(tokens) => tokens.saturating_sub(kept) / self.unit,
@@ -93,10 +93,15 @@ impl Weighed {
 
 /// Kept tokens, in whole units: what lies between can be picked.
 pub(super) fn keep(work: &Work, parts: &Parts) -> [Range<usize>; 2] {
-    let (unit, len) = (parts.unit_tokens(), work.len);
     // What waits to be derived from is kept; means of units are kept up to date elsewhere.
     let derived = parts.derives() && !matches!(parts.digest, Digest::Landmarks { .. });
-    let known = if derived { work.index.end().unwrap_or(0) } else { len };
+    let known = if derived { work.index.end().unwrap_or(0) } else { work.len };
+    keep_of(parts, work.len, known)
+}
+
+/// The same of a sequence of `len` tokens, of which the first `known` can be picked.
+pub(super) fn keep_of(parts: &Parts, len: usize, known: usize) -> [Range<usize>; 2] {
+    let unit = parts.unit_tokens();
     let mut keep = parts.keep;
     if let Rule::Split { share, recent } = parts.rule {
         keep.recent = keep.recent.max((share * recent * len as f32) as usize);

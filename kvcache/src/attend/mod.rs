@@ -19,6 +19,8 @@ mod hint;
 mod leo;
 mod make;
 mod observed;
+#[cfg(feature = "cuda")]
+mod on_device;
 mod order;
 mod paged;
 mod pages;
@@ -393,7 +395,7 @@ impl Call<'_> {
         let exec = &shared.exec;
         #[cfg(feature = "cuda")]
         if let Some(device) = &shared.device
-            && device.attend(&Job { layer, queries, listed, params, exec }, &shared.pages, out)?
+            && device.attend(&Job { layer, queries, listed, params, exec }, out)?
         {
             return Ok(());
         }
@@ -415,7 +417,7 @@ impl Call<'_> {
             let layer = &sequence.layers[(self.layer + 1) % sequence.layers.len()];
             let full = (layer.len / page).saturating_sub(layer.sealed.len());
             let pages = layer.heads.iter().flat_map(|head| &head.ids()[..full]);
-            device.ahead(pages.copied(), &self.cache.shared.pages);
+            device.ahead(pages.copied());
         }
     }
 

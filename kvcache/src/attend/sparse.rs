@@ -8,6 +8,8 @@ use kvist_policies::{Method, Scope};
 
 use super::compose::{self, Weighed};
 use super::head::{Choice, Estimate, Work};
+#[cfg(feature = "cuda")]
+use super::on_device;
 use super::slots::Slots;
 use super::{AttendInfo, Call, Run, boxed, share};
 use crate::live::Copies;
@@ -21,6 +23,10 @@ pub(super) fn attend(
     out: &mut Tensor3Mut,
 ) -> Result<Vec<AttendInfo>, Error> {
     let g = call.cache.geometry();
+    #[cfg(feature = "cuda")]
+    if let Some(infos) = on_device::attend(call, run, q, out)? {
+        return Ok(infos);
+    }
     call.prepare(run)?;
     call.derive(run, q)?;
     call.grow_trees(run)?;

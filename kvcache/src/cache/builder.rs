@@ -262,7 +262,8 @@ impl Builder {
         #[cfg(feature = "cuda")]
         let device = {
             let open = |options: &crate::DeviceOptions| {
-                DeviceTier::open(options, &self.geometry, &pages, &budget, touched)
+                let (pages, store) = ((&pages, touched), selector.store.as_ref());
+                DeviceTier::open(options, &self.geometry, pages, store, &budget)
             };
             self.device.as_ref().map(open).transpose()?
         };

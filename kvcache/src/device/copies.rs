@@ -8,8 +8,6 @@ use kvist_kernels::cuda::{
 };
 
 use super::frames::Move;
-use super::options::Limits;
-use crate::Geometry;
 use crate::arena::Arena;
 
 /// Blocks of a copying kernel: enough for a link, few enough to leave the GPU to the model.
@@ -25,6 +23,44 @@ struct Pieces {
     from: (u64, *const u8),
     bytes: usize,
     list: Vec<Piece>,
+}
+
+/// How a cell is cut into rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CellShape {
+    /// Parts that hold a row of each token, or unit of tokens: keys and values, or boxes alone.
+    pub(super) planes: usize,
+    /// Rows of a part.
+    pub(super) rows: usize,
+    pub(super) row_bytes: usize,
+}
+
+impl CellShape {
+    pub(super) fn bytes(&self) -> usize {
+        self.planes * self.rows * self.row_bytes
+    }
+}
+
+/// Where small pieces end and large ones begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ways {
+    /// Bytes of cells that pass through pinned memory at a time: whole rows, one cell at least.
+    stage_bytes: usize,
+    /// Bytes of a run that goes by the copy engine.
+    engine_bytes: usize,
+}
+
+impl Ways {
+    pub(super) fn new(cell: &CellShape, stage_bytes: usize, engine_bytes: usize) -> Ways {
+        let stage_bytes = stage_bytes.max(cell.bytes()) / cell.row_bytes * cell.row_bytes;
+        Ways { stage_bytes, engine_bytes }
+    }
+
+    /// Bytes of pinned memory that it takes: pieces, and two numbers for each row.
+    pub(super) fn pinned_bytes(&self, cell: &CellShape) -> u64 {
+        let rows = self.stage_bytes / cell.row_bytes;
+        2 * (self.stage_bytes + rows * 2 * size_of::<u32>()) as u64
+    }
 }
 
 /// Pinned memory that pages pass through.
@@ -44,26 +80,20 @@ pub(super) struct Copies {
     next: usize,
     /// The first cells of the host tier, if the GPU reads them itself.
     mapped: Option<(Registered, usize)>,
-    page_bytes: usize,
-    page_tokens: usize,
-    row_bytes: usize,
-    stage_bytes: usize,
-    engine_bytes: usize,
+    cell: CellShape,
+    ways: Ways,
 }
 
 impl Copies {
     pub(super) fn new(
         device: &Arc<Device>,
         stream: &Stream,
-        geometry: &Geometry,
+        cell: CellShape,
         mapped: Option<(Registered, usize)>,
-        limits: &Limits,
+        ways: Ways,
     ) -> Result<Copies, Error> {
-        let page_bytes = geometry.page_bytes();
-        let row_bytes = geometry.dim_k * geometry.dtype.size();
-        let stage_bytes = Copies::stage_bytes(geometry, limits);
         let stage = || {
-            let bytes = Copies::pinned_bytes(geometry, limits) as usize / 2;
+            let bytes = ways.pinned_bytes(&cell) as usize / 2;
             Ok(Stage { host: device.pinned(bytes)?, done: device.event()? })
         };
         let transfer = TRANSFER.with(Macros::new());
@@ -72,25 +102,9 @@ impl Copies {
             stages: [stage()?, stage()?],
             next: 0,
             mapped,
-            page_bytes,
-            page_tokens: geometry.page_tokens,
-            row_bytes,
-            stage_bytes,
-            engine_bytes: limits.engine_bytes,
+            cell,
+            ways,
         })
-    }
-
-    /// Bytes of pages that pass through at a time: whole rows, one page at least.
-    fn stage_bytes(geometry: &Geometry, limits: &Limits) -> usize {
-        let row_bytes = geometry.dim_k * geometry.dtype.size();
-        limits.stage_bytes.max(geometry.page_bytes()) / row_bytes * row_bytes
-    }
-
-    /// Bytes of pinned memory that it takes: pieces, and two numbers for each row.
-    pub(super) fn pinned_bytes(geometry: &Geometry, limits: &Limits) -> u64 {
-        let stage = Copies::stage_bytes(geometry, limits);
-        let rows = stage / (geometry.dim_k * geometry.dtype.size());
-        2 * (stage + rows * 2 * size_of::<u32>()) as u64
     }
 
     /// Where the GPU reads pages in place, and how many of the first there.
@@ -108,27 +122,29 @@ impl Copies {
         base: u64,
         moves: &[Move],
     ) -> Result<u64, Error> {
-        let whole = |m: &&Move| m.from == 0 && m.to as usize == self.page_tokens;
+        let (cell_bytes, row_bytes) = (self.cell.bytes(), self.cell.row_bytes);
+        let whole = |m: &&Move| m.from == 0 && m.to as usize == self.cell.rows;
         let cells = self.mapped.as_ref().map_or(0, |(_, cells)| *cells);
         let pages = moves.iter().filter(whole).map(|m| (m.host, m.frame));
         let (near, far): (Vec<_>, Vec<_>) = pages.partition(|&(host, _)| (host as usize) < cells);
         let rows: Vec<Piece> =
             moves.iter().filter(|m| !whole(m)).flat_map(|m| self.rows(m)).collect();
-        let bytes = (near.len() + far.len()) * self.page_bytes + rows.len() * self.row_bytes;
+        let bytes = (near.len() + far.len()) * cell_bytes + rows.len() * row_bytes;
         if let Some((mapped, _)) = &self.mapped {
             let from = (mapped.address(), arena.at(0));
-            self.pieces(stream, base, Pieces { from, bytes: self.page_bytes, list: near })?;
+            self.pieces(stream, base, Pieces { from, bytes: cell_bytes, list: near })?;
         }
-        self.staged(stream, arena, base, self.page_bytes, &far)?;
-        self.staged(stream, arena, base, self.row_bytes, &rows)?;
+        self.staged(stream, arena, base, cell_bytes, &far)?;
+        self.staged(stream, arena, base, row_bytes, &rows)?;
         Ok(bytes as u64)
     }
 
-    /// Rows of keys and of values, numbered from the first of all pages.
+    /// Rows of all parts, numbered from the first of all cells.
     fn rows(&self, m: &Move) -> impl Iterator<Item = Piece> + use<> {
-        let (page, m) = (self.page_tokens as u32, *m);
-        let row = move |t: u32| (m.host * 2 * page + t, m.frame * 2 * page + t);
-        (m.from..m.to).chain(page + m.from..page + m.to).map(row)
+        let (rows, planes, m) = (self.cell.rows as u32, self.cell.planes as u32, *m);
+        let first = move |cell: u32, plane: u32| (cell * planes + plane) * rows;
+        let row = move |plane: u32, t: u32| (first(m.host, plane) + t, first(m.frame, plane) + t);
+        (0..planes).flat_map(move |plane| (m.from..m.to).map(move |t| row(plane, t)))
     }
 
     /// Copies pieces of the host tier through pinned memory.
@@ -140,7 +156,7 @@ impl Copies {
         bytes: usize,
         list: &[Piece],
     ) -> Result<(), Error> {
-        for part in list.chunks(self.stage_bytes / bytes) {
+        for part in list.chunks(self.ways.stage_bytes / bytes) {
             let stage = &mut self.stages[self.next];
             stage.done.synchronize()?;
             for (to, &(from, _)) in stage.host.bytes_mut().chunks_exact_mut(bytes).zip(part) {
@@ -161,7 +177,7 @@ impl Copies {
         if all.list.is_empty() {
             return Ok(());
         }
-        let (runs, single) = runs(all.list, self.engine_bytes.div_ceil(all.bytes).max(1));
+        let (runs, single) = runs(all.list, self.ways.engine_bytes.div_ceil(all.bytes).max(1));
         for ((from, to), n) in runs {
             let at = all.from.1.wrapping_add(from as usize * all.bytes);
             let target = base + u64::from(to) * all.bytes as u64;
@@ -170,7 +186,8 @@ impl Copies {
             // account has it. Frames are the GPU's.
             unsafe { stream.send(target, at, n * all.bytes)? }
         }
-        let most = self.stage_bytes / self.row_bytes;
+        let (stage_bytes, most) =
+            (self.ways.stage_bytes, self.ways.stage_bytes / self.cell.row_bytes);
         let staged = all.from.0 == self.stages[self.next].host.address();
         for part in single.chunks(most) {
             let stage = &mut self.stages[self.next];
@@ -178,12 +195,12 @@ impl Copies {
                 stage.done.synchronize()?;
             }
             let numbers: &mut [u32] =
-                bytemuck::cast_slice_mut(&mut stage.host.bytes_mut()[self.stage_bytes..]);
+                bytemuck::cast_slice_mut(&mut stage.host.bytes_mut()[stage_bytes..]);
             let (from, to) = numbers.split_at_mut(most);
             for (i, &(f, t)) in part.iter().enumerate() {
                 (from[i], to[i]) = (f, t);
             }
-            let at = stage.host.address() + self.stage_bytes as u64;
+            let at = stage.host.address() + stage_bytes as u64;
             let p = CopyParams {
                 from: all.from.0,
                 to: base,

@@ -21,8 +21,6 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, Default)]
 struct Frame {
     host: u32,
-    /// Tokens that were copied.
-    tokens: u32,
     /// The step that read it last.
     step: u64,
     /// The copies that it waits for; 0 if they are over.
@@ -73,6 +71,8 @@ pub(super) struct Frames {
     layers: usize,
     /// The step in which no frame was found that may leave.
     barren: u64,
+    /// The step in which frames of cells that are gone were looked for.
+    swept: u64,
 }
 
 impl Frames {
@@ -89,6 +89,7 @@ impl Frames {
             layer: 0,
             layers,
             barren: 0,
+            swept: 0,
         }
     }
 
@@ -97,6 +98,35 @@ impl Frames {
         // With its place in the heap, and the clock's.
         let of_frame = size_of::<Frame>() + size_of::<u32>() + 1;
         (host * (size_of::<u32>() + size_of::<Seen>()) + frames * of_frame) as u64
+    }
+
+    /// The frame of a cell.
+    pub(super) fn of(&self, host: u32) -> Option<u32> {
+        self.of_host.get(host as usize).copied().filter(|&frame| frame != NONE)
+    }
+
+    /// These cells are read in this step.
+    pub(super) fn touch(&mut self, cells: &[u32]) {
+        for &host in cells {
+            if let Some(frame) = self.of(host) {
+                self.frames[frame as usize].step = self.step;
+            }
+        }
+    }
+
+    /// Free frames; where these are less than `wanted`, with those of cells that nobody has any more.
+    pub(super) fn free(&mut self, arena: &Arena, wanted: usize) -> usize {
+        if self.free.len() < wanted && self.swept != self.step {
+            self.swept = self.step;
+            for (i, frame) in self.frames.iter().enumerate() {
+                let own = &mut self.of_host[frame.host as usize];
+                if *own == i as u32 && arena.kept(frame.host) == 0 {
+                    *own = NONE;
+                    self.free.push(Reverse(i as u32));
+                }
+            }
+        }
+        self.free.len()
     }
 
     /// Frames in use.
@@ -139,7 +169,7 @@ impl Frames {
         all.misses = missing.len() as u64;
         let candidates: Vec<Candidate> =
             missing.iter().map(|&i| self.candidate(&wanted[i])).collect();
-        let admitted = self.admitted(&candidates, page_tokens);
+        let admitted = self.admitted(&candidates, page_tokens, arena);
         for (i, _) in missing.into_iter().zip(admitted).filter(|(_, admitted)| *admitted) {
             let Some(Reverse(frame)) = self.free.pop() else { break };
             self.fill(frame, wanted[i].host, page_tokens, arena, copies, &mut all.moves);
@@ -162,7 +192,7 @@ impl Frames {
             return None;
         }
         let of = &mut self.frames[frame as usize];
-        let kept = of.tokens.min(arena.kept(host));
+        let kept = arena.kept(host);
         if kept == 0 {
             // Another page has come to its frame in the host tier.
             self.of_host[host as usize] = NONE;
@@ -173,7 +203,7 @@ impl Frames {
         self.clock.used(frame as usize);
         if kept < end {
             all.moves.push(Move { host, frame, from: kept, to: end });
-            (of.tokens, of.copies) = (end, copies);
+            of.copies = copies;
             arena.copied(host, end);
             return Some(Place::Coming(frame));
         }
@@ -194,15 +224,15 @@ impl Frames {
     ) {
         moves.push(Move { host, frame, from: 0, to: tokens });
         arena.copied(host, tokens);
-        self.frames[frame as usize] = Frame { host, tokens, step: self.step, copies };
+        self.frames[frame as usize] = Frame { host, step: self.step, copies };
         self.of_host[host as usize] = frame;
         self.clock.fresh(frame as usize);
         self.seen[host as usize] = Seen::default();
     }
 
     /// Which candidates get a frame; as many are free then.
-    fn admitted(&mut self, candidates: &[Candidate], page_tokens: u32) -> Vec<bool> {
-        let free = self.free.len();
+    fn admitted(&mut self, candidates: &[Candidate], page_tokens: u32, arena: &Arena) -> Vec<bool> {
+        let free = self.free(arena, candidates.len());
         let short = candidates.len().saturating_sub(free);
         let victims = if short > 0 { self.idle(short) } else { Vec::new() };
         let admitted = admit(candidates, page_tokens, free, victims.len());
@@ -268,7 +298,7 @@ impl Frames {
                 break;
             }
         }
-        let admitted = self.admitted(&candidates, page_tokens);
+        let admitted = self.admitted(&candidates, page_tokens, arena);
         for (host, _) in wanted.into_iter().zip(admitted).filter(|(_, admitted)| *admitted) {
             let Some(Reverse(frame)) = self.free.pop() else { break };
             self.fill(frame, host, page_tokens, arena, copies, &mut all.moves);
@@ -298,7 +328,7 @@ mod tests {
         fn new(frames: usize, layers: usize) -> Tier {
             let budget = Arc::new(Budget::new(1 << 20));
             let arena = Arena::new(4096, 100, budget, Care::default()).unwrap();
-            arena.watch();
+            arena.watch(arena.cells());
             let host = arena.cells();
             let (frames, pages) = (Frames::new(frames, host, layers), Pages::new(host));
             Tier { frames, pages, arena, copies: 0 }

@@ -11,26 +11,30 @@ use kvist_kernels::cuda::{
 use kvist_kernels::{KvLayout, KvPool, Tensor3};
 
 use super::asked::{Asked, Job};
-use super::copies::Copies;
-use super::frames::{Arrangement, Frames};
+use super::copies::{CellShape, Copies, Ways};
+use super::frames::Arrangement;
+use super::mirror::Mirror;
 use super::options::DeviceOptions;
 use super::outputs::{Outputs, PARTS, Rows};
-use super::wanted::{self, Lists, Pages, Part};
+use super::select;
+use super::steps::Steps;
+use super::wanted::{self, Lists, Part};
 use crate::Geometry;
 use crate::arena::Arena;
+use crate::summaries::{Spec, Store};
 
 /// The end of the copies that were queued last, and how often copies were.
 #[derive(Debug)]
-struct Arrival {
+pub(super) struct Arrival {
     event: Event,
-    queued: u64,
+    pub(super) queued: u64,
     /// Copies that the computing stream waits for already.
     awaited: u64,
 }
 
 impl Arrival {
     /// Makes the computing stream wait for copies number `copies`, and for all that were queued with them.
-    fn wait(&mut self, compute: &Stream, copies: u64) -> Result<(), Error> {
+    pub(super) fn wait(&mut self, compute: &Stream, copies: u64) -> Result<(), Error> {
         if copies > self.awaited {
             compute.wait(&self.event)?;
             self.awaited = self.queued;
@@ -42,9 +46,11 @@ impl Arrival {
 /// Memory for frames.
 #[derive(Debug)]
 enum Frame {
-    Own(Buffer),
+    Own {
+        _memory: Buffer,
+    },
     /// Somebody else's, who keeps it as long as the tier is there.
-    Lent(u64),
+    Lent,
 }
 
 /// What was done.
@@ -57,6 +63,7 @@ pub(super) struct Counts {
     pub(super) in_place: u64,
     pub(super) on_cpu: u64,
     pub(super) calls: u64,
+    pub(super) selections: u64,
 }
 
 impl Counts {
@@ -73,89 +80,156 @@ impl Counts {
 #[derive(Debug)]
 pub(super) struct Gpu {
     attention: Attention,
-    frames: Frames,
-    pages: Pages,
-    copies: Copies,
+    /// Before the frames that they name.
+    pub(super) steps: Steps,
+    pub(super) pages: Mirror,
+    /// Boxes of units of tokens, where the cache's selector goes by those.
+    pub(super) summaries: Option<Mirror>,
     outputs: Outputs,
-    arrival: Arrival,
-    compute: Stream,
+    pub(super) arrival: Arrival,
+    pub(super) compute: Stream,
     copy: Stream,
-    memory: Frame,
-    frame_count: usize,
-    geometry: Geometry,
+    _memory: Frame,
+    pub(super) geometry: Geometry,
     split_bytes: u64,
     pub(super) counts: Counts,
     pub(super) device: Arc<Device>,
-    /// What is mapped of it stays mapped.
-    arena: Arc<Arena>,
     /// Of memory that is lent.
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
+/// The parts of the host tier that the GPU has copies of.
+pub(super) struct Home<'a> {
+    pub(super) geometry: &'a Geometry,
+    pub(super) pages: &'a Arc<Arena>,
+    /// Bytes of it that are there for good.
+    pub(super) mapped: u64,
+    /// Boxes by which the GPU can choose.
+    pub(super) boxes: Option<&'a Store>,
+}
+
+impl Home<'_> {
+    /// Rows of keys and of values.
+    fn page(&self) -> CellShape {
+        let g = self.geometry;
+        CellShape { planes: 2, rows: g.page_tokens, row_bytes: g.dim_k * g.dtype.size() }
+    }
+
+    /// Boxes of units.
+    fn cell(&self) -> Option<(&Store, CellShape)> {
+        let store = self.boxes?;
+        let Spec::Units(units) = store.spec else { return None };
+        let (rows, row_bytes) = (units.units(), units.row_bytes());
+        Some((store, CellShape { planes: 1, rows, row_bytes }))
+    }
+
+    fn ways(&self, cell: &CellShape, options: &DeviceOptions) -> Ways {
+        // Boxes are a small part of what there is.
+        let stage = options.limits.stage_bytes / if cell.planes == 1 { 8 } else { 1 };
+        Ways::new(cell, stage, options.limits.engine_bytes)
+    }
+
+    /// Cells of boxes that may be named.
+    fn cells(&self, store: &Store) -> usize {
+        select::cells(store, self.pages.cells(), self.geometry.page_tokens)
+    }
+
+    /// Bytes of host memory that tables take, and pinned memory.
+    pub(super) fn host_bytes(&self, options: &DeviceOptions) -> u64 {
+        let of = |cells, shape: &CellShape| {
+            let pinned = self.ways(shape, options).pinned_bytes(shape);
+            Arena::watch_bytes(cells) + Mirror::table_bytes(cells) + pinned
+        };
+        let boxes = self.cell().map_or(0, |(store, shape)| of(self.cells(store), &shape));
+        of(self.pages.cells(), &self.page()) + boxes
+    }
+
+    /// Begins to take account of what was copied.
+    pub(super) fn watch(&self) {
+        self.pages.watch(self.pages.cells());
+        if let Some((store, _)) = self.cell() {
+            store.arena.watch(self.cells(store));
+        }
+    }
+}
+
 impl Gpu {
-    /// Takes the memory and loads what every call needs. `mapped` bytes of the host tier are there for good.
+    /// Takes the memory and loads what every call needs.
     pub(super) fn open(
         options: &DeviceOptions,
-        geometry: &Geometry,
-        arena: &Arc<Arena>,
-        mapped: u64,
+        home: &Home,
         lent: Option<(u64, u64)>,
     ) -> Result<Gpu, Error> {
         let compiler = options.compiler.clone().unwrap_or_else(|| Arc::new(Compiler::from_env()));
         let device = Arc::new(Device::open(options.ordinal, compiler)?);
         let (compute, copy) = (device.new_stream()?, device.new_stream()?);
         let mut attention = Attention::new(&device, &compute)?;
+        let geometry = home.geometry;
         for (slots, wide) in [(false, false), (true, false), (false, true), (true, true)] {
             attention.warm_up(&spec(geometry, slots, wide), &compute)?;
         }
-        let mapped = map(&device, arena, if options.zero_copy { mapped } else { 0 });
-        let copies = Copies::new(&device, &copy, geometry, mapped, &options.limits)?;
+        let mapped = map(&device, home.pages, if options.zero_copy { home.mapped } else { 0 });
+        let copies =
+            |cell, mapped| Copies::new(&device, &copy, cell, mapped, home.ways(&cell, options));
+        let of_pages = copies(home.page(), mapped)?;
+        let boxes = home.cell().map(|(store, cell)| Ok((store, cell, copies(cell, None)?)));
+        let boxes = boxes.transpose()?;
         let arrival = Arrival { event: device.event()?, queued: 0, awaited: 0 };
         let outputs = Outputs::new(&device)?;
         // Last, so that it is known what is left.
-        let bytes = match options.bytes {
-            Some(bytes) => bytes,
-            None => device.free_bytes()? / 2,
+        let bytes = match (lent, options.bytes) {
+            (Some((_, bytes)), _) | (None, Some(bytes)) => bytes,
+            (None, None) => device.free_bytes()? / 2,
         };
-        let page = geometry.page_bytes();
         // Rows are numbered in 32 bits, and no frame is for a page that there cannot be.
-        let most = (u32::MAX as usize / (2 * geometry.page_tokens)).min(arena.cells());
-        let count = |bytes: u64| ((bytes / page as u64) as usize).min(most);
-        let (memory, frame_count) = match lent {
-            Some((address, bytes)) => (Frame::Lent(address), count(bytes)),
-            None => (Frame::Own(device.buffer(count(bytes) * page)?), count(bytes)),
+        let page = geometry.page_bytes() as u64;
+        let most = (u32::MAX as usize / (2 * geometry.page_tokens)).min(home.pages.cells());
+        let cells = boxes
+            .as_ref()
+            .map_or(0, |(store, ..)| select::cells_within(store, home.cells(store), bytes));
+        let of_boxes = boxes.as_ref().map_or(0, |(_, cell, _)| (cells * cell.bytes()) as u64);
+        let frames = ((bytes.saturating_sub(of_boxes) / page) as usize).min(most);
+        let of_frames = frames as u64 * page;
+        let (memory, base) = match lent {
+            Some((address, _)) => (Frame::Lent, address),
+            None => {
+                let buffer = device.buffer((of_frames + of_boxes) as usize)?;
+                let address = buffer.address();
+                (Frame::Own { _memory: buffer }, address)
+            }
         };
+        let layers = geometry.layers;
+        let mirror = |arena: &Arc<Arena>, cells, copies, at, rows| {
+            Mirror::new(arena, cells, copies, at, (rows, layers))
+        };
+        let summaries = boxes.map(|(store, cell, copies)| {
+            let at = (base + of_frames, cells);
+            mirror(&store.arena, home.cells(store), copies, at, cell.rows)
+        });
+        let cells = home.pages.cells();
         Ok(Gpu {
             attention,
-            frames: Frames::new(frame_count, arena.cells(), geometry.layers),
-            pages: Pages::new(arena.cells()),
-            copies,
+            steps: Steps::default(),
+            pages: mirror(home.pages, cells, of_pages, (base, frames), geometry.page_tokens),
+            summaries,
             outputs,
             arrival,
             compute,
             copy,
-            memory,
-            frame_count,
+            _memory: memory,
             geometry: geometry.clone(),
             split_bytes: options.limits.split_bytes,
             counts: Counts::default(),
             device,
-            arena: arena.clone(),
             _owner: options.owner.clone(),
         })
     }
 
-    fn base(&self) -> u64 {
-        match &self.memory {
-            Frame::Own(buffer) => buffer.address(),
-            Frame::Lent(address) => *address,
-        }
-    }
-
     /// Bytes of all frames, and of those in use.
-    pub(super) fn bytes(&self) -> (u64, u64) {
-        let of = |frames: usize| (frames * self.geometry.page_bytes()) as u64;
-        (of(self.frame_count), of(self.frames.used()))
+    pub(super) fn bytes(&self) -> [u64; 2] {
+        let (pages, boxes) = (self.pages.bytes(), self.summaries.as_ref().map(Mirror::bytes));
+        let [all, used] = boxes.unwrap_or_default();
+        [pages[0] + all, pages[1] + used]
     }
 
     /// Frames on the GPU as kernels see them, or, with their address, pages of the host tier.
@@ -170,23 +244,17 @@ impl Gpu {
 
     /// Does a call, and waits for it. `false` if it cannot be done here: a mask over pages that have no
     /// frames.
-    pub(super) fn attend(
-        &mut self,
-        job: &Job,
-        arena: &Arena,
-        out: &mut Out,
-    ) -> Result<bool, TrialError> {
+    pub(super) fn attend(&mut self, job: &Job, out: &mut Out) -> Result<bool, TrialError> {
         let page = self.geometry.page_tokens as u32;
-        self.pages.want(&job.listed, page);
-        self.frames.begin(job.layer);
-        let copies = self.arrival.queued + 1;
-        let plan = self.frames.arrange(&mut self.pages, page, arena, copies);
+        self.pages.named.want(&job.listed, page);
+        self.pages.frames.begin(job.layer);
+        let plan = self.pages.arrange(self.arrival.queued + 1);
         // What came ahead is waited for before more is queued behind it.
         self.arrival.wait(&self.compute, plan.copies)?;
-        let copied = self.copy(&plan, arena)?;
+        let copied = self.copy(&plan, &Arrangement::default())?;
         let sees_all = wanted::sees_all(job.queries, &job.listed, job.params);
         let masked = matches!(job.listed, Listed::Pages(..)) && !sees_all;
-        if masked && self.pages.away().next().is_some() {
+        if masked && self.pages.named.away().next().is_some() {
             return Ok(false);
         }
         self.counts.hits += plan.hits;
@@ -226,17 +294,23 @@ impl Gpu {
         Ok(true)
     }
 
-    /// Queues the copies of a plan, and returns their bytes. The last call is over, so that nobody reads what
-    /// they overwrite.
-    fn copy(&mut self, plan: &Arrangement, arena: &Arena) -> Result<u64, Error> {
-        if plan.moves.is_empty() {
-            return Ok(0);
+    /// Queues the copies of plans for pages and for boxes, and returns their bytes. The last call is over, so
+    /// that nobody reads what they overwrite.
+    pub(super) fn copy(&mut self, pages: &Arrangement, boxes: &Arrangement) -> Result<u64, Error> {
+        let mut bytes = 0;
+        let mirrors = [(Some(&mut self.pages), pages), (self.summaries.as_mut(), boxes)];
+        for (mirror, plan) in mirrors {
+            if let Some(mirror) = mirror
+                && !plan.moves.is_empty()
+            {
+                bytes += mirror.queue(&self.copy, &plan.moves)?;
+            }
         }
-        let base = self.base();
-        let bytes = self.copies.queue(&self.copy, arena, base, &plan.moves)?;
-        self.arrival.event.record(&self.copy)?;
-        self.arrival.queued += 1;
-        self.counts.copied_bytes += bytes;
+        if bytes > 0 {
+            self.arrival.event.record(&self.copy)?;
+            self.arrival.queued += 1;
+            self.counts.copied_bytes += bytes;
+        }
         Ok(bytes)
     }
 
@@ -257,8 +331,8 @@ impl Gpu {
         split: bool,
     ) -> Result<(Vec<DevicePart>, Option<Lists>), TrialError> {
         let page = self.geometry.page_tokens as u32;
-        let lists = |gpu: &Gpu, part| Lists::new(&asked.job.listed, &gpu.pages, part, page);
-        let frames = self.pool(self.base(), self.frame_count)?;
+        let lists = |gpu: &Gpu, part| Lists::new(&asked.job.listed, &gpu.pages.named, part, page);
+        let frames = self.pool(self.pages.base, self.pages.count)?;
         let mut done = Vec::new();
         let parts: &[Part] = if split { &[Part::Here, Part::Coming] } else { &[Part::Device] };
         for &part in parts {
@@ -271,7 +345,7 @@ impl Gpu {
             }
         }
         let away = lists(self, Part::Away);
-        let pages = self.pages.away().count() as u64;
+        let pages = self.pages.named.away().count() as u64;
         if away.is_empty() {
             // Rows that read nothing have a result, too.
             if done.is_empty() {
@@ -279,8 +353,8 @@ impl Gpu {
             }
             return Ok((done, None));
         }
-        if let Some((base, cells)) = self.copies.mapped()
-            && self.pages.away().all(|host| (host as usize) < cells)
+        if let Some((base, cells)) = self.pages.copies.mapped()
+            && self.pages.named.away().all(|host| (host as usize) < cells)
         {
             self.counts.in_place += pages;
             let host = self.pool(base, cells)?;
@@ -313,15 +387,11 @@ impl Gpu {
     }
 
     /// Copies what the next layer will probably read.
-    pub(super) fn ahead(
-        &mut self,
-        pages: impl Iterator<Item = u32>,
-        arena: &Arena,
-    ) -> Result<(), Error> {
-        let page = self.geometry.page_tokens as u32;
-        let plan = self.frames.ahead(pages, page, arena, self.arrival.queued + 1);
+    pub(super) fn ahead(&mut self, pages: impl Iterator<Item = u32>) -> Result<(), Error> {
+        let (copies, own) = (self.arrival.queued + 1, &mut self.pages);
+        let plan = own.frames.ahead(pages, own.rows, &own.arena, copies);
         self.counts.ahead += plan.moves.len() as u64;
-        self.copy(&plan, arena).map(drop)
+        self.copy(&plan, &Arrangement::default()).map(drop)
     }
 
     /// Bytes of host memory for a call of so many rows and list entries, as far as they grow with it: results,
@@ -345,8 +415,9 @@ impl Gpu {
     /// Forgets all copies: after a fault nobody knows which of them were made.
     pub(super) fn forget(&mut self) {
         self.drain();
-        let cells = self.arena.cells();
-        self.frames = Frames::new(self.frame_count, cells, self.geometry.layers);
+        self.steps = Steps::default();
+        self.pages.forget();
+        self.summaries.iter_mut().for_each(Mirror::forget);
     }
 }
 

@@ -10,26 +10,28 @@ mod asked;
 mod copies;
 mod frames;
 mod gpu;
+mod mirror;
 mod options;
 mod outputs;
+mod select;
+mod steps;
 mod wanted;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use asked::Job;
-use copies::Copies;
-use frames::Frames;
-use gpu::{Counts, Gpu};
+use gpu::{Counts, Gpu, Home};
 use kvist_kernels::attend::Out;
 use kvist_kernels::cuda::{Error as GpuError, TrialError, Visit};
 use parking_lot::Mutex;
 
 pub use options::DeviceOptions;
-use wanted::Pages;
+pub(crate) use select::{Selected, Selection, SelectionRow};
 
 use crate::arena::Arena;
 use crate::budget::{Budget, Charge};
+use crate::summaries::Store;
 use crate::{Error, Geometry};
 
 /// After the GPU's memory was used up, so many calls are done by the CPU before it is tried again.
@@ -64,6 +66,8 @@ pub struct DeviceUse {
     pub pages_on_cpu: u64,
     /// Calls that the GPU did.
     pub calls: u64,
+    /// Calls for which the GPU chose what to read.
+    pub selections: u64,
     /// Calls that the CPU did in its place.
     pub calls_on_cpu: u64,
     /// Why the CPU does its work now.
@@ -118,30 +122,29 @@ struct Snapshot {
 }
 
 impl DeviceTier {
-    /// `mapped` bytes of the arena's memory are there for good.
+    /// For pages, of which so many bytes are there for good, and the summaries of the cache's selector.
     pub(crate) fn open(
         options: &DeviceOptions,
         geometry: &Geometry,
-        arena: &Arc<Arena>,
+        (pages, mapped): (&Arc<Arena>, u64),
+        store: Option<&Store>,
         budget: &Arc<Budget>,
-        mapped: u64,
     ) -> Result<DeviceTier, Error> {
         let _visit = Visit::new();
-        check(geometry, arena)?;
+        check(geometry, pages)?;
+        let boxes = store.filter(|store| select::unit_tokens(store).is_some());
+        let home = Home { geometry, pages, mapped, boxes };
         let lent = options.memory.as_ref().map(|lent| lent.lock().take());
         if lent == Some(None) {
             return Err(Error::setting("device memory", "one cache's", "taken by another one"));
         }
-        let cells = arena.cells();
         let options = &options.within(budget.limit());
         let mut charge = Charge::none(budget.clone());
-        let tables = arena.watch_bytes() + Pages::bytes(cells) + Frames::bytes(cells, cells);
         let reserve = CALL_BYTES.min(budget.limit() / CALL_SHARE);
-        let pinned = Copies::pinned_bytes(geometry, &options.limits) + reserve;
-        charge.grow_to(tables + pinned)?;
-        arena.watch();
+        charge.grow_to(home.host_bytes(options) + reserve)?;
+        home.watch();
         let mut state = State { charge: Some(charge), reserve, ..State::default() };
-        match Gpu::open(options, geometry, arena, mapped, lent.flatten()) {
+        match Gpu::open(options, &home, lent.flatten()) {
             Ok(gpu) => {
                 state.name.clone_from(&gpu.device.info().name);
                 state.gpu = Some(Box::new(gpu));
@@ -154,19 +157,35 @@ impl DeviceTier {
     }
 
     /// Does a call; `false` if the CPU has to, with nothing written.
-    pub(crate) fn attend(&self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
+    pub(crate) fn attend(&self, job: &Job, out: &mut Out) -> Result<bool, Error> {
         // A thread of a pool that waits for its part of a call may be given another call to do: it would wait
         // for itself for ever.
         let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(false) };
         let _visit = Visit::new();
-        let done = state.attend(job, arena, out);
-        state.on_cpu += u64::from(!matches!(done, Ok(true)));
+        let needed = Gpu::host_bytes(&job.rows(), job.items());
+        let done = state
+            .call(|gpu| needed + gpu.steps.bytes(), |gpu| Ok(gpu.attend(job, out)?.then_some(())));
+        state.on_cpu += u64::from(!matches!(done, Ok(Some(()))));
+        *self.last.lock() = state.snapshot();
+        Ok(done?.is_some())
+    }
+
+    /// Lets queries choose what they read; none if the CPU has to choose, with nothing written.
+    pub(crate) fn select(
+        &self,
+        selection: &Selection,
+        out: &mut Out,
+    ) -> Result<Option<Selected>, Error> {
+        let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(None) };
+        let _visit = Visit::new();
+        let done =
+            state.call(|gpu| gpu.selection_bytes(selection), |gpu| gpu.select(selection, out));
         *self.last.lock() = state.snapshot();
         done
     }
 
     /// Copies those of these full pages that the last step read and that have no frame.
-    pub(crate) fn ahead(&self, pages: impl Iterator<Item = u32>, arena: &Arena) {
+    pub(crate) fn ahead(&self, pages: impl Iterator<Item = u32>) {
         if !self.ahead {
             return;
         }
@@ -174,7 +193,7 @@ impl DeviceTier {
         let _visit = Visit::new();
         if state.fault.is_none()
             && let Some(gpu) = &mut state.gpu
-            && let Err(e) = gpu.ahead(pages, arena)
+            && let Err(e) = gpu.ahead(pages)
         {
             state.fail(e);
         }
@@ -200,20 +219,27 @@ impl Drop for DeviceTier {
 }
 
 impl State {
-    /// Does a call, if there is a GPU for it.
-    fn attend(&mut self, job: &Job, arena: &Arena, out: &mut Out) -> Result<bool, Error> {
-        let needed = Gpu::host_bytes(&job.rows(), job.items());
-        if !self.ready() || !self.charged(needed) {
-            return Ok(false);
+    /// Does a call that needs so many bytes of host memory, if there is a GPU for it.
+    fn call<T>(
+        &mut self,
+        needed: impl FnOnce(&Gpu) -> u64,
+        work: impl FnOnce(&mut Gpu) -> Result<Option<T>, TrialError>,
+    ) -> Result<Option<T>, Error> {
+        if !self.ready() {
+            return Ok(None);
         }
-        let Some(gpu) = &mut self.gpu else { return Ok(false) };
-        let (before, done) = (gpu.counts, gpu.attend(job, arena, out));
+        let needed = self.gpu.as_deref().map_or(0, needed);
+        if !self.charged(needed) {
+            return Ok(None);
+        }
+        let Some(gpu) = &mut self.gpu else { return Ok(None) };
+        let (before, done) = (gpu.counts, work(gpu));
         gpu.counts.report(&before);
         match done {
             Ok(done) => Ok(done),
             Err(TrialError::Device(e)) => {
                 self.fail(e);
-                Ok(false)
+                Ok(None)
             }
             Err(e) => {
                 // What was queued shall not outlive the call.
@@ -238,7 +264,7 @@ impl State {
 
     fn snapshot(&self) -> Snapshot {
         let counts = self.gpu.as_ref().map_or(self.counts, |gpu| gpu.counts);
-        let (budget_bytes, used_bytes) = self.gpu.as_ref().map_or((0, 0), |gpu| gpu.bytes());
+        let [budget_bytes, used_bytes] = self.gpu.as_ref().map_or([0; 2], |gpu| gpu.bytes());
         let fault = self.fault.as_ref();
         let degraded = fault.map(|fault| DeviceDegraded { seconds: 0, cause: fault.cause.clone() });
         let usage = DeviceUse {
@@ -252,6 +278,7 @@ impl State {
             pages_in_place: counts.in_place,
             pages_on_cpu: counts.on_cpu,
             calls: counts.calls,
+            selections: counts.selections,
             calls_on_cpu: self.on_cpu,
             degraded,
         };

@@ -76,10 +76,9 @@ impl Pages {
     }
 
     /// Begins a call over such pages.
-    #[cfg(test)]
     pub(super) fn name(&mut self, wanted: impl Iterator<Item = Want>) {
         self.begin();
-        wanted.for_each(|want| self.add(want.host, want.end, want.tokens, want.tokens));
+        wanted.for_each(|want| self.add(want.host, want.end, want.tokens, u32::MAX));
     }
 
     /// Begins another call.
@@ -104,7 +103,7 @@ impl Pages {
         if *call == self.call {
             let want = &mut self.wanted[*number as usize];
             want.end = want.end.max(end);
-            want.tokens = (want.tokens + tokens).min(page);
+            want.tokens = want.tokens.saturating_add(tokens).min(page);
             return;
         }
         (*call, *number) = (self.call, self.wanted.len() as u32);
@@ -112,7 +111,7 @@ impl Pages {
     }
 
     /// Where a page is read that the call names.
-    fn place(&self, host: u32) -> Place {
+    pub(super) fn place(&self, host: u32) -> Place {
         self.places[self.named[host as usize].1 as usize]
     }
 

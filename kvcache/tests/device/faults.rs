@@ -1,12 +1,16 @@
 //! A GPU that fails at any call of its driver: the results are those of the CPU.
 
 use kvist::kernels::cuda::Error as GpuError;
-use kvist::{AttendOptions, Builder, Cache, DeviceOptions, Select};
+use kvist::{AttendOptions, Builder, Cache, DeviceOptions, Quest, Select};
 
 use crate::pair::{Pair, geometry};
 
 fn base() -> Builder {
-    Cache::builder(geometry()).host_bytes(1 << 20).select(Select::Full).threads(1)
+    of(Select::Full)
+}
+
+fn of(select: Select) -> Builder {
+    Cache::builder(geometry()).host_bytes(1 << 20).select(select).threads(1)
 }
 
 fn fail_at(call: usize, code: u32) {
@@ -15,9 +19,10 @@ fn fail_at(call: usize, code: u32) {
 }
 
 /// A short life with the fault; whether it came.
-fn live(call: usize, code: u32, optional: bool) -> bool {
+fn live(select: &Select, call: usize, code: u32, optional: bool) -> bool {
     fail_at(call, code);
-    let options = DeviceOptions::default().bytes(6 * geometry().page_bytes() as u64);
+    let options = DeviceOptions::default().bytes(16 * geometry().page_bytes() as u64);
+    let base = || of(select.clone());
     let gpu = base().prefault(true).device(options.optional(optional));
     if !optional && let Err(e) = gpu.clone().build() {
         assert!(matches!(e, kvist::Error::Gpu(_)), "{e}");
@@ -44,19 +49,20 @@ fn live(call: usize, code: u32, optional: bool) -> bool {
 }
 
 pub(crate) fn every_call() {
-    for code in [719, 2] {
+    let select = Select::Quest(Quest { budget: 32, ..Quest::default() });
+    for (select, code) in [(&Select::Full, 719), (&Select::Full, 2), (&select, 719), (&select, 2)] {
         // The first and the last call of each attention ask for the thread's context: if that is not told, it
         // is not put back, and that is all.
         let (mut faults, mut quiet, mut call) = (0, 0, 0);
         while quiet < 20 {
             call += 1;
-            let fault = live(call, code, true);
+            let fault = live(select, call, code, true);
             (faults, quiet) = if fault { (faults + 1, 0) } else { (faults, quiet + 1) };
         }
         assert!(faults > 60, "{faults} calls with {code}");
     }
     for call in [1, 5, 20, 40] {
-        live(call, 719, false);
+        live(&select, call, 719, false);
     }
     // Memory comes back: the GPU is used again.
     fail_at(1_000_000, 2);

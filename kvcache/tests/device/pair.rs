@@ -127,6 +127,9 @@ impl Pair {
                 assert!((got - want).abs() < 1e-2, "log-sum-exp {got}, {want}");
             }
             assert_eq!(info.tokens_read, expected.tokens_read);
+            if options.selected {
+                assert_eq!((info.selected, info.bytes), (expected.selected, expected.bytes));
+            }
             self.attended += 1;
         }
     }
@@ -181,7 +184,7 @@ impl Pair {
 
     /// All sequences in one call, some of them with several queries or none: forks share pages, which are
     /// read once.
-    fn batch(&mut self) {
+    pub(crate) fn batch(&mut self) {
         let queries: Vec<usize> = self.sequences.iter().map(|_| self.random.below(3)).collect();
         let short = |(s, &n): (&(Sequence, Sequence), &usize)| s.0.len() < n;
         if self.sequences.iter().zip(&queries).any(short) {

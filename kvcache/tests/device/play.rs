@@ -1,10 +1,10 @@
 //! What the GPU computes is what the CPU would have.
 
 use kvist::kernels::cuda::{Compiler, Device};
-use kvist::policies::{ClusterKv, TokenSelect};
+use kvist::policies::{ArkVale, ClusterKv, TokenSelect};
 use kvist::{
-    AttendOptions, Boxed, Builder, Cache, DeviceOptions, DeviceUse, DiskOptions, ParallelSequence,
-    Quest, Select, Tensor3Mut,
+    AttendOptions, Boxed, Builder, Cache, DeviceOptions, DeviceUse, DiskOptions, Geometry,
+    ParallelSequence, Quest, Select, Tensor3Mut,
 };
 
 use crate::pair::{DIM, Pair, Random, geometry, same_rows};
@@ -45,6 +45,7 @@ fn wander(gpu: impl Fn(Builder) -> Builder) -> DeviceUse {
         assert!(done.calls + done.calls_on_cpu >= pair.attended as u64);
         all.calls += done.calls;
         all.calls_on_cpu += done.calls_on_cpu;
+        all.selections += done.selections;
         all.page_hits += done.page_hits;
         all.page_misses += done.page_misses;
         all.pages_on_cpu += done.pages_on_cpu;
@@ -161,6 +162,61 @@ pub(crate) fn lent() {
     };
     assert!((3 << 20..=4 << 20).contains(&taken(large)));
     assert!(taken(base(&Select::Full)) < 2 << 20, "no more than the host tier has pages");
+}
+
+/// Units of several sizes, in pages of several, chosen as the CPU chooses them.
+pub(crate) fn selects_itself() {
+    let quest = |unit_tokens| Select::from(Quest { budget: 192, unit_tokens });
+    let arkvale =
+        ArkVale { sinks: 32, recent: 20, budget: 160, layer_wide: false, ..ArkVale::default() };
+    let each =
+        [(quest(16), 16), (quest(16), 64), (quest(32), 128), (quest(64), 64), (arkvale.into(), 32)];
+    for (i, (select, page_tokens)) in each.into_iter().enumerate() {
+        let geometry = Geometry { page_tokens, ..geometry() };
+        let frames = |n: usize| DeviceOptions::default().bytes((n * geometry.page_bytes()) as u64);
+        let base = Cache::builder(geometry.clone()).host_bytes(4 << 20).select(select).threads(1);
+        let small = 512 / page_tokens;
+        for gpu in [
+            base.clone().device(frames(4096 / page_tokens)),
+            base.clone().prefault(true).device(frames(small)),
+            base.clone().prefault(true).device(self::small(frames(3 * small))),
+        ] {
+            chosen_as_by(Pair::new(gpu, base.clone(), i as u64));
+        }
+    }
+}
+
+/// Sequences that grow, share pages and are cut.
+fn chosen_as_by(mut pair: Pair) {
+    let plain = AttendOptions { selected: true, ..AttendOptions::default() };
+    let [soft, scaled] = [(5.0, None), (0.0, Some(0.3))].map(|(soft_cap, scale)| AttendOptions {
+        soft_cap,
+        scale,
+        ..plain
+    });
+    pair.append(0, 333);
+    for options in [plain, soft, scaled, plain] {
+        pair.append(0, 1);
+        pair.attend(0, 1, &options);
+    }
+    let (a, b) = &pair.sequences[0];
+    let fork = (a.fork(), b.fork());
+    pair.sequences.push(fork);
+    pair.append(1, 30);
+    for sequence in [0, 1] {
+        pair.attend(sequence, 1, &plain);
+    }
+    let (a, b) = &mut pair.sequences[0];
+    a.truncate(290).unwrap();
+    b.truncate(290).unwrap();
+    for _ in 0..3 {
+        pair.append(0, 7);
+        pair.attend(0, 1, &plain);
+        pair.batch();
+    }
+    let done = pair.gpu.device().unwrap();
+    assert_eq!(done.degraded, None);
+    assert!(done.selections >= 18, "of two layers: {done:?}");
 }
 
 /// KV-parallel over two GPUs: each holds part of the tokens, and partial results are merged.

@@ -1,0 +1,195 @@
+//! Queries that choose on the GPU what they read: no score comes to the host, and of the choice what is read
+//! anyway.
+
+use kvist_kernels::Tensor3;
+use kvist_kernels::attend::{self, Out};
+use kvist_kernels::cuda::params::Fold;
+use kvist_kernels::cuda::{StepRow, StepShape, TrialError};
+use kvist_kernels::summary::UnitKind;
+
+use super::frames::Arrangement;
+use super::gpu::Gpu;
+use super::mirror::Missing;
+use super::steps::Places;
+use super::wanted::Want;
+use crate::summaries::{Spec, Store, TILE};
+
+/// One query of each of some sequences, which reads units by what their boxes promise.
+pub(crate) struct Selection<'a> {
+    pub(crate) layer: usize,
+    /// `[sequences, q_heads, dim]`
+    pub(crate) q: &'a Tensor3<'a>,
+    /// `[sequences][kv_heads]`
+    pub(crate) rows: &'a [SelectionRow<'a>],
+    /// The boxes.
+    pub(crate) store: &'a Store,
+    pub(crate) fold: Fold,
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: f32,
+}
+
+/// A KV head of a sequence: frames of its pages and cells of its boxes in the host tier, and how many units are
+/// read.
+pub(crate) struct SelectionRow<'a> {
+    pub(crate) pages: &'a [u32],
+    pub(crate) cells: &'a [u32],
+    pub(crate) reads: StepRow,
+}
+
+/// What was read: log-sum-exps `[sequences, q_heads]` of base 2, and units of each row, ascending.
+pub(crate) struct Selected {
+    pub(crate) lse2: Vec<f32>,
+    pub(crate) units: Vec<Vec<u32>>,
+}
+
+/// Tokens of a unit, where boxes of units are what a store holds.
+pub(super) fn unit_tokens(store: &Store) -> Option<usize> {
+    match store.spec {
+        Spec::Units(units) if matches!(units.kind(), UnitKind::Box | UnitKind::MeanBox) => {
+            Some(units.unit_tokens())
+        }
+        _ => None,
+    }
+}
+
+impl Gpu {
+    /// The step that a selection needs; none if there is none for it.
+    fn shape(&self, selection: &Selection) -> Option<StepShape> {
+        let (g, unit) = (&self.geometry, unit_tokens(selection.store)?);
+        let summaries = self.summaries.as_ref()?;
+        if !std::sync::Arc::ptr_eq(&summaries.arena, &selection.store.arena) {
+            return None;
+        }
+        let most = |of: &dyn Fn(&SelectionRow) -> usize| {
+            selection.rows.iter().map(of).max().unwrap_or(0).max(1).next_power_of_two()
+        };
+        let shape = StepShape {
+            sequences: selection.q.shape()[0],
+            kv_heads: g.kv_heads,
+            group: g.group(),
+            dim: g.dim_k,
+            dtype: g.dtype,
+            q_dtype: selection.q.dtype(),
+            unit_tokens: unit,
+            page_tokens: g.page_tokens,
+            cell_units: TILE / unit,
+            pages_max: most(&|row| row.pages.len()),
+            wanted_max: most(&|row| row.reads.wanted),
+            fold: selection.fold,
+            scale: selection.scale,
+            soft_cap: selection.soft_cap,
+        };
+        shape.check().is_ok().then_some(shape)
+    }
+
+    /// Bytes of pinned memory that it needs, with all that is there.
+    pub(super) fn selection_bytes(&self, selection: &Selection) -> u64 {
+        self.shape(selection).map_or(0, |shape| self.steps.bytes_with(&shape))
+    }
+
+    /// Does it and waits for it; writes outputs. None if the GPU cannot: boxes or pages have no frame and no
+    /// place where it could read them.
+    pub(super) fn select(
+        &mut self,
+        selection: &Selection,
+        out: &mut Out,
+    ) -> Result<Option<Selected>, TrialError> {
+        let Some(shape) = self.shape(selection) else { return Ok(None) };
+        let copies = self.arrival.queued + 1;
+        let Gpu { pages, summaries: Some(summaries), steps, .. } = self else { return Ok(None) };
+        pages.frames.begin(selection.layer);
+        summaries.frames.begin(selection.layer);
+        let (base, far) = (pages.base, pages.copies.mapped());
+        let far = far.map_or(0, |(address, _)| address.wrapping_sub(base) as i64);
+        let places = Places { pages: base, far, cells: summaries.base };
+        let ready = steps.of(&self.device, &self.compute, shape, places)?;
+        let reads: Vec<StepRow> = selection.rows.iter().map(|row| row.reads).collect();
+        ready.step.set_rows(&reads)?;
+        let lists = ready.step.lists()?;
+        let units = |row: &SelectionRow| row.reads.tokens.div_ceil(shape.unit_tokens);
+        let (mut boxes, mut rows) = (Missing::default(), Missing::default());
+        for (i, row) in selection.rows.iter().enumerate() {
+            let cells = (row.cells, units(row));
+            summaries.locate(cells, (i * shape.cells_max(), lists.cells), &mut boxes);
+            let own = (row.pages, row.reads.tokens);
+            pages.locate(own, (i * shape.pages_max, lists.frames), &mut rows);
+        }
+        if boxes.is_beyond(summaries.cells) || !pages.has_room(&rows) {
+            return Ok(None);
+        }
+        if !summaries.has_room(&boxes) {
+            // Others may leave, but none of these.
+            selection.rows.iter().for_each(|row| summaries.frames.touch(row.cells));
+        }
+        let (of_boxes, boxes_there) = summaries.bring(&boxes, lists.cells, copies);
+        let (of_pages, pages_there) = pages.bring(&rows, lists.frames, copies);
+        packed(selection.q, ready.queries.bytes_mut());
+        self.copy(&of_pages, &of_boxes)?;
+        if !(boxes_there && pages_there) {
+            return Ok(None);
+        }
+        self.arrival.wait(&self.compute, self.arrival.queued)?;
+        let ready = self.steps.of(&self.device, &self.compute, shape, places)?;
+        // SAFETY: the lists name frames, which are there once copies are, and mapped pages; sequences hold what
+        // is named.
+        let results = unsafe { ready.replay(&self.compute)? };
+        let selected = Selected {
+            lse2: results.lse2.to_vec(),
+            units: (0..selection.rows.len()).map(|row| results.chosen(row).to_vec()).collect(),
+        };
+        let o = Tensor3::contiguous(results.o, selection.q.shape())?;
+        attend::merge(&[(o, results.lse2)], out)?;
+        self.read(selection, &selected, shape.unit_tokens)?;
+        Ok(Some(selected))
+    }
+
+    /// Takes account of the pages that were read, and has those copied that get a frame by that.
+    fn read(
+        &mut self,
+        selection: &Selection,
+        selected: &Selected,
+        unit: usize,
+    ) -> Result<(), TrialError> {
+        let page = self.geometry.page_tokens;
+        let wants = selection.rows.iter().zip(&selected.units).flat_map(|(row, units)| {
+            let pages =
+                units.chunk_by(move |a, b| *a as usize * unit / page == *b as usize * unit / page);
+            pages.map(move |units| {
+                let number = units[0] as usize * unit / page;
+                let end = (row.reads.tokens - number * page).min(page) as u32;
+                let tokens = ((units.len() * unit) as u32).min(end);
+                Want { host: row.pages[number], end, tokens }
+            })
+        });
+        self.pages.named.name(wants);
+        let plan = self.pages.arrange(self.arrival.queued + 1);
+        self.counts.hits += plan.hits;
+        self.counts.misses += plan.misses;
+        self.counts.in_place += plan.misses;
+        (self.counts.calls, self.counts.selections) =
+            (self.counts.calls + 1, self.counts.selections + 1);
+        self.copy(&plan, &Arrangement::default())?;
+        Ok(())
+    }
+}
+
+/// Queries side by side.
+fn packed(q: &Tensor3, to: &mut [u8]) {
+    let [rows, heads, dim] = q.shape();
+    let row = dim * q.dtype().size();
+    let each = (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h)));
+    for ((r, h), to) in each.zip(to.chunks_exact_mut(row)) {
+        // SAFETY: a row of the caller's queries.
+        to.copy_from_slice(unsafe { std::slice::from_raw_parts(q.row_ptr(r, h), row) });
+    }
+}
+
+/// Frames for boxes: as many as may be needed, in a quarter of so many bytes at most.
+pub(super) fn cells_within(store: &Store, needed: usize, bytes: u64) -> usize {
+    needed.min((bytes / 4 / store.arena.cell_bytes() as u64) as usize)
+}
+
+/// Cells of boxes that the pages of the host tier need at most.
+pub(super) fn cells(store: &Store, pages: usize, page_tokens: usize) -> usize {
+    (pages * page_tokens.div_ceil(TILE)).min(store.arena.cells())
+}

@@ -1,0 +1,178 @@
+//! Steps that choose for themselves, captured and replayed.
+
+use std::sync::Arc;
+
+use kvist_kernels::cuda::{
+    Buffer, Device, Error, Graph, Pinned, SelectedStep, StepMemory, StepShape, Stream, TrialError,
+};
+
+/// Shapes that are kept: of batches that take turns.
+const KEPT: usize = 4;
+
+/// A step of one shape, from queries in pinned memory to results there: one launch.
+#[derive(Debug)]
+pub(super) struct Captured {
+    shape: StepShape,
+    /// Before `step`, whose memory it names.
+    graph: Graph,
+    pub(super) step: SelectedStep,
+    pub(super) queries: Pinned,
+    results: Pinned,
+    _there: [Buffer; 2],
+}
+
+/// Where the pages and boxes of all steps are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub(super) pages: u64,
+    pub(super) far: i64,
+    pub(super) cells: u64,
+}
+
+/// Numbers of a step's results, each of four bytes.
+struct Layout {
+    o: usize,
+    lse2: usize,
+    chosen: usize,
+    chosen_n: usize,
+}
+
+impl Layout {
+    fn new(s: &StepShape) -> Layout {
+        let heads = s.rows() * s.group;
+        Layout {
+            o: heads * s.dim,
+            lse2: heads,
+            chosen: s.rows() * s.wanted_max,
+            chosen_n: s.rows(),
+        }
+    }
+
+    /// First of each, and the end of all; outputs are at whole multiples of 16 bytes in any case.
+    fn at(&self) -> [usize; 5] {
+        let mut at = [0; 5];
+        for (i, n) in [self.o, self.lse2, self.chosen, self.chosen_n].into_iter().enumerate() {
+            at[i + 1] = at[i] + n.next_multiple_of(4);
+        }
+        at
+    }
+
+    fn bytes(&self) -> usize {
+        self.at()[4] * 4
+    }
+}
+
+/// What a step left.
+pub(super) struct Results<'a> {
+    /// `[sequences][q_heads][dim]` and `[sequences][q_heads]`.
+    pub(super) o: &'a [f32],
+    pub(super) lse2: &'a [f32],
+    chosen: &'a [u32],
+    chosen_n: &'a [u32],
+    room: usize,
+}
+
+impl Results<'_> {
+    /// The units that a row has read.
+    pub(super) fn chosen(&self, row: usize) -> &[u32] {
+        &self.chosen[row * self.room..][..self.chosen_n[row] as usize]
+    }
+}
+
+fn query_bytes(s: &StepShape) -> usize {
+    s.rows() * s.group * s.dim * s.q_dtype.size()
+}
+
+impl Captured {
+    fn new(
+        device: &Arc<Device>,
+        stream: &Stream,
+        shape: StepShape,
+        places: Places,
+    ) -> Result<Captured, TrialError> {
+        let layout = Layout::new(&shape);
+        let (q, out) = (device.buffer(query_bytes(&shape))?, device.buffer(layout.bytes())?);
+        let (queries, mut results) =
+            (device.pinned(query_bytes(&shape))?, device.pinned(layout.bytes())?);
+        let [o, lse2, chosen, chosen_n, _] = layout.at().map(|n| out.address() + n as u64 * 4);
+        let Places { pages, far, cells } = places;
+        let memory = StepMemory { q: q.address(), pages, far, cells, o, lse2, chosen, chosen_n };
+        let step = SelectedStep::new(device, stream, shape, memory)?;
+        stream.synchronize()?;
+        // SAFETY: all of it is kept with the graph, and replays are over before it is touched or dropped; the
+        // arenas of pages and cells outlive all steps.
+        let queue = || unsafe {
+            stream.send(q.address(), queries.bytes().as_ptr(), queries.bytes().len())?;
+            step.send_lists(stream)?;
+            step.queue(stream)?;
+            stream.fetch(results.bytes_mut(), out.address())
+        };
+        let graph = stream.capture(queue)?;
+        Ok(Captured { shape, graph, step, queries, results, _there: [q, out] })
+    }
+
+    /// Does the step and waits for it.
+    ///
+    /// # Safety
+    /// Its lists name frames and cells that are there.
+    pub(super) unsafe fn replay(&mut self, stream: &Stream) -> Result<Results<'_>, Error> {
+        // SAFETY: what was captured is kept; the rest is promised.
+        unsafe { self.graph.launch(stream)? }
+        stream.synchronize()?;
+        let layout = Layout::new(&self.shape);
+        let at = layout.at();
+        let part = |i: usize, n: usize| &self.results.bytes()[at[i] * 4..][..n * 4];
+        Ok(Results {
+            o: bytemuck::cast_slice(part(0, layout.o)),
+            lse2: bytemuck::cast_slice(part(1, layout.lse2)),
+            chosen: bytemuck::cast_slice(part(2, layout.chosen)),
+            chosen_n: bytemuck::cast_slice(part(3, layout.chosen_n)),
+            room: self.shape.wanted_max,
+        })
+    }
+}
+
+/// Those that are ready, the one used last at the end.
+#[derive(Debug, Default)]
+pub(super) struct Steps(Vec<Captured>);
+
+impl Steps {
+    /// Bytes of pinned memory of a step.
+    fn bytes_of(s: &StepShape) -> usize {
+        let lists = s.rows() * (s.pages_max + s.cells_max() + 12) * 4;
+        query_bytes(s) + Layout::new(s).bytes() + lists
+    }
+
+    /// Bytes of pinned memory of all, with one of this shape.
+    pub(super) fn bytes_with(&self, shape: &StepShape) -> u64 {
+        let others = self.0.iter().filter(|of| of.shape != *shape);
+        let most = others.map(|of| Steps::bytes_of(&of.shape)).sum::<usize>();
+        (most + Steps::bytes_of(shape)) as u64
+    }
+
+    /// Bytes of pinned memory of all.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|of| Steps::bytes_of(&of.shape) as u64).sum()
+    }
+
+    /// The step of a shape, captured now if it is new. All before it are over.
+    pub(super) fn of(
+        &mut self,
+        device: &Arc<Device>,
+        stream: &Stream,
+        shape: StepShape,
+        places: Places,
+    ) -> Result<&mut Captured, TrialError> {
+        match self.0.iter().position(|of| of.shape == shape) {
+            Some(i) => self.0[i..].rotate_left(1),
+            None => {
+                if self.0.len() == KEPT {
+                    self.0.remove(0);
+                }
+                self.0.push(Captured::new(device, stream, shape, places)?);
+            }
+        }
+        let Some(last) = self.0.last_mut() else { unreachable!("one was just put there") };
+        Ok(last)
+    }
+}
