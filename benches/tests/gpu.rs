@@ -14,11 +14,8 @@ use std::process::Command;
 
 use kvist_bench::{Options, Sink};
 use kvist_kernels::DType;
-use kvist_kernels::cuda::work::{AttendSpec, PrefillSpec, ScoreSpec, TreeSpec};
-use kvist_kernels::cuda::{
-    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, MERGE, Macros, PLAN, SCORE,
-    SELECT, TRANSFER,
-};
+use kvist_kernels::cuda::ATTEND_TREE;
+use kvist_kernels::cuda::work::{PrefillSpec, TreeSpec};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 
@@ -28,32 +25,13 @@ const BENCHES: [&str; 5] = ["gpu-check", "gpu-attend", "gpu-select", "gpu-copy",
 
 fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
-    let attend =
-        [(false, false), (false, true), (true, false), (true, true)].map(|(slots, wide)| {
-            let spec = AttendSpec { dim: 64, dtype: DType::Bf16, slots, wide };
-            ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()))
-        });
-    let tall = [
-        (&ATTEND_PREFILL, false, false),
-        (&ATTEND_PREFILL_HOPPER, false, true),
-        (&ATTEND_PREFILL_HOPPER, true, true),
-    ]
-    .map(|(kernel, blocks, wgmma)| {
-        let macros = PrefillSpec { dim: 64, dtype: DType::Bf16, blocks, wgmma }.macros();
-        ("attend_prefill.cu", macros.clone(), kernel.with(macros))
+    let tall = [(false, false), (true, true)].map(|(blocks, wgmma)| {
+        gpu::many(&PrefillSpec { dim: 64, dtype: DType::Bf16, blocks, wgmma })
     });
     let tree = TreeSpec { dim: 64, dtype: DType::Bf16 }.macros();
     let tree = [("attend_tree.cu", tree.clone(), ATTEND_TREE.with(tree))];
-    let score = ScoreSpec { dim: 64, dtype: DType::Bf16, boxes: true }.macros();
-    let score = [("score.cu", score.clone(), SCORE.with(score))];
-    let plain = [
-        ("merge.cu", &MERGE),
-        ("transfer.cu", &TRANSFER),
-        ("plan.cu", &PLAN),
-        ("select.cu", &SELECT),
-    ];
-    let plain = plain.map(|(source, kernel)| (source, Macros::new(), kernel.with(Macros::new())));
-    gpu::make(folder.path(), &[&attend[..], &tall[..], &tree[..], &score[..], &plain[..]].concat());
+    let tier = gpu::tier(64, DType::Bf16);
+    gpu::make(folder.path(), &[&tier[..], &tall, &tree, &gpu::plain()].concat());
     folder
 }
 

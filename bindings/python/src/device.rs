@@ -71,6 +71,7 @@ pub(crate) fn device_object(py: Python<'_>, used: DeviceUse) -> PyResult<Bound<'
         ("pages_in_place", used.pages_in_place),
         ("pages_on_cpu", used.pages_on_cpu),
         ("calls", used.calls),
+        ("selections", used.selections),
         ("calls_on_cpu", used.calls_on_cpu),
     ] {
         dict.set_item(name, value)?;

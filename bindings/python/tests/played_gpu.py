@@ -181,10 +181,11 @@ def near(got, want):
 class Twins:
     """A cache with a GPU and one without, told the same."""
 
-    def __init__(self, dtype=BF16, **device):
+    def __init__(self, dtype=BF16, select="full", **device):
         name = "bf16" if dtype == BF16 else "f32"
-        self.dtype, self.gpu = dtype, cache(name, 64, page_tokens=16, **device)
-        self.pair = self.gpu.sequence(), cache(name, 64, page_tokens=16).sequence()
+        both = {"page_tokens": 16, "select": select}
+        self.dtype, self.gpu = dtype, cache(name, 64, **both, **device)
+        self.pair = self.gpu.sequence(), cache(name, 64, **both).sequence()
 
     def append(self, n, wrap=Tensor):
         k, v = rows(n, 2, 64, self.dtype), rows(n, 2, 64, self.dtype)
@@ -215,6 +216,15 @@ def a_cache_with_a_gpu():
     assert cache("bf16", 64, device="cuda:1", device_bytes=0).device.name == "Fake 1"
     assert cache("bf16", 64, device="cuda", device_bytes=0).device.name == "Fake 0"
     assert cache().device is None
+
+
+def a_gpu_that_chooses():
+    twins = Twins(select=kvist.Select("quest", budget=48), device=0, device_bytes="1MiB")
+    twins.append(150)
+    for step in range(1, 4):
+        twins.append(1)
+        twins.attend()
+        assert twins.gpu.device.selections == twins.gpu.device.calls == step
 
 
 def impossible_options():
@@ -363,6 +373,7 @@ CASES = [
     producers_are_waited_for,
     what_is_refused,
     a_cache_with_a_gpu,
+    a_gpu_that_chooses,
     impossible_options,
     memory_of_the_caller,
     a_gpu_that_is_lost,

@@ -8,10 +8,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use kvist_kernels::attend::{DraftKeys, Listed, Trees};
 use kvist_kernels::cuda::work::{AttendSpec, PrefillSpec, TreeSpec};
-use kvist_kernels::cuda::{
-    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, Cache, Compiler, Device,
-    MERGE, Macros, Memory, Stream, Trial,
-};
+use kvist_kernels::cuda::{ATTEND_TREE, Cache, Compiler, Device, Memory, Stream, Trial};
 use kvist_kernels::reference::{self, Attended};
 use kvist_kernels::{DType, Element, KvPool, Tensor3};
 use tempfile::TempDir;
@@ -29,28 +26,21 @@ const SPECS: [PrefillSpec; 3] = [
     PrefillSpec { dim: 80, dtype: DType::F16, blocks: true, wgmma: false },
 ];
 
-fn prefill(spec: &PrefillSpec) -> Played {
-    let kernel = if spec.wgmma { &ATTEND_PREFILL_HOPPER } else { &ATTEND_PREFILL };
-    ("attend_prefill.cu", spec.macros(), kernel.with(spec.macros()))
-}
-
 fn tree(spec: &TreeSpec) -> Played {
     ("attend_tree.cu", spec.macros(), ATTEND_TREE.with(spec.macros()))
 }
 
 /// All kernels of many rows and of trees.
 pub(crate) fn all() -> Vec<Played> {
-    let prefills = PrefillSpec::all().chain(PrefillSpec::hopper()).map(|spec| prefill(&spec));
+    let prefills = PrefillSpec::all().chain(PrefillSpec::hopper()).map(|spec| gpu::many(&spec));
     prefills.chain(TreeSpec::all().map(|spec| tree(&spec))).collect()
 }
 
 /// Those of the tests: trees of few rows have their context attended to by the kernel of few rows.
 fn kernels() -> Vec<Played> {
     let few = AttendSpec { dim: 64, dtype: DType::Bf16, slots: false, wide: false };
-    let few = ("attend_pages.cu", few.macros(), ATTEND_PAGES.with(few.macros()));
-    let merge = ("merge.cu", Macros::new(), MERGE.with(Macros::new()));
     let own = tree(&TreeSpec { dim: 64, dtype: DType::Bf16 });
-    SPECS.iter().map(prefill).chain([few, own, merge]).collect()
+    SPECS.iter().map(gpu::many).chain([gpu::few(&few), own]).chain(gpu::plain()).collect()
 }
 
 /// Runs [`child`] where the only driver is the one that is played.

@@ -11,8 +11,8 @@ use kvist_kernels::attend::{Listed, Out, Params, Queries};
 use kvist_kernels::cuda::params::MergeUnitsParams;
 use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
-    ATTEND_PAGES, Attention, Buffer, Cache, Capacity, Compiler, Device, Grid, MERGE, Macros,
-    Memory, Reader, Specialisation, Stream, Strided, TRANSFER, Trial,
+    Attention, Buffer, Cache, Capacity, Compiler, Device, Grid, MERGE, Macros, Memory, Reader,
+    Specialisation, Stream, Strided, Trial,
 };
 use kvist_kernels::{DType, Element, KvPool, PageLists, Tensor3, Tensor3Mut, reference};
 use tempfile::TempDir;
@@ -35,23 +35,26 @@ const SPECS: [AttendSpec; 3] = [
     AttendSpec { dim: 64, dtype: DType::F32, slots: false, wide: true },
 ];
 
-/// The kernels of attention, of these specialisations.
+/// The kernels of attention of these specialisations, and the plain ones.
 fn kernels(specs: &[AttendSpec]) -> Vec<Played> {
-    let attend =
-        |spec: &AttendSpec| ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()));
-    let merge = ("merge.cu", Macros::new(), MERGE.with(Macros::new()));
-    let transfer = ("transfer.cu", Macros::new(), TRANSFER.with(Macros::new()));
-    specs.iter().map(attend).chain([merge, transfer]).collect()
+    specs.iter().map(gpu::few).chain(gpu::plain()).collect()
 }
 
 /// Fills a folder with a GPU that has all kernels over pages, for few rows and for many; or, where [`DIM`] says so,
 /// what a device tier of that dimension needs.
 pub(crate) fn folder(folder: &Path) {
     let dim = std::env::var(DIM).ok().map(|dim| dim.parse::<usize>().unwrap());
-    let wanted = |s: &AttendSpec| dim.map_or(!s.slots, |dim| s.dim == dim);
-    let attend = kernels(&AttendSpec::all().filter(wanted).collect::<Vec<_>>());
-    let others = if dim.is_none() { calls::all() } else { Vec::new() };
-    gpu::make(folder, &[attend, others].concat());
+    let own = match dim {
+        Some(dim) => {
+            [DType::Bf16, DType::F16, DType::F32].map(|dtype| gpu::tier(dim, dtype)).concat()
+        }
+        None => AttendSpec::all()
+            .filter(|s| !s.slots)
+            .map(|s| gpu::few(&s))
+            .chain(calls::all())
+            .collect(),
+    };
+    gpu::make(folder, &[&own[..], &gpu::plain()].concat());
 }
 
 /// Runs [`child`] where the only driver is the one that is played.
@@ -76,9 +79,9 @@ pub(crate) fn child(folder: &Path) {
     // SAFETY: the default stream is always there.
     let stream = unsafe { device.stream(null_mut()) };
     let mut all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
-    assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 2);
+    assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 4);
     all = step::STEP.kernels();
-    assert_eq!(device.warm_up(&all).unwrap().loaded, 3, "those that are not there yet");
+    assert_eq!(device.warm_up(&all).unwrap().loaded, 1, "what is not there yet");
     let device = Arc::new(device);
     let attention = Attention::new(&device, &stream).unwrap();
     let mut gpu = Gpu { own: device.new_stream().unwrap(), attention, device, stream };

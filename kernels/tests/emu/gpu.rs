@@ -3,7 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use kvist_kernels::cuda::{Arch, Image, Macros, Specialisation, Target, Version};
+use kvist_kernels::DType;
+use kvist_kernels::cuda::work::{AttendSpec, PrefillSpec, ScoreSpec};
+use kvist_kernels::cuda::{
+    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, Arch, Image, Kernel, MERGE, Macros, PLAN,
+    SCORE, SELECT, Specialisation, TRANSFER, Target, Version,
+};
 
 use crate::toolchain;
 
@@ -12,6 +17,40 @@ const GPU: u32 = 90;
 
 /// Source, macros, and what the table makes of them.
 pub(crate) type Played = (&'static str, Macros, Specialisation);
+
+/// Attention of few rows.
+pub(crate) fn few(spec: &AttendSpec) -> Played {
+    ("attend_pages.cu", spec.macros(), ATTEND_PAGES.with(spec.macros()))
+}
+
+/// Attention of many rows.
+pub(crate) fn many(spec: &PrefillSpec) -> Played {
+    let kernel = if spec.wgmma { &ATTEND_PREFILL_HOPPER } else { &ATTEND_PREFILL };
+    ("attend_prefill.cu", spec.macros(), kernel.with(spec.macros()))
+}
+
+/// Kernels without macros: merges, copies, plans and choices.
+pub(crate) fn plain() -> [Played; 4] {
+    let of = |source, kernel: &'static Kernel| (source, Macros::new(), kernel.with(Macros::new()));
+    [
+        of("merge.cu", &MERGE),
+        of("transfer.cu", &TRANSFER),
+        of("plan.cu", &PLAN),
+        of("select.cu", &SELECT),
+    ]
+}
+
+/// What a device tier loads for keys and values of a type, but for the plain kernels.
+pub(crate) fn tier(dim: usize, dtype: DType) -> Vec<Played> {
+    let attend = [(false, false), (false, true), (true, false), (true, true)];
+    let attend = attend.map(|(slots, wide)| few(&AttendSpec { dim, dtype, slots, wide }));
+    let tall = PrefillSpec { dim, dtype, blocks: false, wgmma: false };
+    let tall = many(&PrefillSpec { wgmma: tall.has_wgmma(), ..tall });
+    let score = ScoreSpec { dim, dtype, boxes: true };
+    let scored = ScoreSpec::all().any(|spec| spec == score);
+    let score = scored.then(|| ("score.cu", score.macros(), SCORE.with(score.macros())));
+    attend.into_iter().chain([tall]).chain(score).collect()
+}
 
 /// Fills a folder: a process with `LD_LIBRARY_PATH` and `KVIST_PREBUILT` of it, and `FAKE_EMULATE`, has a GPU
 /// with these kernels.

@@ -4,9 +4,7 @@ use half::bf16;
 use kvist_kernels::DType;
 use kvist_kernels::cuda::params::Fold;
 use kvist_kernels::cuda::work::ScoreSpec;
-use kvist_kernels::cuda::{
-    Kernel, Macros, PLAN, SCORE, SELECT, SelectedStep, StepLists, StepMemory, StepRow, StepShape,
-};
+use kvist_kernels::cuda::{SCORE, SelectedStep, StepLists, StepMemory, StepRow, StepShape};
 use kvist_kernels::select::top_k_forced;
 
 use crate::common::Random;
@@ -35,13 +33,7 @@ const KEEP: [usize; 2] = [1, 1];
 /// The kernels of [`STEP`] that others do not need.
 pub(crate) fn kernels() -> Vec<Played> {
     let score = ScoreSpec { dim: STEP.dim, dtype: STEP.dtype, boxes: true }.macros();
-    let plain =
-        |source, kernel: &'static Kernel| (source, Macros::new(), kernel.with(Macros::new()));
-    vec![
-        ("score.cu", score.clone(), SCORE.with(score)),
-        plain("plan.cu", &PLAN),
-        plain("select.cu", &SELECT),
-    ]
+    vec![("score.cu", score.clone(), SCORE.with(score))]
 }
 
 /// What a step reads.

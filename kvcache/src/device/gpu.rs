@@ -4,7 +4,6 @@ use std::any::Any;
 use std::sync::Arc;
 
 use kvist_kernels::attend::{self, Listed, Out, Queries};
-use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{
     Attention, Buffer, Compiler, Device, DevicePart, Error, Event, Registered, Stream, TrialError,
 };
@@ -165,9 +164,7 @@ impl Gpu {
         let (compute, copy) = (device.new_stream()?, device.new_stream()?);
         let mut attention = Attention::new(&device, &compute)?;
         let geometry = home.geometry;
-        for (slots, wide) in [(false, false), (true, false), (false, true), (true, true)] {
-            attention.warm_up(&spec(geometry, slots, wide), &compute)?;
-        }
+        attention.warm_up(geometry.dim_k, geometry.dtype, &compute)?;
         let mapped = map(&device, home.pages, if options.zero_copy { home.mapped } else { 0 });
         let copies =
             |cell, mapped| Copies::new(&device, &copy, cell, mapped, home.ways(&cell, options));
@@ -425,11 +422,6 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         self.drain();
     }
-}
-
-/// A kernel for calls of a geometry: `wide` for those of more than 16 rows of a KV head.
-pub(super) fn spec(geometry: &Geometry, slots: bool, wide: bool) -> AttendSpec {
-    AttendSpec { dim: geometry.dim_k, dtype: geometry.dtype, slots, wide }
 }
 
 /// Maps the cells in the first `bytes` of the host tier, and says how many. Without, pages pass through pinned

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 pub(crate) use asked::Job;
 use gpu::{Counts, Gpu, Home};
 use kvist_kernels::attend::Out;
+use kvist_kernels::cuda::work::AttendSpec;
 use kvist_kernels::cuda::{Error as GpuError, TrialError, Visit};
 use parking_lot::Mutex;
 
@@ -326,7 +327,7 @@ fn check(geometry: &Geometry, arena: &Arena) -> Result<(), Error> {
     if !g.page_tokens.is_multiple_of(16) {
         return Err(Error::setting("device: page_tokens", "a multiple of 16", g.page_tokens));
     }
-    gpu::spec(g, false, false).check()?;
+    AttendSpec { dim: g.dim_k, dtype: g.dtype, slots: false, wide: false }.check()?;
     let rows = arena.cells() as u64 * 2 * g.page_tokens as u64;
     if rows > u64::from(u32::MAX) {
         let expected = format!("at most {} rows of keys and values", u32::MAX);

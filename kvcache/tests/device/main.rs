@@ -18,8 +18,6 @@ use std::path::Path;
 use std::process::Command;
 
 use kvist::DType;
-use kvist::kernels::cuda::work::{AttendSpec, ScoreSpec};
-use kvist::kernels::cuda::{ATTEND_PAGES, MERGE, Macros, PLAN, SCORE, SELECT, TRANSFER};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 
@@ -27,12 +25,13 @@ use tempfile::TempDir;
 const CHILD: &str = "KVIST_DEVICE_TEST";
 
 /// Tests that run where there is a GPU.
-const PLAYED: [(&str, fn()); 11] = [
+const PLAYED: [(&str, fn()); 12] = [
     ("all pages have frames", play::roomy),
     ("the CPU reads what has no frame", play::tight),
     ("kernels read what has no frame", play::mapped),
     ("pages come before they are asked for", play::ahead),
     ("pages lie below host memory, too", play::below),
+    ("prompts", play::prompts),
     ("the GPU chooses what it reads", play::selects_itself),
     ("memory of the caller", play::lent),
     ("two GPUs hold one sequence", play::parallel),
@@ -44,21 +43,7 @@ const PLAYED: [(&str, fn()); 11] = [
 /// A folder with a GPU that has the kernels of these tests.
 fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
-    let spec = |slots, wide| AttendSpec { dim: 64, dtype: DType::Bf16, slots, wide };
-    let attend = [(false, false), (true, false), (false, true), (true, true)].map(|(s, w)| {
-        let macros = spec(s, w).macros();
-        ("attend_pages.cu", macros.clone(), ATTEND_PAGES.with(macros))
-    });
-    let score = ScoreSpec { dim: 64, dtype: DType::Bf16, boxes: true }.macros();
-    let score = [("score.cu", score.clone(), SCORE.with(score))];
-    let plain = [
-        ("merge.cu", &MERGE),
-        ("transfer.cu", &TRANSFER),
-        ("plan.cu", &PLAN),
-        ("select.cu", &SELECT),
-    ]
-    .map(|(source, kernel)| (source, Macros::new(), kernel.with(Macros::new())));
-    gpu::make(folder.path(), &[&attend[..], &score[..], &plain[..]].concat());
+    gpu::make(folder.path(), &[&gpu::tier(64, DType::Bf16)[..], &gpu::plain()].concat());
     folder
 }
 

@@ -185,11 +185,13 @@ impl Pair {
     /// All sequences in one call, some of them with several queries or none: forks share pages, which are
     /// read once.
     pub(crate) fn batch(&mut self) {
-        let queries: Vec<usize> = self.sequences.iter().map(|_| self.random.below(3)).collect();
-        let short = |(s, &n): (&(Sequence, Sequence), &usize)| s.0.len() < n;
-        if self.sequences.iter().zip(&queries).any(short) {
-            return;
-        }
+        self.batch_of(3);
+    }
+
+    /// The same with fewer than `most` queries each.
+    pub(crate) fn batch_of(&mut self, most: usize) {
+        let one = |s: &(Sequence, Sequence)| self.random.below(most.min(s.0.len() + 1));
+        let queries: Vec<usize> = self.sequences.iter().map(one).collect();
         let q = self.random.queries(queries.iter().sum());
         for layer in 0..LAYERS {
             let of = |cache: &Cache, sequences: &[&Sequence]| {

@@ -164,6 +164,22 @@ pub(crate) fn lent() {
     assert!(taken(base(&Select::Full)) < 2 << 20, "no more than the host tier has pages");
 }
 
+/// Queries of more rows than the kernel for few of them takes, alone and beside others.
+pub(crate) fn prompts() {
+    let base = base(&Select::Full);
+    let mut pair = Pair::new(base.clone().device(small(frames(256))), base, 11);
+    for (i, tokens) in [130, 70, 1, 33].into_iter().enumerate() {
+        pair.append(0, tokens);
+        pair.attend(0, tokens, &AttendOptions::default());
+        pair.attend(0, tokens, &AttendOptions { window: 50, ..AttendOptions::default() });
+        pair.add();
+        pair.append(i + 1, 20 + tokens);
+        pair.batch_of(60);
+    }
+    let done = pair.gpu.device().unwrap();
+    assert!(done.calls >= 24 && done.calls_on_cpu == 0, "{done:?}");
+}
+
 /// Units of several sizes, in pages of several, chosen as the CPU chooses them.
 pub(crate) fn selects_itself() {
     let quest = |unit_tokens| Select::from(Quest { budget: 192, unit_tokens });

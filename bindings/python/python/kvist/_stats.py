@@ -58,6 +58,8 @@ class DeviceUse:
     """Pages that the CPU read beside the GPU."""
     calls: int
     """Calls that the GPU did."""
+    selections: int
+    """Calls for which the GPU chose what to read."""
     calls_on_cpu: int
     """Calls that the CPU did in its place."""
     degraded: str | None

@@ -1,5 +1,6 @@
 //! Attention call after call over memory of the GPU: lists and plan of a call travel in one copy.
 
+mod kind;
 mod replay;
 mod room;
 mod tables;
@@ -7,13 +8,15 @@ mod tables;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use kind::Kind;
+pub(super) use kind::{FEW_ROWS, HOPPER};
 pub use replay::{Capacity, Replay};
 use room::{Room, Rooms};
 use tables::Tables;
 
 use super::params::{MergePartsParams, Part, type_code};
 use super::work::{self, AttendSpec, Work};
-use super::{ATTEND_PAGES, Device, Error, Function, Grid, MERGE, Macros, Stream, TrialError};
+use super::{Device, Error, Function, Grid, MERGE, Macros, Stream, TrialError};
 use crate::DType;
 use crate::attend::{Listed, Out, Params, Queries};
 
@@ -35,15 +38,16 @@ pub struct DevicePart {
 #[derive(Debug)]
 pub struct Attention {
     device: Arc<Device>,
-    kernels: HashMap<AttendSpec, (Function, usize)>,
+    kernels: HashMap<Kind, (Function, usize)>,
     merge_units: Function,
     merge_parts: Function,
     rooms: Rooms,
 }
 
-fn grid(blocks: usize, shared_bytes: usize) -> Grid {
-    let blocks = [blocks.max(1) as u32, 1, 1];
-    Grid { blocks, threads: THREADS, shared_bytes: shared_bytes as u32 }
+/// Blocks of a merge of so many rows.
+fn merge_grid(rows: usize) -> Grid {
+    let blocks = [rows.div_ceil(MERGED).max(1) as u32, 1, 1];
+    Grid { blocks, threads: THREADS, shared_bytes: 0 }
 }
 
 impl Attention {
@@ -62,24 +66,29 @@ impl Attention {
         })
     }
 
-    /// Loads a kernel before it is needed.
+    /// Loads the kernels for keys and values of a type before they are needed: for few rows and for many.
     ///
     /// # Errors
     /// Those of [`Device::function`].
-    pub fn warm_up(&mut self, spec: &AttendSpec, stream: &Stream) -> Result<(), Error> {
-        self.kernel(spec, stream).map(drop)
+    pub fn warm_up(&mut self, dim: usize, dtype: DType, stream: &Stream) -> Result<(), Error> {
+        let spec = |slots, wide| AttendSpec { dim, dtype, slots, wide };
+        let few = [(false, false), (true, false), (false, true), (true, true)];
+        let many = Kind::many(&spec(false, true), self.device.info());
+        let all = few.map(|(slots, wide)| Kind::Few(spec(slots, wide)));
+        all.iter().chain([&many]).try_for_each(|kind| self.kernel(kind, stream).map(drop))
     }
 
     /// The kernel, and how many blocks of it the GPU runs at once.
-    fn kernel(&mut self, spec: &AttendSpec, stream: &Stream) -> Result<(Function, usize), Error> {
-        if let Some(found) = self.kernels.get(spec) {
+    fn kernel(&mut self, kind: &Kind, stream: &Stream) -> Result<(Function, usize), Error> {
+        if let Some(found) = self.kernels.get(kind) {
             return Ok(found.clone());
         }
-        let kernel = ATTEND_PAGES.with(spec.macros());
-        let function = self.device.function(&kernel, "attend_pages", stream)?;
-        let blocks = function.occupancy(THREADS, spec.shared_bytes() as u32)?;
+        let (kernel, entry) = kind.specialisation();
+        let function = self.device.function(&kernel, entry, stream)?;
+        let (threads, shared_bytes) = kind.block();
+        let blocks = function.occupancy(threads, shared_bytes)?;
         let workers = (blocks * self.device.info().multiprocessors).max(1) as usize;
-        self.kernels.insert(*spec, (function.clone(), workers));
+        self.kernels.insert(*kind, (function.clone(), workers));
         Ok((function, workers))
     }
 
@@ -102,25 +111,25 @@ impl Attention {
         lse2: u64,
     ) -> Result<(), TrialError> {
         let (spec, p) = work::describe(queries, listed, params, out)?;
-        let (function, workers) = self.kernel(&spec, stream)?;
-        let work = Work::new(queries, listed, params, spec.rows(), workers)?;
+        let kind = Kind::of((&spec, &p), (queries, listed), self.device.info());
+        let (function, workers) = self.kernel(&kind, stream)?;
+        let work = Work::new(queries, listed, params, kind.rows(), workers)?;
         let tables = Tables::new(queries, listed, params, &work);
         let layout = tables.layout();
         let mut room =
-            self.rooms.take(&self.device, layout.bytes(), spec.part_bytes(work.partials))?;
+            self.rooms.take(&self.device, layout.bytes(), kind.part_bytes(work.partials)[1])?;
         layout.write(&tables, room.host.bytes_mut());
-        let p = layout.address(room.device.address(), room.parts_of(&spec, work.partials, p));
+        let p = layout.address(room.device.address(), room.parts_of(&kind, work.partials, p));
         let p = super::params::AttendParams { lse2, ..p };
         let queued = (|| {
             // SAFETY: the room stays until what uses it is done; the rest is the caller's promise.
             unsafe {
                 room.send(stream, layout.bytes())?;
-                let blocks = work.workers.len() - 1;
-                function.launch(stream, grid(blocks, spec.shared_bytes()), &p)?;
+                kind.launch(&function, stream, work.workers.len() - 1, &p)?;
                 if work.partials > 0 {
-                    let blocks = (work.units.len() * spec.rows()).div_ceil(MERGED);
-                    let merge = work::merge_of(&spec, &p, &work);
-                    self.merge_units.launch(stream, grid(blocks, 0), &merge)?;
+                    let rows = work.units.len() * kind.rows();
+                    let merge = kind.merge_of(&p, &work);
+                    self.merge_units.launch(stream, merge_grid(rows), &merge)?;
                 }
             }
             Ok(())
@@ -168,7 +177,7 @@ impl Attention {
             // SAFETY: as in `launch`.
             unsafe {
                 room.send(stream, bytes.len())?;
-                self.merge_parts.launch(stream, grid((rows * heads).div_ceil(MERGED), 0), &p)
+                self.merge_parts.launch(stream, merge_grid(rows * heads), &p)
             }
         })();
         self.rooms.give(room, stream)?;

@@ -1,7 +1,7 @@
 //! A call that is repeated with other lists, as one graph.
 
 use super::tables::{Layout, Tables};
-use super::{Attention, MERGED, Room, grid};
+use super::{Attention, Kind, Room, merge_grid};
 use crate::attend::{Listed, Out, Params, Queries};
 use crate::cuda::params::AttendParams;
 use crate::cuda::work::{self, AttendSpec, PlanRoom, Work};
@@ -25,6 +25,7 @@ pub struct Replay {
     room: Room,
     layout: Layout,
     /// What stays: the kernel, the addresses, and the size of the plan.
+    kind: Kind,
     spec: AttendSpec,
     params: AttendParams,
     workers: usize,
@@ -49,8 +50,9 @@ impl Attention {
         most: Capacity,
     ) -> Result<Replay, TrialError> {
         let (spec, p) = work::describe(queries, listed, params, out)?;
-        let (function, workers) = self.kernel(&spec, stream)?;
-        let work = Work::new(queries, listed, params, spec.rows(), workers)?;
+        let kind = Kind::of((&spec, &p), (queries, listed), self.device.info());
+        let (function, workers) = self.kernel(&kind, stream)?;
+        let work = Work::new(queries, listed, params, kind.rows(), workers)?;
         let (tables, units) = (Tables::new(queries, listed, params, &work), work.units.len());
         let layout = tables.layout_for(units, workers, most.lists, most.items);
         if !layout.fits(&tables) {
@@ -59,23 +61,22 @@ impl Attention {
             return Err(Error::Launch { what: "call to capture", expected, found }.into());
         }
         let partials = PlanRoom::new(units, workers).partials;
-        let room = Room::new(&self.device, layout.bytes(), spec.part_bytes(partials))?;
-        let told = room.parts_of(&spec, partials, AttendParams { lse2, ..p });
+        let room = Room::new(&self.device, layout.bytes(), kind.part_bytes(partials)[1])?;
+        let told = room.parts_of(&kind, partials, AttendParams { lse2, ..p });
         let told = layout.address(room.device.address(), told);
-        let merge = work::merge_of(&spec, &told, &work);
-        let merge_blocks = (units * spec.rows()).div_ceil(MERGED);
+        let (merge, merge_rows) = (kind.merge_of(&told, &work), units * kind.rows());
         let merge_units = &self.merge_units;
         let graph = stream.capture(|| {
             // SAFETY: the room is the graph's; the rest is the caller's promise.
             unsafe {
                 room.send(stream, layout.bytes())?;
-                function.launch(stream, grid(workers, spec.shared_bytes()), &told)?;
-                merge_units.launch(stream, grid(merge_blocks, 0), &merge)
+                kind.launch(&function, stream, workers, &told)?;
+                merge_units.launch(stream, merge_grid(merge_rows), &merge)
             }
         })?;
         room.done.record(stream)?;
         let _kernels = [function, self.merge_units.clone()];
-        Ok(Replay { graph, _kernels, room, layout, spec, params: p, workers, units })
+        Ok(Replay { graph, _kernels, room, layout, kind, spec, params: p, workers, units })
     }
 }
 
@@ -95,7 +96,7 @@ impl Replay {
         out: &Out,
     ) -> Result<(), TrialError> {
         let (spec, p) = work::describe(queries, listed, params, out)?;
-        let work = Work::new(queries, listed, params, spec.rows(), self.workers)?;
+        let work = Work::new(queries, listed, params, self.kind.rows(), self.workers)?;
         let tables = Tables::new(queries, listed, params, &work);
         let same = (spec, p, work.units.len()) == (self.spec, self.params, self.units);
         if !same || !self.layout.fits(&tables) {

@@ -1,7 +1,7 @@
 //! Memory of calls on their way.
 
+use super::kind::Kind;
 use crate::cuda::params::AttendParams;
-use crate::cuda::work::AttendSpec;
 use crate::cuda::{Buffer, Device, Error, Event, Pinned, Stream};
 
 /// Calls that may be on their way at once.
@@ -21,13 +21,6 @@ pub(super) struct Room {
 /// Rooms of the last calls, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Rooms(Vec<Room>);
-
-impl AttendSpec {
-    /// Bytes of so many partial results.
-    pub(super) fn part_bytes(&self, partials: usize) -> usize {
-        partials * self.rows() * (self.dim + 1) * size_of::<f32>()
-    }
-}
 
 impl Room {
     pub(super) fn new(device: &Device, bytes: usize, parts: usize) -> Result<Room, Error> {
@@ -49,14 +42,9 @@ impl Room {
     }
 
     /// Where so many partial results go.
-    pub(super) fn parts_of(
-        &self,
-        spec: &AttendSpec,
-        partials: usize,
-        p: AttendParams,
-    ) -> AttendParams {
+    pub(super) fn parts_of(&self, kind: &Kind, partials: usize, p: AttendParams) -> AttendParams {
         let part_o = self.parts.address();
-        let outputs = partials * spec.rows() * spec.dim * size_of::<f32>();
+        let [outputs, _] = kind.part_bytes(partials);
         AttendParams { part_o, part_lse2: part_o + outputs as u64, ..p }
     }
 }

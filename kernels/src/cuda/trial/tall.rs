@@ -4,17 +4,13 @@ use bytemuck::Pod;
 
 use super::{Memory, Results, Trial, TrialError, Upload, lists};
 use crate::attend::{BlockLists, DraftKeys, Listed, Params, Queries, Trees};
+use crate::cuda::attention::{FEW_ROWS, HOPPER};
 use crate::cuda::params::{
     AttendParams, MergePartsParams, Part, PrefillParams, TreeParams, type_code,
 };
 use crate::cuda::work::{PrefillSpec, TreeSpec, TreeWork, Work, describe_prefill, describe_tree};
 use crate::cuda::{ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, Device, Stream};
 use crate::{DType, KvPool, PageLists};
-
-/// Rows of a sequence and KV head that the kernel of few rows takes in one unit.
-const FEW_ROWS: usize = 64;
-/// Compute capability 9.0, as [`DeviceInfo`](crate::cuda::DeviceInfo) writes it.
-const HOPPER: u32 = 90;
 
 impl Trial {
     /// Attention of many rows over pages, or over listed blocks of them, with `wgmma` if that is wanted and GPU,
