@@ -165,8 +165,11 @@ fn what_it_holds_stays_what_it_was() {
     assert!(opened.iter().all(|o| o.threads <= before.threads + 2 + 8), "{opened:?}");
     for (what, laps) in [("open", opened), ("closed", closed)] {
         let resident: Vec<u64> = laps.iter().map(|held| held.resident).collect();
-        let most = |laps: &[u64]| laps.iter().copied().max().unwrap();
-        let (warm, last) = (most(&resident[..resident.len() / 2]), most(&resident));
+        let (first, second) = resident.split_at(resident.len() / 2);
+        // A lap in which the disk was slow holds more for a while; what leaks is there in all later laps.
+        let mut later = second.to_vec();
+        later.sort_unstable();
+        let (warm, last) = (first.iter().copied().max().unwrap(), later[later.len() / 2]);
         println!("soak: resident while {what}: {warm} bytes, then {last}");
         assert!(last <= warm + warm / 100 + SLACK, "while {what}: {resident:?}");
     }
