@@ -30,7 +30,7 @@ fn folder() -> TempDir {
     });
     let tree = TreeSpec { dim: 64, dtype: DType::Bf16 }.macros();
     let tree = [("attend_tree.cu", tree.clone(), ATTEND_TREE.with(tree))];
-    let tier = gpu::tier(64, DType::Bf16);
+    let tier = [gpu::tier(64, DType::Bf16), gpu::choosing(64, DType::Bf16, 3).to_vec()].concat();
     gpu::make(folder.path(), &[&tier[..], &tall, &tree, &gpu::plain()].concat());
     folder
 }

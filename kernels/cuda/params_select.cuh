@@ -53,12 +53,13 @@ struct VoteParams {
     u64 scores, counts;        // f32 [rows][KV heads * group][scores_row]; u32 [rows][KV heads]: how many
     u64 lse2;                  // f32 [rows][KV heads * group]: what else is in each softmax, or 0
     u64 out, out_lse2;         // f32 [rows][KV heads][out_row]; as lse2 with the scores in it, or 0
+    u64 from;                  // u32 [rows][KV heads]: the first score that is in its softmax; 0: all are
     i64 scores_row, out_row;
     float scale;               // of the scores, to units of log2; masses only
     u32 group, fold, zero;
 };
-KV_AT(VoteParams, scale, 56);
-KV_SIZE(VoteParams, 72);
+KV_AT(VoteParams, scale, 64);
+KV_SIZE(VoteParams, 80);
 
 /// K15: units' segments by worker, from the lengths of their lists.
 struct PlanParams {

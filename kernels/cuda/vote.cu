@@ -4,7 +4,8 @@
 //   entry    parameters    blocks             threads   shared memory
 //   vote     VoteParams    rows * KV heads    512       128 + 4 * group
 //
-// No macros. Masses are 2^(scale x - lse) with the log-sum-exp over all of a head's scores and what `lse2` adds.
+// No macros. Masses are 2^(scale x - lse) with the log-sum-exp over a head's scores, or those from one on, and
+// what `lse2` adds.
 // A NaN score counts for nothing in the lse; its unit's mass is NaN, as is that of an infinite score.
 #include "numbers.cuh"
 #include "params_select.cuh"
@@ -50,11 +51,12 @@ KV_FN float join_masses(u32 how, float a, float b) {
 KV_KERNEL(vote, VoteParams, THREADS, 2) {
     i64 first = static_cast<i64>(kv::block()) * p.group; // of the group's query heads
     u32 n = load<u32>(p.counts, kv::block()), turn = 0;
+    u32 from = p.from ? load<u32>(p.from, kv::block()) : 0;
     const float* scores = reinterpret_cast<const float*>(p.scores) + first * p.scores_row;
     float* out = reinterpret_cast<float*>(p.out) + kv::block() * p.out_row;
     bool masses = p.fold >= KV_FOLD_MASS;
     for (u32 g = 0; masses && g < p.group; g++) {
-        float lse = lse_of(scores + g * p.scores_row, n, p.scale, turn);
+        float lse = lse_of(scores + g * p.scores_row + from, n - from, p.scale, turn);
         lse = p.lse2 ? join_lse(lse, load<float>(p.lse2, first + g)) : lse;
         if (kv::tid() == 0) {
             kv::sts(LSE_AT + g * 4, reference(lse));

@@ -6,9 +6,10 @@ use half::bf16;
 use kvist_kernels::attend::{Listed, Out, Queries};
 use kvist_kernels::cuda::params::Fold;
 use kvist_kernels::cuda::{
-    Attention, Buffer, Capacity, Error as GpuError, SelectedStep, StepMemory, StepRow, StepShape,
-    Stream, TrialError,
+    Attention, Buffer, Capacity, SelectedStep, StepChoice, StepMemory, StepRow, StepShape, Stream,
+    TrialError,
 };
+use kvist_kernels::summary::{self, BoxedSpec, TILE};
 use kvist_kernels::{DType, KvLayout, KvPool, PageLists, Tensor3, Tensor3Mut};
 
 use super::Gpu;
@@ -18,8 +19,14 @@ const SHAPE: Shape = Shape { q_heads: 32, kv_heads: 8, head_dim: 128 };
 /// Batch and context of the rows, without `--context`.
 const ROWS: [(usize, usize); 3] = [(1, 32 << 10), (1, 128 << 10), (8, 128 << 10)];
 const PAGE: usize = 64;
-/// Tokens that are chosen at once.
-const UNITS: [usize; 2] = [16, 64];
+/// What is chosen: units of so many tokens by their boxes, or tokens by codes of so many planes.
+const CHOICES: [(&str, StepChoice); 3] = [
+    ("units of 16", StepChoice::Units { tokens: 16, cell: 4, fold: Fold::Max }),
+    ("units of 64", StepChoice::Units { tokens: 64, cell: 1, fold: Fold::Max }),
+    ("tokens", StepChoice::Tokens { planes: 3 }),
+];
+/// Distinct cells of codes; a GPU's cache does not tell them apart.
+const CELLS: usize = 128;
 /// Tokens that a query reads, without `--budget`.
 const BUDGET: usize = 2048;
 /// Replays between two waits.
@@ -34,7 +41,8 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
     };
     for shape in options.shapes(&[SHAPE])? {
         for &(batch, context) in &rows {
-            for unit in UNITS {
+            for (name, choice) in CHOICES {
+                let unit = if let StepChoice::Units { tokens, .. } = choice { tokens } else { 1 };
                 let budget = options.budget.as_ref().and_then(|b| b.first().copied());
                 let wanted = budget.unwrap_or(BUDGET).min(context / 2).div_ceil(unit).max(2);
                 let step = StepShape {
@@ -44,16 +52,14 @@ pub(crate) fn run(options: &Options, sink: &mut Sink) -> Result<(), Error> {
                     dim: shape.head_dim,
                     dtype: DType::Bf16,
                     q_dtype: DType::Bf16,
-                    unit_tokens: unit,
+                    choice,
                     page_tokens: PAGE,
-                    cell_units: PAGE / unit,
                     pages_max: context.div_ceil(PAGE),
                     wanted_max: wanted,
-                    fold: Fold::Max,
                     scale: 1.0 / (shape.head_dim as f32).sqrt(),
                     soft_cap: 0.0,
                 };
-                row(&gpu, &own, step, context, options, sink)?;
+                row(&gpu, &own, (name, step), context, options, sink)?;
             }
         }
     }
@@ -70,10 +76,38 @@ struct Tensors {
     lse2: Buffer,
     chosen: Buffer,
     chosen_n: Buffer,
+    candidates: Buffer,
+}
+
+/// Boxes of units, or boxed codes, of random keys.
+fn cells(s: &StepShape, drawn: &[bf16]) -> Result<Vec<u8>, kvist_kernels::Error> {
+    let n = s.rows() * s.cells_max();
+    match s.choice {
+        StepChoice::Units { cell, .. } => {
+            let boxes = drawn.chunks_exact(s.dim).cycle().take(n * cell).flat_map(|row| {
+                let above = row.iter().map(|x| bf16::from_f32(x.to_f32().abs() + 1.0));
+                let below = row.iter().map(|x| bf16::from_f32(-x.to_f32().abs() - 1.0));
+                above.chain(below)
+            });
+            Ok(boxes.flat_map(bf16::to_le_bytes).collect())
+        }
+        StepChoice::Tokens { planes } => {
+            let spec = BoxedSpec::new(s.dim, planes as u32)?;
+            let mut cells = vec![0u8; CELLS * spec.cell_bytes()];
+            let tiles = drawn.chunks_exact(TILE * s.dim);
+            for (cell, keys) in cells.chunks_exact_mut(spec.cell_bytes()).zip(tiles) {
+                let rows: Vec<*const u8> = keys.chunks(s.dim).map(|x| x.as_ptr().cast()).collect();
+                // SAFETY: 64 keys.
+                unsafe { summary::build_boxed(&spec, s.dtype, &rows, cell) }
+            }
+            let all = cells.chunks_exact(spec.cell_bytes()).cycle().take(n);
+            Ok(all.flatten().copied().collect())
+        }
+    }
 }
 
 impl Tensors {
-    fn new(gpu: &Gpu, s: &StepShape) -> Result<Tensors, GpuError> {
+    fn new(gpu: &Gpu, s: &StepShape) -> Result<Tensors, TrialError> {
         let mut rng = Rng::new(71);
         let drawn: Vec<bf16> = rng.normals(1 << 20).into_iter().map(bf16::from_f32).collect();
         let put = |numbers: usize| {
@@ -81,25 +115,16 @@ impl Tensors {
             gpu.device.buffer_of(&gpu.stream, &data)
         };
         let (frames, q_heads) = (s.rows() * s.pages_max, s.kv_heads * s.group);
-        let boxes: Vec<bf16> = drawn
-            .chunks_exact(s.dim)
-            .cycle()
-            .take(s.rows() * s.cells_max() * s.cell_units)
-            .flat_map(|row| {
-                let above = row.iter().map(|x| bf16::from_f32(x.to_f32().abs() + 1.0));
-                let below = row.iter().map(|x| bf16::from_f32(-x.to_f32().abs() - 1.0));
-                above.chain(below)
-            })
-            .collect();
         Ok(Tensors {
             q: put(s.sequences * q_heads * s.dim)?,
             pages: put(frames * 2 * s.page_tokens * s.dim)?,
-            cells: gpu.device.buffer_of(&gpu.stream, &boxes)?,
+            cells: gpu.device.buffer_of(&gpu.stream, &cells(s, &drawn)?)?,
             order: Rng::new(72).permutation(frames),
             o: gpu.device.buffer(s.sequences * q_heads * s.dim * 4)?,
             lse2: gpu.device.buffer(s.sequences * q_heads * 4)?,
             chosen: gpu.device.buffer(s.rows() * s.wanted_max * 4)?,
             chosen_n: gpu.device.buffer(s.rows() * 4)?,
+            candidates: gpu.device.buffer(s.rows() * s.candidates_max() * 4)?,
         })
     }
 
@@ -113,6 +138,7 @@ impl Tensors {
             lse2: self.lse2.address(),
             chosen: self.chosen.address(),
             chosen_n: self.chosen_n.address(),
+            candidates: self.candidates.address(),
         }
     }
 
@@ -128,7 +154,9 @@ impl Tensors {
         let lists = step.lists()?;
         lists.frames.copy_from_slice(&self.order);
         lists.cells.iter_mut().zip(0..).for_each(|(to, cell)| *to = cell);
-        let row = StepRow { tokens: context, keep: [1, 1], wanted: s.wanted_max };
+        // Of tokens, those that no cell speaks of.
+        let last = if s.unit_tokens() > 1 { 1 } else { (context % TILE).max(1) };
+        let row = StepRow { tokens: context, keep: [1, last], wanted: s.wanted_max };
         step.set_rows(&vec![row; s.rows()])?;
         // SAFETY: the step outlives it.
         unsafe { step.send_lists(own)? }
@@ -140,12 +168,12 @@ impl Tensors {
 fn row(
     gpu: &Gpu,
     own: &Stream,
-    s: StepShape,
+    (name, s): (&str, StepShape),
     context: usize,
     options: &Options,
     sink: &mut Sink,
 ) -> Result<(), Error> {
-    let tensors = Tensors::new(gpu, &s).map_err(TrialError::from)?;
+    let tensors = Tensors::new(gpu, &s)?;
     let step = tensors.step(gpu, own, s, context)?;
     // SAFETY: step and tensors outlive the replays, which `timed` waits for.
     let graph = own.capture(|| unsafe { step.queue(own) });
@@ -154,7 +182,7 @@ fn row(
     let selected = timed(own, options, || Ok(unsafe { graph.launch(own) }?))?;
     let dense = dense(gpu, own, &s, context, &tensors, options)?;
     let params = gpu.params().with("batch", s.sequences).with("context", context);
-    let params = params.with("unit", s.unit_tokens).with("tokens", s.wanted_max * s.unit_tokens);
+    let params = params.with("choice", name).with("tokens", s.wanted_max * s.unit_tokens());
     let line = Line::new("gpu-select", params, selected.median * 1e6, "us")
         .peer("dense", dense.median * 1e6)
         .best(selected.best * 1e6)

@@ -33,6 +33,7 @@ mod nvrtc;
 pub mod params;
 mod pinned;
 mod probe;
+mod program;
 mod reader;
 mod step;
 mod table;
@@ -59,7 +60,7 @@ pub use nvrtc::{Compiled, Nvrtc};
 pub use pinned::{Pinned, Registered};
 pub use probe::{CompilerInfo, Probe, probe};
 pub use reader::{Reader, Strided};
-pub use step::{SelectedStep, StepLists, StepMemory, StepRow, StepShape};
+pub use step::{SelectedStep, StepChoice, StepLists, StepMemory, StepRow, StepShape};
 pub use table::{
     ATTEND_CODES, ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, ATTEND_TREE, BOXED, COLUMNS,
     EXPW, KMEANS, MERGE, PLAN, QUANT, ROPE, SCORE, SELECT, SHIPPED, TOKENS, TRANSFER, VOTE, WRITE,

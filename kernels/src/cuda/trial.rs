@@ -6,9 +6,11 @@ use std::fmt::Debug;
 
 use bytemuck::Pod;
 
+use super::program::Program;
+
 use super::params::AttendParams;
 use super::work::{self, AttendSpec, Work};
-use super::{ATTEND_PAGES, Buffer, Device, Error, Function, Grid, Kernel, MERGE, Macros, Stream};
+use super::{ATTEND_PAGES, Buffer, Device, Error, Function, Kernel, MERGE, Macros, Stream};
 use crate::Tensor3Mut;
 use crate::attend::{Listed, Out, Params, Queries};
 
@@ -39,30 +41,9 @@ pub struct Memory<'a, T> {
 #[derive(Debug)]
 pub struct Trial {
     stream: Stream,
-    steps: Vec<Box<dyn Step>>,
+    program: Program,
     results: Results,
     _kept: Vec<Buffer>,
-}
-
-/// A launch with all it needs.
-trait Step: Debug {
-    fn launch(&self, stream: &Stream) -> Result<(), Error>;
-}
-
-/// An entry point with the struct that it takes, whose addresses are all of buffers that the trial keeps.
-#[derive(Debug)]
-struct Launch<P> {
-    function: Function,
-    grid: Grid,
-    params: P,
-}
-
-impl<P: Pod + Debug> Step for Launch<P> {
-    fn launch(&self, stream: &Stream) -> Result<(), Error> {
-        // SAFETY: the struct is that of the source; its addresses are of buffers that are kept; the stream
-        // orders the steps.
-        unsafe { self.function.launch(stream, self.grid, &self.params) }
-    }
 }
 
 /// Outputs f32 `[rows, q_heads, dim]` and base-2 log-sum-exps `[rows, q_heads]`.
@@ -101,12 +82,12 @@ struct Upload<'a> {
     device: &'a Device,
     stream: &'a Stream,
     kept: Vec<Buffer>,
-    steps: Vec<Box<dyn Step>>,
+    program: Program,
 }
 
 impl<'a> Upload<'a> {
     fn new(device: &'a Device, stream: &'a Stream) -> Upload<'a> {
-        Upload { device, stream, kept: Vec::new(), steps: Vec::new() }
+        Upload { device, stream, kept: Vec::new(), program: Program::default() }
     }
 
     fn put<T: Pod>(&mut self, data: &[T]) -> Result<u64, Error> {
@@ -177,27 +158,15 @@ impl<'a> Upload<'a> {
         Ok((function, (blocks * self.device.info().multiprocessors) as usize))
     }
 
-    /// Adds a step of so many blocks.
-    fn step<P: Pod + Debug>(
-        &mut self,
-        function: Function,
-        (blocks, threads, shared_bytes): (usize, u32, usize),
-        params: P,
-    ) {
-        let blocks = [blocks.max(1) as u32, 1, 1];
-        let grid = Grid { blocks, threads, shared_bytes: shared_bytes as u32 };
-        self.steps.push(Box::new(Launch { function, grid, params }));
-    }
-
     /// Adds a merge of partial results or parts.
-    fn merge<P: Pod + Debug>(
+    fn merge<P: Pod + Debug + Send + Sync>(
         &mut self,
         entry: &'static str,
         rows: usize,
         p: P,
     ) -> Result<(), Error> {
         let (function, _) = self.function((&MERGE, Macros::new()), entry, (128, 0))?;
-        self.step(function, (rows.div_ceil(4), 128, 0), p);
+        self.program.push(function, (rows.div_ceil(4), 128, 0), p);
         Ok(())
     }
 
@@ -217,14 +186,14 @@ impl<'a> Upload<'a> {
         let p = self.tensors(memory, results.told(p))?;
         let p = lists(self, queries, listed, params, p)?;
         let p = self.work(&work, (spec.rows(), spec.dim), p)?;
-        self.step(function, (work.workers.len() - 1, 128, shared), p);
+        self.program.push(function, (work.workers.len() - 1, 128, shared), p);
         let merge = work::merge_of(&spec, &p, &work);
         self.merge("merge_units", work.units.len() * spec.rows(), merge)?;
         Ok(())
     }
 
     fn finish(self, results: Results) -> Trial {
-        Trial { stream: self.stream.clone(), steps: self.steps, results, _kept: self.kept }
+        Trial { stream: self.stream.clone(), program: self.program, results, _kept: self.kept }
     }
 }
 
@@ -251,7 +220,8 @@ impl Trial {
     /// # Errors
     /// Those of [`Function::launch`].
     pub fn launch(&self) -> Result<(), Error> {
-        self.steps.iter().try_for_each(|step| step.launch(&self.stream))
+        // SAFETY: addresses are all of buffers that this keeps; structs are those of the sources.
+        unsafe { self.program.queue(&self.stream) }
     }
 
     /// Waits, and returns outputs `[rows, q_heads, dim]` and base-2 log-sum-exps `[rows, q_heads]`.

@@ -80,8 +80,8 @@ pub(crate) fn child(folder: &Path) {
     let stream = unsafe { device.stream(null_mut()) };
     let mut all: Vec<Specialisation> = kernels(&SPECS).into_iter().map(|(.., of)| of).collect();
     assert_eq!(device.warm_up(&all).unwrap().loaded, SPECS.len() + 4);
-    all = step::STEP.kernels();
-    assert_eq!(device.warm_up(&all).unwrap().loaded, 1, "what is not there yet");
+    all = [step::STEP.kernels(), step::TOKENS.kernels()].concat();
+    assert_eq!(device.warm_up(&all).unwrap().loaded, 5, "what is not there yet");
     let device = Arc::new(device);
     let attention = Attention::new(&device, &stream).unwrap();
     let mut gpu = Gpu { own: device.new_stream().unwrap(), attention, device, stream };
@@ -98,6 +98,7 @@ pub(crate) fn child(folder: &Path) {
     }
     gpu.replays();
     gpu.selects();
+    gpu.selects_tokens();
     gpu.reads();
     gpu.refuses();
     println!("{calls} calls");

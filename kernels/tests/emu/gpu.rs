@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use kvist_kernels::DType;
-use kvist_kernels::cuda::work::{AttendSpec, PrefillSpec, ScoreSpec};
+use kvist_kernels::cuda::work::{AttendSpec, BoxedScoreSpec, PrefillSpec, ScoreSpec, TokensSpec};
 use kvist_kernels::cuda::{
-    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, Arch, Image, Kernel, MERGE, Macros, PLAN,
-    SCORE, SELECT, Specialisation, TRANSFER, Target, Version,
+    ATTEND_PAGES, ATTEND_PREFILL, ATTEND_PREFILL_HOPPER, Arch, BOXED, Image, Kernel, MERGE, Macros,
+    PLAN, SCORE, SELECT, Specialisation, TOKENS, TRANSFER, Target, VOTE, Version,
 };
 
 use crate::toolchain;
@@ -37,6 +37,17 @@ pub(crate) fn plain() -> [Played; 4] {
         of("transfer.cu", &TRANSFER),
         of("plan.cu", &PLAN),
         of("select.cu", &SELECT),
+    ]
+}
+
+/// What choosing tokens by boxed codes needs.
+pub(crate) fn choosing(dim: usize, dtype: DType, planes: u32) -> [Played; 3] {
+    let codes = BoxedScoreSpec { dim, planes: planes as usize }.macros();
+    let tokens = TokensSpec { dim, dtype, slots: true }.macros();
+    [
+        ("boxed.cu", codes.clone(), BOXED.with(codes)),
+        ("tokens.cu", tokens.clone(), TOKENS.with(tokens)),
+        ("vote.cu", Macros::new(), VOTE.with(Macros::new())),
     ]
 }
 

@@ -17,6 +17,8 @@ struct Case {
     scores: Vec<f32>,
     /// What else the query heads see.
     lse2: Option<Vec<f32>>,
+    /// The first score of each row that is in its softmax.
+    from: Option<Vec<u32>>,
 }
 
 #[derive(PartialEq)]
@@ -41,6 +43,7 @@ fn run(
         lse2: case.lse2.as_ref().map_or(0, |l| l.as_ptr() as u64),
         out: out.as_ptr() as u64,
         out_lse2: lse2.as_ptr() as u64,
+        from: case.from.as_ref().map_or(0, |from| from.as_ptr() as u64),
         scores_row: width as i64,
         out_row: width as i64 + 1,
         scale: SCALE,
@@ -51,6 +54,7 @@ fn run(
     let memory = [
         Memory::read(&case.scores),
         Memory::read(&case.counts),
+        Memory::read(case.from.as_deref().unwrap_or(&[])),
         Memory::read(case.lse2.as_deref().unwrap_or(none)),
         Memory::write(&mut out),
         Memory::write(&mut lse2),
@@ -67,7 +71,10 @@ fn on_cpu(case: &Case, row: usize, vote: Vote) -> Votes {
     let est = &case.scores[row * group * width..][..group * width];
     let (mut out, none) = (vec![0f32; n], vec![f32::NEG_INFINITY; group]);
     let mut lse2 = case.lse2.as_ref().map_or(none, |l| l[row * group..][..group].to_vec());
-    select::lse2_strided(est, width, n, SCALE, &mut lse2);
+    let from = case.from.as_ref().map_or(0, |from| from[row] as usize);
+    if from < n {
+        select::lse2_strided(&est[from..], width, n - from, SCALE, &mut lse2);
+    }
     match vote {
         Vote::Max => select::fold_max(est, width, group, &mut out),
         Vote::Mean => select::fold_mean(est, width, group, &mut out),
@@ -124,7 +131,10 @@ fn build(kind: usize, group: usize, counts: &[u32], others: bool) -> Case {
         });
     }
     let lse2 = others.then(|| (0..counts.len() * group).map(|_| random.normal() * 5.0).collect());
-    Case { group, width, counts: counts.to_vec(), scores, lse2 }
+    // Of every other kind of case.
+    let from = (others && kind == 0)
+        .then(|| counts.iter().map(|&n| n / 3 + n % 2 * n.div_ceil(3)).collect());
+    Case { group, width, counts: counts.to_vec(), scores, lse2, from }
 }
 
 const VOTES: [Vote; 5] = [Vote::Max, Vote::Sum, Vote::Mean, Vote::Mass, Vote::MassMax];
@@ -134,6 +144,8 @@ pub(crate) fn grid() {
     for vote in VOTES {
         check(&kernels, &build(0, 4, &[0, 1, 255, 257, 1000], false), vote);
         check(&kernels, &build(0, 1, &[33, 0, 600], true), vote);
+        let none = build(0, 2, &[64, 7], true);
+        check(&kernels, &Case { from: Some(none.counts.clone()), ..none }, vote);
         check(&kernels, &build(1, 24, &[300], true), vote);
         check(&kernels, &build(2, 3, &[40], false), vote);
         check(&kernels, &build(2, 3, &[40], true), vote);

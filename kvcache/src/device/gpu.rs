@@ -20,7 +20,7 @@ use super::steps::Steps;
 use super::wanted::{self, Lists, Part};
 use crate::Geometry;
 use crate::arena::Arena;
-use crate::summaries::{Spec, Store};
+use crate::summaries::Store;
 
 /// The end of the copies that were queued last, and how often copies were.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub(super) struct Gpu {
     /// Before the frames that they name.
     pub(super) steps: Steps,
     pub(super) pages: Mirror,
-    /// Boxes of units of tokens, where the cache's selector goes by those.
+    /// Boxes of units of tokens, or boxed codes, where the cache's selector goes by those.
     pub(super) summaries: Option<Mirror>,
     outputs: Outputs,
     pub(super) arrival: Arrival,
@@ -103,7 +103,7 @@ pub(super) struct Home<'a> {
     pub(super) pages: &'a Arc<Arena>,
     /// Bytes of it that are there for good.
     pub(super) mapped: u64,
-    /// Boxes by which the GPU can choose.
+    /// Summaries by which the GPU can choose.
     pub(super) boxes: Option<&'a Store>,
 }
 
@@ -114,11 +114,10 @@ impl Home<'_> {
         CellShape { planes: 2, rows: g.page_tokens, row_bytes: g.dim_k * g.dtype.size() }
     }
 
-    /// Boxes of units.
+    /// Boxes of units, or codes of a tile.
     fn cell(&self) -> Option<(&Store, CellShape)> {
         let store = self.boxes?;
-        let Spec::Units(units) = store.spec else { return None };
-        let (rows, row_bytes) = (units.units(), units.row_bytes());
+        let (rows, row_bytes) = select::rows(store)?;
         Some((store, CellShape { planes: 1, rows, row_bytes }))
     }
 

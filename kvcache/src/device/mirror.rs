@@ -77,6 +77,11 @@ impl Mirror {
         self.copies.queue(stream, &self.arena, self.base, moves)
     }
 
+    /// Frames, or mapped cells, whichever are more.
+    pub(super) fn places(&self) -> usize {
+        self.copies.mapped().map_or(0, |(_, cells)| cells).max(self.count)
+    }
+
     /// Where the GPU reads a cell in place, if it can.
     fn in_place(&self, cell: u32) -> Option<u32> {
         let mapped = self.copies.mapped().map_or(0, |(_, cells)| cells);

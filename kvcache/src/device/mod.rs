@@ -133,7 +133,7 @@ impl DeviceTier {
     ) -> Result<DeviceTier, Error> {
         let _visit = Visit::new();
         check(geometry, pages)?;
-        let boxes = store.filter(|store| select::unit_tokens(store).is_some());
+        let boxes = store.filter(|store| options.selects && select::rows(store).is_some());
         let home = Home { geometry, pages, mapped, boxes };
         let lent = options.memory.as_ref().map(|lent| lent.lock().take());
         if lent == Some(None) {

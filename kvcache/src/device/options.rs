@@ -37,6 +37,7 @@ pub struct DeviceOptions {
     pub(super) zero_copy: bool,
     pub(super) optional: bool,
     pub(super) ahead: bool,
+    pub(super) selects: bool,
     pub(super) compiler: Option<Arc<Compiler>>,
     pub(super) limits: Limits,
 }
@@ -51,6 +52,7 @@ impl Default for DeviceOptions {
             zero_copy: true,
             optional: false,
             ahead: true,
+            selects: true,
             compiler: None,
             limits: Limits::default(),
         }
@@ -116,6 +118,14 @@ impl DeviceOptions {
     #[must_use]
     pub fn prefetch(mut self, on: bool) -> DeviceOptions {
         self.ahead = on;
+        self
+    }
+
+    /// Whether the GPU chooses what queries read, where it can. Default yes; without, summaries take no memory of
+    /// the GPU, and what `boxed` reads does not depend on whether there is one.
+    #[must_use]
+    pub fn selects(mut self, on: bool) -> DeviceOptions {
+        self.selects = on;
         self
     }
 

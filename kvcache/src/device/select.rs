@@ -3,8 +3,7 @@
 
 use kvist_kernels::Tensor3;
 use kvist_kernels::attend::{self, Out};
-use kvist_kernels::cuda::params::Fold;
-use kvist_kernels::cuda::{StepRow, StepShape, TrialError};
+use kvist_kernels::cuda::{StepChoice, StepRow, StepShape, TrialError};
 use kvist_kernels::summary::UnitKind;
 
 use super::frames::Arrangement;
@@ -14,40 +13,44 @@ use super::steps::Places;
 use super::wanted::Want;
 use crate::summaries::{Spec, Store, TILE};
 
-/// One query of each of some sequences, which reads units by what their boxes promise.
+/// Rows of keys and values that a marked number of a slot can name.
+const ROWS_MOST: usize = 1 << 31;
+
+/// One query of each of some sequences, which reads what boxes and codes promise most of.
 pub(crate) struct Selection<'a> {
     pub(crate) layer: usize,
     /// `[sequences, q_heads, dim]`
     pub(crate) q: &'a Tensor3<'a>,
     /// `[sequences][kv_heads]`
     pub(crate) rows: &'a [SelectionRow<'a>],
-    /// The boxes.
+    /// The boxes, or codes.
     pub(crate) store: &'a Store,
-    pub(crate) fold: Fold,
+    pub(crate) choice: StepChoice,
     pub(crate) scale: f32,
     pub(crate) soft_cap: f32,
 }
 
-/// A KV head of a sequence: frames of its pages and cells of its boxes in the host tier, and how many units are
-/// read.
+/// A KV head of a sequence: frames of its pages and cells of its summaries in the host tier, and how much is read.
 pub(crate) struct SelectionRow<'a> {
     pub(crate) pages: &'a [u32],
     pub(crate) cells: &'a [u32],
     pub(crate) reads: StepRow,
 }
 
-/// What was read: log-sum-exps `[sequences, q_heads]` of base 2, and units of each row, ascending.
+/// What was read: log-sum-exps `[sequences, q_heads]` of base 2, and units, or tokens, of each row, ascending.
 pub(crate) struct Selected {
     pub(crate) lse2: Vec<f32>,
     pub(crate) units: Vec<Vec<u32>>,
 }
 
-/// Tokens of a unit, where boxes of units are what a store holds.
-pub(super) fn unit_tokens(store: &Store) -> Option<usize> {
+/// Rows of a cell and bytes of a row, where the GPU can choose by what a store holds.
+pub(super) fn rows(store: &Store) -> Option<(usize, usize)> {
     match store.spec {
         Spec::Units(units) if matches!(units.kind(), UnitKind::Box | UnitKind::MeanBox) => {
-            Some(units.unit_tokens())
+            Some((units.units(), units.row_bytes()))
         }
+        // Codes are written once for a whole tile.
+        Spec::Boxed(boxed) => Some((1, boxed.cell_bytes())),
         _ => None,
     }
 }
@@ -55,9 +58,9 @@ pub(super) fn unit_tokens(store: &Store) -> Option<usize> {
 impl Gpu {
     /// The step that a selection needs; none if there is none for it.
     fn shape(&self, selection: &Selection) -> Option<StepShape> {
-        let (g, unit) = (&self.geometry, unit_tokens(selection.store)?);
-        let summaries = self.summaries.as_ref()?;
-        if !std::sync::Arc::ptr_eq(&summaries.arena, &selection.store.arena) {
+        let (g, summaries) = (&self.geometry, self.summaries.as_ref()?);
+        let rows = self.pages.places() * 2 * g.page_tokens;
+        if !std::sync::Arc::ptr_eq(&summaries.arena, &selection.store.arena) || rows > ROWS_MOST {
             return None;
         }
         let most = |of: &dyn Fn(&SelectionRow) -> usize| {
@@ -70,12 +73,10 @@ impl Gpu {
             dim: g.dim_k,
             dtype: g.dtype,
             q_dtype: selection.q.dtype(),
-            unit_tokens: unit,
+            choice: selection.choice,
             page_tokens: g.page_tokens,
-            cell_units: TILE / unit,
             pages_max: most(&|row| row.pages.len()),
             wanted_max: most(&|row| row.reads.wanted),
-            fold: selection.fold,
             scale: selection.scale,
             soft_cap: selection.soft_cap,
         };
@@ -106,10 +107,13 @@ impl Gpu {
         let reads: Vec<StepRow> = selection.rows.iter().map(|row| row.reads).collect();
         ready.step.set_rows(&reads)?;
         let lists = ready.step.lists()?;
-        let units = |row: &SelectionRow| row.reads.tokens.div_ceil(shape.unit_tokens);
+        let known = |row: &SelectionRow| match shape.choice {
+            StepChoice::Units { tokens, .. } => row.reads.tokens.div_ceil(tokens),
+            StepChoice::Tokens { .. } => row.reads.tokens / TILE,
+        };
         let (mut boxes, mut rows) = (Missing::default(), Missing::default());
         for (i, row) in selection.rows.iter().enumerate() {
-            let cells = (row.cells, units(row));
+            let cells = (row.cells, known(row));
             summaries.locate(cells, (i * shape.cells_max(), lists.cells), &mut boxes);
             let own = (row.pages, row.reads.tokens);
             pages.locate(own, (i * shape.pages_max, lists.frames), &mut rows);
@@ -135,11 +139,11 @@ impl Gpu {
         let results = unsafe { ready.replay(&self.compute)? };
         let selected = Selected {
             lse2: results.lse2.to_vec(),
-            units: (0..selection.rows.len()).map(|row| results.chosen(row).to_vec()).collect(),
+            units: (0..selection.rows.len()).map(|row| results.chosen(row)).collect(),
         };
         let o = Tensor3::contiguous(results.o, selection.q.shape())?;
         attend::merge(&[(o, results.lse2)], out)?;
-        self.read(selection, &selected, shape.unit_tokens)?;
+        self.read(selection, &selected, shape.unit_tokens())?;
         Ok(Some(selected))
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvist_kernels::cuda::{
-    Buffer, Device, Error, Graph, Pinned, SelectedStep, StepMemory, StepShape, Stream, TrialError,
+    Buffer, Device, Error, Graph, Pinned, SelectedStep, StepChoice, StepMemory, StepShape, Stream,
+    TrialError,
 };
 
 /// Shapes that are kept: of batches that take turns.
@@ -29,36 +30,28 @@ pub(super) struct Places {
     pub(super) cells: u64,
 }
 
-/// Numbers of a step's results, each of four bytes.
-struct Layout {
-    o: usize,
-    lse2: usize,
-    chosen: usize,
-    chosen_n: usize,
-}
+/// Numbers of a step's results, each of four bytes: outputs, log-sum-exps, what was chosen and how much, and
+/// candidates.
+struct Layout([usize; 5]);
 
 impl Layout {
     fn new(s: &StepShape) -> Layout {
-        let heads = s.rows() * s.group;
-        Layout {
-            o: heads * s.dim,
-            lse2: heads,
-            chosen: s.rows() * s.wanted_max,
-            chosen_n: s.rows(),
-        }
+        let (rows, heads) = (s.rows(), s.rows() * s.group);
+        Layout([heads * s.dim, heads, rows * s.wanted_max, rows, rows * s.candidates_max()])
     }
 
-    /// First of each, and the end of all; outputs are at whole multiples of 16 bytes in any case.
+    /// The first of each, at multiples of 16 bytes.
     fn at(&self) -> [usize; 5] {
-        let mut at = [0; 5];
-        for (i, n) in [self.o, self.lse2, self.chosen, self.chosen_n].into_iter().enumerate() {
-            at[i + 1] = at[i] + n.next_multiple_of(4);
-        }
-        at
+        let mut end = 0;
+        self.0.map(|n| {
+            let at = end;
+            end += n.next_multiple_of(4);
+            at
+        })
     }
 
     fn bytes(&self) -> usize {
-        self.at()[4] * 4
+        (self.at()[4] + self.0[4]) * 4
     }
 }
 
@@ -69,13 +62,22 @@ pub(super) struct Results<'a> {
     pub(super) lse2: &'a [f32],
     chosen: &'a [u32],
     chosen_n: &'a [u32],
-    room: usize,
+    candidates: &'a [u32],
+    shape: StepShape,
 }
 
 impl Results<'_> {
-    /// The units that a row has read.
-    pub(super) fn chosen(&self, row: usize) -> &[u32] {
-        &self.chosen[row * self.room..][..self.chosen_n[row] as usize]
+    /// The units, or tokens, that a row has read.
+    pub(super) fn chosen(&self, row: usize) -> Vec<u32> {
+        let s = &self.shape;
+        let chosen = &self.chosen[row * s.wanted_max..][..self.chosen_n[row] as usize];
+        match s.choice {
+            StepChoice::Units { .. } => chosen.to_vec(),
+            StepChoice::Tokens { .. } => {
+                let candidates = &self.candidates[row * s.candidates_max()..];
+                chosen.iter().map(|&i| candidates[i as usize]).collect()
+            }
+        }
     }
 }
 
@@ -94,9 +96,11 @@ impl Captured {
         let (q, out) = (device.buffer(query_bytes(&shape))?, device.buffer(layout.bytes())?);
         let (queries, mut results) =
             (device.pinned(query_bytes(&shape))?, device.pinned(layout.bytes())?);
-        let [o, lse2, chosen, chosen_n, _] = layout.at().map(|n| out.address() + n as u64 * 4);
+        let [o, lse2, chosen, chosen_n, candidates] =
+            layout.at().map(|n| out.address() + n as u64 * 4);
         let Places { pages, far, cells } = places;
-        let memory = StepMemory { q: q.address(), pages, far, cells, o, lse2, chosen, chosen_n };
+        let memory =
+            StepMemory { q: q.address(), pages, far, cells, o, lse2, chosen, chosen_n, candidates };
         let step = SelectedStep::new(device, stream, shape, memory)?;
         stream.synchronize()?;
         // SAFETY: all of it is kept with the graph, and replays are over before it is touched or dropped; the
@@ -121,13 +125,14 @@ impl Captured {
         stream.synchronize()?;
         let layout = Layout::new(&self.shape);
         let at = layout.at();
-        let part = |i: usize, n: usize| &self.results.bytes()[at[i] * 4..][..n * 4];
+        let part = |i: usize| &self.results.bytes()[at[i] * 4..][..layout.0[i] * 4];
         Ok(Results {
-            o: bytemuck::cast_slice(part(0, layout.o)),
-            lse2: bytemuck::cast_slice(part(1, layout.lse2)),
-            chosen: bytemuck::cast_slice(part(2, layout.chosen)),
-            chosen_n: bytemuck::cast_slice(part(3, layout.chosen_n)),
-            room: self.shape.wanted_max,
+            o: bytemuck::cast_slice(part(0)),
+            lse2: bytemuck::cast_slice(part(1)),
+            chosen: bytemuck::cast_slice(part(2)),
+            chosen_n: bytemuck::cast_slice(part(3)),
+            candidates: bytemuck::cast_slice(part(4)),
+            shape: self.shape,
         })
     }
 }

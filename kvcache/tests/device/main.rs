@@ -25,14 +25,15 @@ use tempfile::TempDir;
 const CHILD: &str = "KVIST_DEVICE_TEST";
 
 /// Tests that run where there is a GPU.
-const PLAYED: [(&str, fn()); 12] = [
+const PLAYED: [(&str, fn()); 13] = [
     ("all pages have frames", play::roomy),
     ("the CPU reads what has no frame", play::tight),
     ("kernels read what has no frame", play::mapped),
     ("pages come before they are asked for", play::ahead),
     ("pages lie below host memory, too", play::below),
     ("prompts", play::prompts),
-    ("the GPU chooses what it reads", play::selects_itself),
+    ("the GPU chooses units", play::selects_units),
+    ("the GPU chooses tokens", play::selects_tokens),
     ("memory of the caller", play::lent),
     ("two GPUs hold one sequence", play::parallel),
     ("two threads", play::threads),
@@ -43,7 +44,8 @@ const PLAYED: [(&str, fn()); 12] = [
 /// A folder with a GPU that has the kernels of these tests.
 fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
-    gpu::make(folder.path(), &[&gpu::tier(64, DType::Bf16)[..], &gpu::plain()].concat());
+    let own = [gpu::tier(64, DType::Bf16), gpu::choosing(64, DType::Bf16, 3).to_vec()].concat();
+    gpu::make(folder.path(), &[&own[..], &gpu::plain()].concat());
     folder
 }
 

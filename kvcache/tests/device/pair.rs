@@ -134,6 +134,18 @@ impl Pair {
         }
     }
 
+    /// What both choose and find for the same queries, layer by layer.
+    pub(crate) fn choices(&mut self, sequence: usize) -> Vec<(AttendInfo, AttendInfo)> {
+        let options = AttendOptions { selected: true, ..AttendOptions::default() };
+        let of = |layer| {
+            let q = self.random.queries(1);
+            let (a, b) = &self.sequences[sequence];
+            let [a, b] = [a, b].map(|of| one(of, layer, &q.view(), &options).1);
+            (a, b)
+        };
+        (0..LAYERS).map(of).collect()
+    }
+
     /// Things that sequences do, at random.
     pub(crate) fn wander(&mut self, steps: usize) {
         self.append(0, 110);

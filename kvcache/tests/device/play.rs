@@ -34,10 +34,13 @@ fn frames(n: usize) -> DeviceOptions {
 }
 
 /// Wanders with every selector; the sum of what the GPUs did.
-fn wander(gpu: impl Fn(Builder) -> Builder) -> DeviceUse {
+fn wander(mapped: bool, gpu: DeviceOptions) -> DeviceUse {
     let mut all = DeviceUse::default();
     for (select, seed) in selects().iter().flat_map(|s| (0..SEEDS).map(move |seed| (s, seed))) {
-        let mut pair = Pair::new(gpu(base(select)), base(select), seed);
+        // What `boxed` chooses on the GPU is compared in `selects_tokens`.
+        let options = gpu.clone().selects(!matches!(select, Select::Boxed(_)));
+        let own = base(select).prefault(mapped).device(options);
+        let mut pair = Pair::new(own, base(select), seed);
         pair.wander(STEPS);
         let done = pair.gpu.device().unwrap();
         assert_eq!(done.degraded, None);
@@ -62,32 +65,32 @@ fn small(options: DeviceOptions) -> DeviceOptions {
 }
 
 pub(crate) fn roomy() {
-    let done = wander(|builder| builder.device(small(frames(256))));
+    let done = wander(false, small(frames(256)));
     assert_eq!((done.calls_on_cpu, done.pages_on_cpu, done.pages_in_place), (0, 0, 0));
-    let done = wander(|builder| builder.device(frames(256)));
+    let done = wander(false, frames(256));
     assert_eq!((done.calls_on_cpu, done.pages_on_cpu, done.pages_in_place), (0, 0, 0));
     assert!(done.page_hits > 2 * done.page_misses, "{done:?}");
 }
 
 pub(crate) fn tight() {
-    let done = wander(|builder| builder.device(frames(9)));
+    let done = wander(false, frames(9));
     assert!(done.pages_on_cpu > 0 && done.page_hits > 0, "{done:?}");
     // A mask over pages without frames is the CPU's.
     assert!(done.calls_on_cpu > 0 && done.calls > done.calls_on_cpu, "{done:?}");
     assert_eq!(done.pages_in_place, 0);
-    let again = wander(|builder| builder.device(small(frames(9))));
+    let again = wander(false, small(frames(9)));
     assert_eq!((again.page_hits, again.pages_on_cpu), (done.page_hits, done.pages_on_cpu));
-    let none = wander(|builder| builder.device(frames(0)));
+    let none = wander(false, frames(0));
     assert_eq!((none.page_hits, none.copied_bytes, none.used_bytes), (0, 0, 0));
 }
 
 pub(crate) fn mapped() {
-    let done = wander(|builder| builder.prefault(true).device(frames(9)));
+    let done = wander(true, frames(9));
     assert!(done.pages_in_place > 0 && done.page_hits > 0, "{done:?}");
     assert_eq!(done.pages_on_cpu, 0, "{done:?}");
-    wander(|builder| builder.prefault(true).device(small(frames(9))));
-    wander(|builder| builder.prefault(true).device(small(frames(256))));
-    let done = wander(|builder| builder.prefault(true).device(frames(9).zero_copy(false)));
+    wander(true, small(frames(9)));
+    wander(true, small(frames(256)));
+    let done = wander(true, frames(9).zero_copy(false));
     assert_eq!(done.pages_in_place, 0);
 }
 
@@ -181,7 +184,7 @@ pub(crate) fn prompts() {
 }
 
 /// Units of several sizes, in pages of several, chosen as the CPU chooses them.
-pub(crate) fn selects_itself() {
+pub(crate) fn selects_units() {
     let quest = |unit_tokens| Select::from(Quest { budget: 192, unit_tokens });
     let arkvale =
         ArkVale { sinks: 32, recent: 20, budget: 160, layer_wide: false, ..ArkVale::default() };
@@ -233,6 +236,43 @@ fn chosen_as_by(mut pair: Pair) {
     let done = pair.gpu.device().unwrap();
     assert_eq!(done.degraded, None);
     assert!(done.selections >= 18, "of two layers: {done:?}");
+}
+
+/// Tokens chosen by codes and then by keys: nearly those that the CPU chooses, and as good.
+pub(crate) fn selects_tokens() {
+    let (sinks, recent) = (4, 8);
+    let select = Select::Boxed(Boxed { sinks, recent, ..Boxed::with_budget(120) });
+    for (page_tokens, mapped) in [(16, false), (64, true)] {
+        let geometry = Geometry { page_tokens, ..geometry() };
+        let base = Cache::builder(geometry.clone()).host_bytes(4 << 20).select(select.clone());
+        let bytes = if mapped { 1200 } else { 4096 } / page_tokens * geometry.page_bytes();
+        let gpu = base.clone().prefault(mapped);
+        let gpu = gpu.device(DeviceOptions::default().bytes(bytes as u64));
+        let mut pair = Pair::new(gpu, base, 5);
+        pair.append(0, 500);
+        let (mut same, mut all, mut more) = (0, 0, Vec::new());
+        for step in 0..6 {
+            pair.append(0, 1 + 20 * (step / 3));
+            for (got, want) in pair.choices(0) {
+                assert_eq!(got.tokens_read, want.tokens_read);
+                more.extend(got.lse2.iter().zip(&want.lse2).map(|(a, b)| a - b));
+                let lists = got.selected.unwrap().into_iter().zip(want.selected.unwrap());
+                for (got, want) in lists {
+                    all += want.len();
+                    same += want.iter().filter(|t| got.binary_search(t).is_ok()).count();
+                    assert!(got.is_sorted_by(|a, b| a < b));
+                }
+            }
+        }
+        let done = pair.gpu.device().unwrap();
+        assert_eq!((done.selections, done.calls_on_cpu, done.degraded), (12, 0, None));
+        assert!(done.pages_in_place > 0 || !mapped);
+        assert!(same * 100 > all * 95, "{same} of {all} tokens");
+        // Log-sum-exps of what was read: single heads win or lose, together they have the same mass.
+        assert!(more.iter().all(|x| x.abs() < 0.1), "{more:?}");
+        let mean = more.iter().sum::<f32>() / more.len() as f32;
+        assert!(mean > -0.002, "{mean}");
+    }
 }
 
 /// KV-parallel over two GPUs: each holds part of the tokens, and partial results are merged.

@@ -119,6 +119,8 @@ pub struct VoteParams {
     pub out: u64,
     /// The same as `lse2` with the scores in it, or 0; for masses.
     pub out_lse2: u64,
+    /// u32 `[rows][KV heads]`: the first score that is in its softmax, no more than there are; 0: all are.
+    pub from: u64,
     /// Between rows of scores.
     pub scores_row: i64,
     /// Between rows of votes.
@@ -169,5 +171,5 @@ const _: () = {
     assert!(size_of::<BoxedParams>() == 144);
     assert!(offset_of!(TopPParams, target) == top && size_of::<TopPParams>() == top + 24);
     assert!(offset_of!(PlanParams, units_n) == 40 && size_of::<PlanParams>() == 56);
-    assert!(offset_of!(VoteParams, scale) == 56 && size_of::<VoteParams>() == 72);
+    assert!(offset_of!(VoteParams, scale) == 64 && size_of::<VoteParams>() == 80);
 };

@@ -116,7 +116,7 @@ impl Upload<'_> {
             picked: self.put(&picked)?,
             ..p
         };
-        self.step(function, (work.workers.len() - 1, threads, shared), p);
+        self.program.push(function, (work.workers.len() - 1, threads, shared), p);
         self.merge("merge_units", work.units.len() * spec.rows(), spec.merge_of(&p, &work))?;
         Ok(())
     }
@@ -137,7 +137,7 @@ impl Upload<'_> {
             ..call
         };
         let p = TreeParams { call, ancestors: self.put(&work.ancestors)? };
-        self.step(function, (work.units.len(), 128, shared), p);
+        self.program.push(function, (work.units.len(), 128, shared), p);
         Ok(())
     }
 }
