@@ -93,7 +93,8 @@ impl Rule<'_> {
             (Rule::Tokens(boxed), Spec::Boxed(spec)) => {
                 let fixed = boxed.top_p.is_none() && boxed.max_missed_mass.is_none();
                 let choice = StepChoice::Tokens { planes: spec.planes() as usize };
-                (fixed && plain && boxed.residency == 0.0).then_some(choice)
+                let anew = boxed.reuse.is_none() && boxed.residency == 0.0;
+                (fixed && plain && anew).then_some(choice)
             }
             _ => None,
         }

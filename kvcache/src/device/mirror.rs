@@ -96,6 +96,7 @@ impl Mirror {
         (first, table): (usize, &mut [u32]),
         missing: &mut Missing,
     ) {
+        let cells = &cells[..rows.div_ceil(self.rows as usize)];
         for (i, &cell) in cells.iter().enumerate() {
             let end = (rows - i * self.rows as usize).min(self.rows as usize) as u32;
             let frame = self.frames.of(cell);

@@ -13,6 +13,16 @@ use super::steps::Places;
 use super::wanted::Want;
 use crate::summaries::{Spec, Store, TILE};
 
+impl SelectionRow<'_> {
+    /// Rows of its summaries that are scored.
+    fn known(&self, choice: &StepChoice) -> usize {
+        match choice {
+            StepChoice::Units { tokens, .. } => self.reads.tokens.div_ceil(*tokens),
+            StepChoice::Tokens { .. } => self.reads.tokens / TILE,
+        }
+    }
+}
+
 /// Rows of keys and values that a marked number of a slot can name.
 const ROWS_MOST: usize = 1 << 31;
 
@@ -63,6 +73,13 @@ impl Gpu {
         if !std::sync::Arc::ptr_eq(&summaries.arena, &selection.store.arena) || rows > ROWS_MOST {
             return None;
         }
+        let has_all = |row: &SelectionRow| {
+            let cells = row.known(&selection.choice).div_ceil(summaries.rows as usize);
+            row.cells.len() >= cells && row.pages.len() * g.page_tokens >= row.reads.tokens
+        };
+        if !selection.rows.iter().all(has_all) {
+            return None;
+        }
         let most = |of: &dyn Fn(&SelectionRow) -> usize| {
             selection.rows.iter().map(of).max().unwrap_or(0).max(1).next_power_of_two()
         };
@@ -104,16 +121,13 @@ impl Gpu {
         let far = far.map_or(0, |(address, _)| address.wrapping_sub(base) as i64);
         let places = Places { pages: base, far, cells: summaries.base };
         let ready = steps.of(&self.device, &self.compute, shape, places)?;
+        let Some(ready) = ready else { return Ok(None) };
         let reads: Vec<StepRow> = selection.rows.iter().map(|row| row.reads).collect();
         ready.step.set_rows(&reads)?;
         let lists = ready.step.lists()?;
-        let known = |row: &SelectionRow| match shape.choice {
-            StepChoice::Units { tokens, .. } => row.reads.tokens.div_ceil(tokens),
-            StepChoice::Tokens { .. } => row.reads.tokens / TILE,
-        };
         let (mut boxes, mut rows) = (Missing::default(), Missing::default());
         for (i, row) in selection.rows.iter().enumerate() {
-            let cells = (row.cells, known(row));
+            let cells = (row.cells, row.known(&shape.choice));
             summaries.locate(cells, (i * shape.cells_max(), lists.cells), &mut boxes);
             let own = (row.pages, row.reads.tokens);
             pages.locate(own, (i * shape.pages_max, lists.frames), &mut rows);
@@ -134,6 +148,7 @@ impl Gpu {
         }
         self.arrival.wait(&self.compute, self.arrival.queued)?;
         let ready = self.steps.of(&self.device, &self.compute, shape, places)?;
+        let Some(ready) = ready else { return Ok(None) };
         // SAFETY: the lists name frames, which are there once copies are, and mapped pages; sequences hold what
         // is named.
         let results = unsafe { ready.replay(&self.compute)? };

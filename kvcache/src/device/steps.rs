@@ -85,34 +85,48 @@ fn query_bytes(s: &StepShape) -> usize {
     s.rows() * s.group * s.dim * s.q_dtype.size()
 }
 
-impl Captured {
+/// A step with its memory, not captured yet.
+struct Made {
+    step: SelectedStep,
+    there: [Buffer; 2],
+    queries: Pinned,
+    results: Pinned,
+}
+
+impl Made {
     fn new(
         device: &Arc<Device>,
         stream: &Stream,
         shape: StepShape,
         places: Places,
-    ) -> Result<Captured, TrialError> {
+    ) -> Result<Made, TrialError> {
         let layout = Layout::new(&shape);
-        let (q, out) = (device.buffer(query_bytes(&shape))?, device.buffer(layout.bytes())?);
-        let (queries, mut results) =
-            (device.pinned(query_bytes(&shape))?, device.pinned(layout.bytes())?);
-        let [o, lse2, chosen, chosen_n, candidates] =
-            layout.at().map(|n| out.address() + n as u64 * 4);
-        let Places { pages, far, cells } = places;
-        let memory =
-            StepMemory { q: q.address(), pages, far, cells, o, lse2, chosen, chosen_n, candidates };
+        let there = [device.buffer(query_bytes(&shape))?, device.buffer(layout.bytes())?];
+        let queries = device.pinned(query_bytes(&shape))?;
+        let results = device.pinned(layout.bytes())?;
+        let out = there[1].address();
+        let [o, lse2, chosen, chosen_n, candidates] = layout.at().map(|n| out + n as u64 * 4);
+        let (Places { pages, far, cells }, q) = (places, there[0].address());
+        let memory = StepMemory { q, pages, far, cells, o, lse2, chosen, chosen_n, candidates };
         let step = SelectedStep::new(device, stream, shape, memory)?;
         stream.synchronize()?;
+        Ok(Made { step, there, queries, results })
+    }
+}
+
+impl Captured {
+    fn new(stream: &Stream, shape: StepShape, made: Made) -> Result<Captured, Error> {
+        let Made { step, there, queries, mut results } = made;
         // SAFETY: all of it is kept with the graph, and replays are over before it is touched or dropped; the
         // arenas of pages and cells outlive all steps.
         let queue = || unsafe {
-            stream.send(q.address(), queries.bytes().as_ptr(), queries.bytes().len())?;
+            stream.send(there[0].address(), queries.bytes().as_ptr(), queries.bytes().len())?;
             step.send_lists(stream)?;
             step.queue(stream)?;
-            stream.fetch(results.bytes_mut(), out.address())
+            stream.fetch(results.bytes_mut(), there[1].address())
         };
         let graph = stream.capture(queue)?;
-        Ok(Captured { shape, graph, step, queries, results, _there: [q, out] })
+        Ok(Captured { shape, graph, step, queries, results, _there: there })
     }
 
     /// Does the step and waits for it.
@@ -139,45 +153,57 @@ impl Captured {
 
 /// Those that are ready, the one used last at the end.
 #[derive(Debug, Default)]
-pub(super) struct Steps(Vec<Captured>);
+pub(super) struct Steps {
+    ready: Vec<Captured>,
+    /// The last shape for which there was no memory: the rest of the tier goes on without its steps.
+    refused: Option<StepShape>,
+}
 
 impl Steps {
     /// Bytes of pinned memory of a step.
     fn bytes_of(s: &StepShape) -> usize {
-        let lists = s.rows() * (s.pages_max + s.cells_max() + 12) * 4;
+        let lists = s.rows() * (s.pages_max + s.cells_max() + 32) * 4;
         query_bytes(s) + Layout::new(s).bytes() + lists
     }
 
     /// Bytes of pinned memory of all, with one of this shape.
     pub(super) fn bytes_with(&self, shape: &StepShape) -> u64 {
-        let others = self.0.iter().filter(|of| of.shape != *shape);
+        let others = self.ready.iter().filter(|of| of.shape != *shape);
         let most = others.map(|of| Steps::bytes_of(&of.shape)).sum::<usize>();
         (most + Steps::bytes_of(shape)) as u64
     }
 
     /// Bytes of pinned memory of all.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.iter().map(|of| Steps::bytes_of(&of.shape) as u64).sum()
+        self.ready.iter().map(|of| Steps::bytes_of(&of.shape) as u64).sum()
     }
 
-    /// The step of a shape, captured now if it is new. All before it are over.
+    /// The step of a shape, captured now if it is new; none if there is no memory for it. All before it are over.
     pub(super) fn of(
         &mut self,
         device: &Arc<Device>,
         stream: &Stream,
         shape: StepShape,
         places: Places,
-    ) -> Result<&mut Captured, TrialError> {
-        match self.0.iter().position(|of| of.shape == shape) {
-            Some(i) => self.0[i..].rotate_left(1),
+    ) -> Result<Option<&mut Captured>, TrialError> {
+        match self.ready.iter().position(|of| of.shape == shape) {
+            Some(i) => self.ready[i..].rotate_left(1),
+            None if self.refused == Some(shape) => return Ok(None),
             None => {
-                if self.0.len() == KEPT {
-                    self.0.remove(0);
+                if self.ready.len() == KEPT {
+                    self.ready.remove(0);
                 }
-                self.0.push(Captured::new(device, stream, shape, places)?);
+                match Made::new(device, stream, shape, places) {
+                    Ok(made) => self.ready.push(Captured::new(stream, shape, made)?),
+                    Err(TrialError::Device(Error::OutOfMemory { what })) => {
+                        tracing::warn!("the CPU chooses: no memory for {what}, for {shape:?}");
+                        self.refused = Some(shape);
+                        return Ok(None);
+                    }
+                    Err(e) => return Err(e),
+                }
             }
         }
-        let Some(last) = self.0.last_mut() else { unreachable!("one was just put there") };
-        Ok(last)
+        Ok(self.ready.last_mut())
     }
 }

@@ -37,7 +37,11 @@ fn live(select: &Select, call: usize, code: u32, optional: bool) -> bool {
         pair.attend(0, 1, &AttendOptions::default());
     }
     let done = pair.gpu.device().unwrap();
-    let Some(degraded) = done.degraded else { return done.calls < pair.attended as u64 };
+    let Some(degraded) = done.degraded else {
+        // Without memory for its steps, the GPU attends to what the CPU chooses.
+        let chosen = if matches!(select, Select::Quest(_)) { done.selections } else { done.calls };
+        return done.calls.min(chosen) < pair.attended as u64;
+    };
     // Before there was a GPU, anything may be the matter.
     let cause = degraded.cause;
     match code {
