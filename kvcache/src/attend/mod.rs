@@ -42,6 +42,8 @@ use kvist_policies::{Digest, Method};
 
 pub(crate) use derive::check as check_digest;
 pub use drafts::Drafts;
+#[cfg(feature = "cuda")]
+pub(crate) use on_device::choice as device_choice;
 
 #[cfg(feature = "cuda")]
 use crate::device::Job;

@@ -24,7 +24,8 @@ pub(super) fn attend(
 ) -> Result<Option<Vec<AttendInfo>>, Error> {
     let Some(device) = &call.cache.shared.device else { return Ok(None) };
     let Some((store, rule)) = alike(call, run) else { return Ok(None) };
-    let Some(choice) = rule.choice(call, store) else { return Ok(None) };
+    let plain = call.params.soft_cap == 0.0;
+    let Some(choice) = rule.choice(plain, store) else { return Ok(None) };
     let heads = call.cache.geometry().kv_heads;
     let row = |i: usize| {
         let layer = &run.sequences[i / heads].layers[call.layer];
@@ -58,11 +59,7 @@ fn alike<'a>(call: &Call, run: &Run<'a>) -> Option<(&'a Store, Rule<'a>)> {
     let of = |sequence: &'a Sequence, head: usize| {
         let layer = &sequence.layers[call.layer];
         let store = layer.heads[head].store(sequence.selector.store.as_ref())?;
-        match sequence.selector.method(call.layer, head, layer.len) {
-            Method::Parts(parts) => Some((store, Rule::Units(parts))),
-            Method::Boxed(boxed) => Some((store, Rule::Tokens(boxed))),
-            Method::Full => None,
-        }
+        Some((store, Rule::of(sequence.selector.method(call.layer, head, layer.len))?))
     };
     let (store, rule) = of(run.sequences.first()?, 0)?;
     let same =
@@ -71,10 +68,22 @@ fn alike<'a>(call: &Call, run: &Run<'a>) -> Option<(&'a Store, Rule<'a>)> {
     all.all(|(s, head)| of(s, head).is_some_and(same)).then_some((store, rule))
 }
 
-impl Rule<'_> {
-    /// What the GPU is told of it, if it can do it.
-    fn choice(&self, call: &Call, store: &Store) -> Option<StepChoice> {
-        let plain = call.params.soft_cap == 0.0;
+/// What the GPU can choose for a selector with these summaries, if there is no soft-cap.
+pub(crate) fn choice(method: &Method, store: &Store) -> Option<StepChoice> {
+    Rule::of(method)?.choice(true, store)
+}
+
+impl<'a> Rule<'a> {
+    fn of(method: &'a Method) -> Option<Rule<'a>> {
+        match method {
+            Method::Parts(parts) => Some(Rule::Units(parts)),
+            Method::Boxed(boxed) => Some(Rule::Tokens(boxed)),
+            Method::Full => None,
+        }
+    }
+
+    /// What the GPU is told of it, if it can do it; `plain` without a soft-cap.
+    fn choice(&self, plain: bool, store: &Store) -> Option<StepChoice> {
         match (self, &store.spec) {
             (Rule::Units(parts), Spec::Units(_)) => {
                 let fold = match parts.fold {

@@ -262,8 +262,10 @@ impl Builder {
         #[cfg(feature = "cuda")]
         let device = {
             let open = |options: &crate::DeviceOptions| {
-                let (pages, store) = ((&pages, touched), selector.store.as_ref());
-                DeviceTier::open(options, &self.geometry, pages, store, &budget)
+                let method = self.select.method();
+                let chosen = |store| Some((store, crate::attend::device_choice(&method, store)?));
+                let summaries = selector.store.as_ref().and_then(chosen);
+                DeviceTier::open(options, &self.geometry, (&pages, touched), summaries, &budget)
             };
             self.device.as_ref().map(open).transpose()?
         };

@@ -129,6 +129,12 @@ impl Frames {
         self.free.len()
     }
 
+    /// Frames that are free for `wanted` cells, or whose pages may leave for them; no more are counted.
+    pub(super) fn room(&mut self, arena: &Arena, wanted: usize) -> usize {
+        let free = self.free(arena, wanted);
+        free + self.idle(wanted.saturating_sub(free)).len()
+    }
+
     /// Frames in use.
     pub(super) fn used(&self) -> usize {
         self.frames.len() - self.free.len()
@@ -246,7 +252,7 @@ impl Frames {
 
     /// Up to `n` frames whose pages may leave.
     fn idle(&mut self, n: usize) -> Vec<usize> {
-        if self.barren == self.step {
+        if n == 0 || self.barren == self.step {
             return Vec::new();
         }
         let (frames, of_host, step) = (&self.frames, &self.of_host, self.step);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kvist_kernels::attend::{self, Listed, Out, Queries};
 use kvist_kernels::cuda::{
-    Attention, Buffer, Compiler, Device, DevicePart, Error, Event, Registered, Stream, TrialError,
+    Attention, Buffer, Compiler, Device, DevicePart, Error, Event, Registered, StepChoice, Stream,
+    TrialError,
 };
 use kvist_kernels::{KvLayout, KvPool, Tensor3};
 
@@ -91,6 +92,10 @@ pub(super) struct Gpu {
     _memory: Frame,
     pub(super) geometry: Geometry,
     split_bytes: u64,
+    /// Host memory that calls have taken, at most so far.
+    pub(super) call_bytes: u64,
+    /// The layer in which a selection was begun that the CPU makes: it is attended to in the same step.
+    pub(super) pending: Option<usize>,
     pub(super) counts: Counts,
     pub(super) device: Arc<Device>,
     /// Of memory that is lent.
@@ -103,8 +108,8 @@ pub(super) struct Home<'a> {
     pub(super) pages: &'a Arc<Arena>,
     /// Bytes of it that are there for good.
     pub(super) mapped: u64,
-    /// Summaries by which the GPU can choose.
-    pub(super) boxes: Option<&'a Store>,
+    /// Summaries by which the GPU can choose, and what.
+    pub(super) boxes: Option<(&'a Store, StepChoice)>,
 }
 
 impl Home<'_> {
@@ -116,7 +121,7 @@ impl Home<'_> {
 
     /// Boxes of units, or codes of a tile.
     fn cell(&self) -> Option<(&Store, CellShape)> {
-        let store = self.boxes?;
+        let (store, _) = self.boxes?;
         let (rows, row_bytes) = select::rows(store)?;
         Some((store, CellShape { planes: 1, rows, row_bytes }))
     }
@@ -168,7 +173,9 @@ impl Gpu {
         let copies =
             |cell, mapped| Copies::new(&device, &copy, cell, mapped, home.ways(&cell, options));
         let of_pages = copies(home.page(), mapped)?;
-        let boxes = home.cell().map(|(store, cell)| Ok((store, cell, copies(cell, None)?)));
+        let warm = home.boxes.is_some_and(|(_, choice)| warm_up(&device, geometry, choice));
+        let boxes = home.cell().filter(|_| warm);
+        let boxes = boxes.map(|(store, cell)| Ok((store, cell, copies(cell, None)?)));
         let boxes = boxes.transpose()?;
         let arrival = Arrival { event: device.event()?, queued: 0, awaited: 0 };
         let outputs = Outputs::new(&device)?;
@@ -215,6 +222,8 @@ impl Gpu {
             _memory: memory,
             geometry: geometry.clone(),
             split_bytes: options.limits.split_bytes,
+            call_bytes: 0,
+            pending: None,
             counts: Counts::default(),
             device,
             _owner: options.owner.clone(),
@@ -243,7 +252,7 @@ impl Gpu {
     pub(super) fn attend(&mut self, job: &Job, out: &mut Out) -> Result<bool, TrialError> {
         let page = self.geometry.page_tokens as u32;
         self.pages.named.want(&job.listed, page);
-        self.pages.frames.begin(job.layer);
+        self.begin(job.layer);
         let plan = self.pages.arrange(self.arrival.queued + 1);
         // What came ahead is waited for before more is queued behind it.
         self.arrival.wait(&self.compute, plan.copies)?;
@@ -288,6 +297,20 @@ impl Gpu {
         attend::merge(&views, out)?;
         self.counts.calls += 1;
         Ok(true)
+    }
+
+    /// A layer is read.
+    pub(super) fn begin(&mut self, layer: usize) {
+        if self.pending.take() == Some(layer) {
+            return;
+        }
+        let all = std::iter::once(&mut self.pages).chain(&mut self.summaries);
+        all.for_each(|mirror| mirror.frames.begin(layer));
+    }
+
+    /// Bytes of host memory for calls and steps, with a call that needs so many.
+    pub(super) fn needed_bytes(&self, call: u64) -> u64 {
+        self.call_bytes.max(call) + self.steps.bytes()
     }
 
     /// Queues the copies of plans for pages and for boxes, and returns their bytes. The last call is over, so
@@ -421,6 +444,12 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         self.drain();
     }
+}
+
+/// Loads what steps need that choose so; without, the CPU chooses.
+fn warm_up(device: &Device, geometry: &Geometry, choice: StepChoice) -> bool {
+    let warm = device.warm_up(&select::probe(geometry, choice).kernels());
+    warm.inspect_err(|e| tracing::warn!("the CPU chooses what queries read: {e}")).is_ok()
 }
 
 /// Maps the cells in the first `bytes` of the host tier, and says how many. Without, pages pass through pinned

@@ -109,10 +109,21 @@ impl Mirror {
         }
     }
 
-    /// Whether frames are free for all that is missing.
-    pub(super) fn has_room(&mut self, missing: &Missing) -> bool {
-        let new = missing.0.iter().filter(|(_, want)| self.frames.of(want.host).is_none()).count();
-        self.frames.free(&self.arena, new) >= new
+    /// Whether there are frames for all that is missing, other cells than these having left.
+    pub(super) fn has_room(
+        &mut self,
+        missing: &Missing,
+        cells: &mut dyn Iterator<Item = &[u32]>,
+    ) -> bool {
+        let hosts = missing.0.iter().map(|(_, want)| want.host);
+        let mut new: Vec<u32> = hosts.filter(|&host| self.frames.of(host).is_none()).collect();
+        if new.is_empty() {
+            return true;
+        }
+        new.sort_unstable();
+        new.dedup();
+        cells.for_each(|cells| self.frames.touch(cells));
+        self.frames.room(&self.arena, new.len()) >= new.len()
     }
 
     /// Gives frames to what is missing, for copies number `copies`; what they are, and whether the table names

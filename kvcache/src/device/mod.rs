@@ -24,7 +24,7 @@ pub(crate) use asked::Job;
 use gpu::{Counts, Gpu, Home};
 use kvist_kernels::attend::Out;
 use kvist_kernels::cuda::work::AttendSpec;
-use kvist_kernels::cuda::{Error as GpuError, TrialError, Visit};
+use kvist_kernels::cuda::{Error as GpuError, StepChoice, TrialError, Visit};
 use parking_lot::Mutex;
 
 pub use options::DeviceOptions;
@@ -123,17 +123,19 @@ struct Snapshot {
 }
 
 impl DeviceTier {
-    /// For pages, of which so many bytes are there for good, and the summaries of the cache's selector.
+    /// For pages, of which so many bytes are there for good, and the summaries of the cache's selector with what the
+    /// GPU could choose by them.
     pub(crate) fn open(
         options: &DeviceOptions,
         geometry: &Geometry,
         (pages, mapped): (&Arc<Arena>, u64),
-        store: Option<&Store>,
+        summaries: Option<(&Store, StepChoice)>,
         budget: &Arc<Budget>,
     ) -> Result<DeviceTier, Error> {
         let _visit = Visit::new();
         check(geometry, pages)?;
-        let boxes = store.filter(|store| options.selects && select::rows(store).is_some());
+        let usable = |choice| options.selects && select::probe(geometry, choice).check().is_ok();
+        let boxes = summaries.filter(|&(_, choice)| usable(choice));
         let home = Home { geometry, pages, mapped, boxes };
         let lent = options.memory.as_ref().map(|lent| lent.lock().take());
         if lent == Some(None) {
@@ -164,8 +166,11 @@ impl DeviceTier {
         let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(false) };
         let _visit = Visit::new();
         let needed = Gpu::host_bytes(&job.rows(), job.items());
-        let done = state
-            .call(|gpu| needed + gpu.steps.bytes(), |gpu| Ok(gpu.attend(job, out)?.then_some(())));
+        let work = |gpu: &mut Gpu| {
+            gpu.call_bytes = gpu.call_bytes.max(needed);
+            Ok(gpu.attend(job, out)?.then_some(()))
+        };
+        let done = state.call(|gpu| gpu.needed_bytes(needed), work);
         state.on_cpu += u64::from(!matches!(done, Ok(Some(()))));
         *self.last.lock() = state.snapshot();
         Ok(done?.is_some())
@@ -178,6 +183,10 @@ impl DeviceTier {
         out: &mut Out,
     ) -> Result<Option<Selected>, Error> {
         let Some(mut state) = self.state.try_lock_for(PATIENCE) else { return Ok(None) };
+        if state.fault.is_some() {
+            // Whether it is over is asked once for each layer: by the attention that follows.
+            return Ok(None);
+        }
         let _visit = Visit::new();
         let done =
             state.call(|gpu| gpu.selection_bytes(selection), |gpu| gpu.select(selection, out));

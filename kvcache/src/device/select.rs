@@ -11,6 +11,7 @@ use super::gpu::Gpu;
 use super::mirror::Missing;
 use super::steps::Places;
 use super::wanted::Want;
+use crate::Geometry;
 use crate::summaries::{Spec, Store, TILE};
 
 impl SelectionRow<'_> {
@@ -23,6 +24,9 @@ impl SelectionRow<'_> {
     }
 }
 
+/// The share of the bytes for frames that steps have beside those at most: scores of a large batch of long sequences
+/// are large.
+const STEP_SHARE: u64 = 8;
 /// Rows of keys and values that a marked number of a slot can name.
 const ROWS_MOST: usize = 1 << 31;
 
@@ -65,6 +69,24 @@ pub(super) fn rows(store: &Store) -> Option<(usize, usize)> {
     }
 }
 
+/// A small step of this kind: whether there are kernels for it, and which.
+pub(super) fn probe(g: &Geometry, choice: StepChoice) -> StepShape {
+    StepShape {
+        sequences: 1,
+        kv_heads: g.kv_heads,
+        group: g.group(),
+        dim: g.dim_k,
+        dtype: g.dtype,
+        q_dtype: g.dtype,
+        choice,
+        page_tokens: g.page_tokens,
+        pages_max: 1,
+        wanted_max: 1,
+        scale: 1.0,
+        soft_cap: 0.0,
+    }
+}
+
 impl Gpu {
     /// The step that a selection needs; none if there is none for it.
     fn shape(&self, selection: &Selection) -> Option<StepShape> {
@@ -84,25 +106,22 @@ impl Gpu {
             selection.rows.iter().map(of).max().unwrap_or(0).max(1).next_power_of_two()
         };
         let shape = StepShape {
-            sequences: selection.q.shape()[0],
-            kv_heads: g.kv_heads,
-            group: g.group(),
-            dim: g.dim_k,
-            dtype: g.dtype,
+            // So that batches that grow and shrink have few shapes.
+            sequences: selection.q.shape()[0].next_power_of_two(),
             q_dtype: selection.q.dtype(),
-            choice: selection.choice,
-            page_tokens: g.page_tokens,
             pages_max: most(&|row| row.pages.len()),
             wanted_max: most(&|row| row.reads.wanted),
             scale: selection.scale,
             soft_cap: selection.soft_cap,
+            ..probe(g, selection.choice)
         };
-        shape.check().is_ok().then_some(shape)
+        (shape.check().is_ok() && !self.steps.refuses(&shape)).then_some(shape)
     }
 
-    /// Bytes of pinned memory that it needs, with all that is there.
+    /// Bytes of host memory that it needs, with all that is there.
     pub(super) fn selection_bytes(&self, selection: &Selection) -> u64 {
-        self.shape(selection).map_or(0, |shape| self.steps.bytes_with(&shape))
+        let steps = self.shape(selection).map_or(0, |shape| self.steps.bytes_with(&shape));
+        self.call_bytes + steps.max(self.steps.bytes())
     }
 
     /// Does it and waits for it; writes outputs. None if the GPU cannot: boxes or pages have no frame and no
@@ -113,16 +132,31 @@ impl Gpu {
         out: &mut Out,
     ) -> Result<Option<Selected>, TrialError> {
         let Some(shape) = self.shape(selection) else { return Ok(None) };
+        self.begin(selection.layer);
+        let selected = self.select_by(shape, selection, out)?;
+        if selected.is_none() {
+            self.pending = Some(selection.layer);
+        }
+        Ok(selected)
+    }
+
+    fn select_by(
+        &mut self,
+        shape: StepShape,
+        selection: &Selection,
+        out: &mut Out,
+    ) -> Result<Option<Selected>, TrialError> {
         let copies = self.arrival.queued + 1;
+        let limit = self.bytes()[0] / STEP_SHARE;
         let Gpu { pages, summaries: Some(summaries), steps, .. } = self else { return Ok(None) };
-        pages.frames.begin(selection.layer);
-        summaries.frames.begin(selection.layer);
         let (base, far) = (pages.base, pages.copies.mapped());
         let far = far.map_or(0, |(address, _)| address.wrapping_sub(base) as i64);
         let places = Places { pages: base, far, cells: summaries.base };
-        let ready = steps.of(&self.device, &self.compute, shape, places)?;
+        let ready = steps.of(&self.device, &self.compute, (shape, limit), places)?;
         let Some(ready) = ready else { return Ok(None) };
-        let reads: Vec<StepRow> = selection.rows.iter().map(|row| row.reads).collect();
+        let mut reads: Vec<StepRow> = selection.rows.iter().map(|row| row.reads).collect();
+        // Of sequences that are not there.
+        reads.resize(shape.rows(), StepRow::default());
         ready.step.set_rows(&reads)?;
         let lists = ready.step.lists()?;
         let (mut boxes, mut rows) = (Missing::default(), Missing::default());
@@ -132,12 +166,13 @@ impl Gpu {
             let own = (row.pages, row.reads.tokens);
             pages.locate(own, (i * shape.pages_max, lists.frames), &mut rows);
         }
-        if boxes.is_beyond(summaries.cells) || !pages.has_room(&rows) {
+        // All summaries are read at each step; pages only where the GPU cannot read them in place.
+        selection.rows.iter().for_each(|row| summaries.frames.touch(row.cells));
+        if boxes.is_beyond(summaries.cells)
+            || !summaries.has_room(&boxes, &mut std::iter::empty())
+            || !pages.has_room(&rows, &mut selection.rows.iter().map(|row| row.pages))
+        {
             return Ok(None);
-        }
-        if !summaries.has_room(&boxes) {
-            // Others may leave, but none of these.
-            selection.rows.iter().for_each(|row| summaries.frames.touch(row.cells));
         }
         let (of_boxes, boxes_there) = summaries.bring(&boxes, lists.cells, copies);
         let (of_pages, pages_there) = pages.bring(&rows, lists.frames, copies);
@@ -147,17 +182,18 @@ impl Gpu {
             return Ok(None);
         }
         self.arrival.wait(&self.compute, self.arrival.queued)?;
-        let ready = self.steps.of(&self.device, &self.compute, shape, places)?;
+        let ready = self.steps.of(&self.device, &self.compute, (shape, limit), places)?;
         let Some(ready) = ready else { return Ok(None) };
         // SAFETY: the lists name frames, which are there once copies are, and mapped pages; sequences hold what
         // is named.
         let results = unsafe { ready.replay(&self.compute)? };
+        let [sequences, heads, dim] = selection.q.shape();
+        let (o, lse2) = (&results.o[..sequences * heads * dim], &results.lse2[..sequences * heads]);
         let selected = Selected {
-            lse2: results.lse2.to_vec(),
+            lse2: lse2.to_vec(),
             units: (0..selection.rows.len()).map(|row| results.chosen(row)).collect(),
         };
-        let o = Tensor3::contiguous(results.o, selection.q.shape())?;
-        attend::merge(&[(o, results.lse2)], out)?;
+        attend::merge(&[(Tensor3::contiguous(o, selection.q.shape())?, lse2)], out)?;
         self.read(selection, &selected, shape.unit_tokens())?;
         Ok(Some(selected))
     }
@@ -182,12 +218,12 @@ impl Gpu {
         });
         self.pages.named.name(wants);
         let plan = self.pages.arrange(self.arrival.queued + 1);
+        self.copy(&plan, &Arrangement::default())?;
         self.counts.hits += plan.hits;
         self.counts.misses += plan.misses;
         self.counts.in_place += plan.misses;
         (self.counts.calls, self.counts.selections) =
             (self.counts.calls + 1, self.counts.selections + 1);
-        self.copy(&plan, &Arrangement::default())?;
         Ok(())
     }
 }
@@ -210,5 +246,7 @@ pub(super) fn cells_within(store: &Store, needed: usize, bytes: u64) -> usize {
 
 /// Cells of boxes that the pages of the host tier need at most.
 pub(super) fn cells(store: &Store, pages: usize, page_tokens: usize) -> usize {
-    (pages * page_tokens.div_ceil(TILE)).min(store.arena.cells())
+    let full = (pages * page_tokens).div_ceil(TILE);
+    // Each head's last one is not full.
+    (full + full / 8 + 64).min(store.arena.cells())
 }

@@ -9,6 +9,7 @@ use kvist_kernels::cuda::{
 
 /// Shapes that are kept: of batches that take turns.
 const KEPT: usize = 4;
+const REFUSED: usize = 16;
 
 /// A step of one shape, from queries in pinned memory to results there: one launch.
 #[derive(Debug)]
@@ -155,8 +156,8 @@ impl Captured {
 #[derive(Debug, Default)]
 pub(super) struct Steps {
     ready: Vec<Captured>,
-    /// The last shape for which there was no memory: the rest of the tier goes on without its steps.
-    refused: Option<StepShape>,
+    /// The last shapes for which there was no memory, or no kernel: the rest of the tier goes on without their steps.
+    refused: Vec<StepShape>,
 }
 
 impl Steps {
@@ -178,29 +179,46 @@ impl Steps {
         self.ready.iter().map(|of| Steps::bytes_of(&of.shape) as u64).sum()
     }
 
-    /// The step of a shape, captured now if it is new; none if there is no memory for it. All before it are over.
+    /// Whether there was no memory for it, or no kernel.
+    pub(super) fn refuses(&self, shape: &StepShape) -> bool {
+        self.refused.contains(shape)
+    }
+
+    fn refuse(&mut self, shape: StepShape) -> Option<&mut Captured> {
+        if self.refused.len() == REFUSED {
+            self.refused.remove(0);
+        }
+        self.refused.push(shape);
+        None
+    }
+
+    /// The step of a shape, captured now if it is new, with no more than so many bytes of the GPU for
+    /// all; none if there is no memory or no kernel for it. All before it are over.
     pub(super) fn of(
         &mut self,
         device: &Arc<Device>,
         stream: &Stream,
-        shape: StepShape,
+        (shape, limit): (StepShape, u64),
         places: Places,
     ) -> Result<Option<&mut Captured>, TrialError> {
+        let gpu = |of: &Captured| of.shape.scratch_bytes();
         match self.ready.iter().position(|of| of.shape == shape) {
             Some(i) => self.ready[i..].rotate_left(1),
-            None if self.refused == Some(shape) => return Ok(None),
+            None if shape.scratch_bytes() > limit => return Ok(self.refuse(shape)),
             None => {
-                if self.ready.len() == KEPT {
+                let others = |ready: &[Captured]| ready.iter().map(gpu).sum::<u64>();
+                while self.ready.len() >= KEPT
+                    || others(&self.ready) + shape.scratch_bytes() > limit
+                {
                     self.ready.remove(0);
                 }
                 match Made::new(device, stream, shape, places) {
                     Ok(made) => self.ready.push(Captured::new(stream, shape, made)?),
-                    Err(TrialError::Device(Error::OutOfMemory { what })) => {
-                        tracing::warn!("the CPU chooses: no memory for {what}, for {shape:?}");
-                        self.refused = Some(shape);
-                        return Ok(None);
+                    Err(e @ TrialError::Device(Error::DeviceLost { .. })) => return Err(e),
+                    Err(e) => {
+                        tracing::warn!("the CPU chooses: {e}, for {shape:?}");
+                        return Ok(self.refuse(shape));
                     }
-                    Err(e) => return Err(e),
                 }
             }
         }

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 const CHILD: &str = "KVIST_DEVICE_TEST";
 
 /// Tests that run where there is a GPU.
-const PLAYED: [(&str, fn()); 13] = [
+const PLAYED: [(&str, fn()); 14] = [
     ("all pages have frames", play::roomy),
     ("the CPU reads what has no frame", play::tight),
     ("kernels read what has no frame", play::mapped),
@@ -34,6 +34,7 @@ const PLAYED: [(&str, fn()); 13] = [
     ("prompts", play::prompts),
     ("the GPU chooses units", play::selects_units),
     ("the GPU chooses tokens", play::selects_tokens),
+    ("one sequence has room to choose", play::selects_in_turn),
     ("memory of the caller", play::lent),
     ("two GPUs hold one sequence", play::parallel),
     ("two threads", play::threads),

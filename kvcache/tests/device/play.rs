@@ -205,6 +205,37 @@ pub(crate) fn selects_units() {
     }
 }
 
+/// Summaries of one sequence have room, those of two do not: the one that is there goes on, and nothing is swapped.
+pub(crate) fn selects_in_turn() {
+    let select = Select::Quest(Quest { budget: 192, ..Quest::default() });
+    // Two layers, two heads and six cells of 64 tokens; a quarter of the bytes is for them.
+    let cells = 2 * 2 * 6 * 4 * (4 * 2 * DIM * 2);
+    let options = DeviceOptions::default().bytes(cells as u64);
+    let mut pair = Pair::new(base(&select).prefault(true).device(options), base(&select), 13);
+    pair.add();
+    pair.append(0, 340);
+    pair.append(1, 340);
+    let plain = AttendOptions { selected: true, ..AttendOptions::default() };
+    let mut copied = Vec::new();
+    for _ in 0..6 {
+        for sequence in [0, 1] {
+            pair.append(sequence, 1);
+            pair.attend(sequence, 1, &plain);
+        }
+        copied.push(pair.gpu.device().unwrap().copied_bytes);
+    }
+    let done = pair.gpu.device().unwrap();
+    assert_eq!((done.selections, done.degraded.clone()), (12, None), "{done:?}");
+    assert!(done.calls == 24 && copied[5] - copied[3] < copied[1], "{copied:?}");
+    // The first is gone: its room is the other's.
+    drop(pair.sequences.swap_remove(0));
+    for _ in 0..3 {
+        pair.append(0, 1);
+        pair.attend(0, 1, &plain);
+    }
+    assert_eq!(pair.gpu.device().unwrap().selections, 18);
+}
+
 /// Sequences that grow, share pages and are cut.
 fn chosen_as_by(mut pair: Pair) {
     let plain = AttendOptions { selected: true, ..AttendOptions::default() };

@@ -142,6 +142,19 @@ impl StepShape {
         }
     }
 
+    /// Bytes of the GPU that scores and lists of a step take, as far as they grow with sequences: its own memory but for
+    /// what depends on the GPU alone.
+    #[must_use]
+    pub fn scratch_bytes(&self) -> u64 {
+        let (rows, heads) = (self.rows(), self.rows() * self.group);
+        let lists = rows * (self.pages_max + self.cells_max() + 2 * self.wanted_max);
+        let (scored, closely) = match self.choice {
+            StepChoice::Units { .. } => (rows, 0),
+            StepChoice::Tokens { .. } => (rows + heads, rows + heads),
+        };
+        4 * (lists + scored * self.scores_row() + closely * self.candidates_max()) as u64
+    }
+
     pub(super) fn attend(&self) -> AttendSpec {
         let slots = matches!(self.choice, StepChoice::Tokens { .. });
         AttendSpec { dim: self.dim, dtype: self.dtype, slots, wide: false }
