@@ -293,7 +293,7 @@ int cuDeviceGetAttribute(int* out, int which, int d) {
 
 /// Kernels for the emulator. Their file stays open: the loader takes a name that comes again for the same library.
 struct Module {
-    void* library;
+    void* code;
     int file;
 };
 
@@ -310,7 +310,7 @@ int cuModuleLoadData(void** m, const void* image) {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
     struct Module own = {dlopen(path, RTLD_NOW | RTLD_LOCAL), file};
-    if (!own.library) {
+    if (!own.code) {
         fprintf(stderr, "%s\n", dlerror());
         return 200;
     }
@@ -321,7 +321,7 @@ int cuModuleLoadData(void** m, const void* image) {
 int cuModuleUnload(struct Module* m) {
     CHECK;
     if ((void*)m == &module) return 0;
-    dlclose(m->library);
+    dlclose(m->code);
     close(m->file);
     free(m);
     return 0;
@@ -333,9 +333,9 @@ int cuModuleGetFunction(void** f, void* m, const char* name) {
         char run[64], size[64];
         snprintf(run, sizeof run, "kv_run_%s", name);
         snprintf(size, sizeof size, "kv_size_%s", name);
-        void* library = ((struct Module*)m)->library;
-        struct Entry entry = {dlsym(library, run), 0};
-        const uint32_t* bytes = dlsym(library, size);
+        void* code = ((struct Module*)m)->code;
+        struct Entry entry = {dlsym(code, run), 0};
+        const uint32_t* bytes = dlsym(code, size);
         if (!entry.run || !bytes || *bytes > 4096) return 500;
         entry.parameter_bytes = *bytes;
         *f = memcpy(malloc(sizeof entry), &entry, sizeof entry);

@@ -69,16 +69,12 @@ impl Outputs {
         q: &Tensor3,
     ) -> Result<u64, Error> {
         let [rows, heads, dim] = q.shape();
-        let (row, bytes) = (dim * q.dtype().size(), rows * heads * dim * q.dtype().size());
+        let bytes = rows * heads * dim * q.dtype().size();
         if self.queries.bytes().len() < bytes {
             self.queries = device.pinned(bytes.next_power_of_two())?;
             self.there = device.buffer(bytes.next_power_of_two())?;
         }
-        let each = (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h)));
-        for ((r, h), to) in each.zip(self.queries.bytes_mut().chunks_exact_mut(row)) {
-            // SAFETY: a row of the caller's queries.
-            to.copy_from_slice(unsafe { std::slice::from_raw_parts(q.row_ptr(r, h), row) });
-        }
+        packed(q, self.queries.bytes_mut());
         let at = self.there.address();
         // SAFETY: calls before this one are over, and the next one comes when this one is.
         unsafe { stream.send(at, self.queries.bytes().as_ptr(), bytes)? }
@@ -118,5 +114,16 @@ impl Outputs {
         let numbers: &[f32] = bytemuck::cast_slice(&self.host.bytes()[..rows.numbers() * NUMBER]);
         let (o, lse2) = numbers.split_at(rows.outputs());
         (o, &lse2[..rows.sums()])
+    }
+}
+
+/// Queries side by side.
+pub(super) fn packed(q: &Tensor3, to: &mut [u8]) {
+    let [rows, heads, dim] = q.shape();
+    let row = dim * q.dtype().size();
+    let each = (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h)));
+    for ((r, h), to) in each.zip(to.chunks_exact_mut(row)) {
+        // SAFETY: a row of the caller's queries.
+        to.copy_from_slice(unsafe { std::slice::from_raw_parts(q.row_ptr(r, h), row) });
     }
 }

@@ -9,6 +9,7 @@ use kvist_kernels::summary::UnitKind;
 use super::frames::Arrangement;
 use super::gpu::Gpu;
 use super::mirror::Missing;
+use super::outputs::packed;
 use super::steps::Places;
 use super::wanted::Want;
 use crate::Geometry;
@@ -225,17 +226,6 @@ impl Gpu {
         (self.counts.calls, self.counts.selections) =
             (self.counts.calls + 1, self.counts.selections + 1);
         Ok(())
-    }
-}
-
-/// Queries side by side.
-fn packed(q: &Tensor3, to: &mut [u8]) {
-    let [rows, heads, dim] = q.shape();
-    let row = dim * q.dtype().size();
-    let each = (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h)));
-    for ((r, h), to) in each.zip(to.chunks_exact_mut(row)) {
-        // SAFETY: a row of the caller's queries.
-        to.copy_from_slice(unsafe { std::slice::from_raw_parts(q.row_ptr(r, h), row) });
     }
 }
 
